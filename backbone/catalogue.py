@@ -1,0 +1,43 @@
+"""Names of the backbones, known without importing torch or timm so that a misspelt one is refused at once."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from functools import cache
+from pathlib import Path
+
+EMBEDDED = "embedded"
+
+# SEMA-CL's and LAMDA-PILOT's names. Their environment pins timm 0.6.12, whose `vit_base_patch16_224` is the AugReg
+# checkpoint fine-tuned on ImageNet-1k and whose `..._in21k` is the AugReg ImageNet-21k one; today's tags name them exactly.
+_IN1K, _IN21K = "vit_base_patch16_224.augreg_in21k_ft_in1k", "vit_base_patch16_224.augreg_in21k"
+SEMA_CL_NAMES = {
+    "pretrained_vit_b16_224": _IN1K,
+    "pretrained_vit_b16_224_adapter": _IN1K,
+    "pretrained_vit_b16_224_in21k": _IN21K,
+    "pretrained_vit_b16_224_in21k_adapter": _IN21K,
+}
+# The files of timm that define VisionTransformer models; other families have other blocks.
+_TIMM_FILES = ("vision_transformer.py", "deit.py")
+
+
+def timm_tag(name: str) -> str:
+    """The timm model name, with tag where one is fixed, behind a `backbone_type`."""
+    return SEMA_CL_NAMES.get(name, name)
+
+
+@cache
+def names() -> list[str]:
+    """Every accepted `backbone_type`: embedded, SEMA-CL's names, timm's ViTs with and without their tags.
+
+    timm's are read from its source text: importing it would take seconds."""
+    found = [EMBEDDED, *SEMA_CL_NAMES]
+    spec = importlib.util.find_spec("timm")
+    for location in spec.submodule_search_locations or [] if spec else []:
+        for file in _TIMM_FILES:
+            text = (Path(location) / "models" / file).read_text(encoding="utf-8")
+            models = re.findall(r"^def (\w+)\(pretrained", text, re.MULTILINE)
+            tagged = re.findall(r"^\s*['\"]([\w]+\.[\w.]+)['\"]: _cfg\(", text, re.MULTILINE)
+            found += models + [tag for tag in tagged if tag.split(".")[0] in set(models)]
+    return sorted(set(found), key=lambda n: (n not in (EMBEDDED, *SEMA_CL_NAMES), n))

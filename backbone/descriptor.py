@@ -1,0 +1,74 @@
+"""Distribution-shift detectors: tiny autoencoders on a layer's mean token (SEMA, Wang et al. 2025, section 3.3).
+
+Shapes: B batch, D width, H code size, S record size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+class Descriptor(nn.Module):
+    """Linear encoder and decoder of the mean token; how badly it reconstructs says how new an input is.
+
+    Keeps the newest reconstruction losses of its own training as a buffer `record` [S], so the statistics are saved with
+    the weights; `count` says how many entries are filled. `forward` never writes to them, `observe` does.
+    """
+
+    record: Tensor
+    count: Tensor
+
+    def __init__(self, width: int, code: int, record_size: int):
+        super().__init__()
+        self.encoder = nn.Linear(width, code)
+        self.decoder = nn.Linear(code, width)
+        self.register_buffer("record", torch.zeros(record_size))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        for linear in (self.encoder, self.decoder):
+            nn.init.kaiming_uniform_(linear.weight, a=math.sqrt(5), generator=generator)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, mean_token: Tensor) -> Tensor:
+        """Mean squared error over channels of each sample's reconstruction: [B, D] -> [B]."""
+        return (self.decoder(self.encoder(mean_token)) - mean_token).square().mean(dim=1)
+
+    @torch.no_grad()
+    def observe(self, batches: Iterable[Tensor]) -> None:
+        """Appends losses [B], batch by batch, and forgets the oldest beyond the record size.
+
+        As the original does, a batch that would overfill a record not yet full only tops it up: its surplus is dropped."""
+        filled, size = int(self.count), len(self.record)
+        record = self.record
+        for losses in batches:
+            if filled < size:
+                taken = losses[: size - filled]
+                record = torch.cat([record[:filled], taken, record[filled + len(taken) :]])
+                filled += len(taken)
+            else:
+                record = torch.cat([record, losses])[-size:]
+        self.record.copy_(record)
+        self.count.fill_(filled)
+
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Empties the record."""
+        self.record.zero_()
+        self.count.zero_()
+
+    def z_scores(self, losses: Tensor, std_floor: float = 0.0) -> Tensor:
+        """(loss - mean) / std of the record: [B] -> [B], signed, zeros while 2 or fewer losses are recorded.
+
+        The deviation is unbiased and at least `std_floor` times the mean; without a floor a constant record divides by
+        zero, as in the original."""
+        filled = int(self.count)
+        if filled <= 2:
+            return torch.zeros_like(losses)
+        known = self.record[:filled]
+        mean = known.mean()
+        return (losses - mean) / torch.maximum(known.std(), std_floor * mean)

@@ -1,0 +1,316 @@
+"""SEMA: self-expansion of a frozen model with a mixture of adapters (Wang et al., CVPR 2025, arXiv 2403.18886).
+
+Every layer has functional adapters; those in `adapt_start_layer..adapt_end_layer` also have descriptors that recognise
+their inputs and a router that mixes them. A new task is scanned: where all descriptors of a layer find a batch strange,
+that layer grows an adapter. The defaults reproduce the authors' code to rounding (tests/test_parity.py), its known faults
+included; each fault is a key, see `Settings`. Shapes: B batch, N tokens, D width, E adapters of a layer.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from backbone.adapter import Adapter, mixture
+from backbone.descriptor import Descriptor
+from models.base import Learner as Base
+from models.base import LinearHead, cross_entropy_among, fit
+from utils.config import Trained
+from utils.tasks import Task
+
+
+class Settings(Trained):
+    """Keys of SEMA. The group at the end undoes faults of the original one by one; their defaults are faithful."""
+
+    ffn_adapter_type: Literal["adaptmlp"] = Field("adaptmlp", description="functional adapter: the AdaptFormer bottleneck")
+    ffn_num: int = Field(16, ge=1, le=4096, description="rank of each functional adapter")
+    func_epoch: int = Field(20, ge=0, description="epochs of each phase that trains adapters, router and head")
+    rd_epoch: int = Field(20, ge=0, description="epochs of each phase that trains descriptors")
+    rd_lr: float = Field(0.01, gt=0, le=100, description="learning rate of descriptors")
+    rd_dim: int = Field(128, ge=1, description="code size of a descriptor")
+    buffer_size: int = Field(500, ge=3, description="reconstruction losses a descriptor remembers")
+    detect_batch_size: int = Field(128, ge=1, description="images per batch of the scan for distribution shift")
+    exp_threshold: float = Field(2.0, ge=0, description="score above which a layer asks for an adapter, standard deviations")
+    adapt_start_layer: int = Field(9, ge=0, description="first layer that may expand, counted from 0")
+    adapt_end_layer: int = Field(11, ge=0, description="last layer that may expand")
+
+    ffn_adapter_scalar: float = Field(
+        1.0, gt=0, description="factor on every adapter's output; the original configures 0.1 and never applies it"
+    )
+    ffn_adapter_dropout: float = Field(
+        0.0, ge=0, lt=1, description="dropout in the bottleneck; the original configures 0.1 and never applies it"
+    )
+    train_first_router_column: bool = Field(
+        False, description="train the first adapter's router column when the second arrives; the original never trains it"
+    )
+    detect_scope: Literal["batch", "task"] = Field(
+        "batch", description="what a score averages over; in the original any one batch, even a last partial one, expands"
+    )
+    detect_sign: Literal["absolute", "signed"] = Field(
+        "absolute", description="absolute, as the original, also counts better reconstruction as shift; signed does not"
+    )
+    detect_std_floor: float = Field(
+        0.0, ge=0, description="smallest deviation to divide by, as a share of the mean loss; the original divides by zero"
+    )
+    record_when: Literal["training", "end"] = Field(
+        "training", description="losses remembered: all training steps of both phases, as the original, or one pass at the end"
+    )
+    decay_other_rows: bool = Field(
+        True, description="weight decay also shrinks the head rows of other tasks, as the original; false: they stay as they are"
+    )
+
+    def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        yield from super().cross_checks()
+        if self.adapt_start_layer > self.adapt_end_layer:
+            yield (
+                ("adapt_start_layer", "adapt_end_layer"),
+                f"adapt_start_layer: {self.adapt_start_layer} lies above adapt_end_layer {self.adapt_end_layer}",
+            )
+        if self.min_lr > self.rd_lr:
+            yield ("min_lr", "rd_lr"), f"min_lr: {self.min_lr} is above rd_lr {self.rd_lr}"
+
+
+class RouterColumn(nn.Linear):
+    """One adapter's routing logit from the mean token, [B, D] -> [B, 1]; starts as torch's Linear does."""
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        bound = self.in_features**-0.5
+        nn.init.uniform_(self.weight, -bound, bound, generator=generator)
+        nn.init.uniform_(self.bias, -bound, bound, generator=generator)
+
+
+class SemaLayer(nn.Module):
+    """The slot of one block: adapters, and where the layer may expand, one descriptor and one router column for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.adapters = nn.ModuleList()
+        self.descriptors = nn.ModuleList()
+        self.columns = nn.ModuleList()
+
+    def __len__(self) -> int:
+        return len(self.adapters)
+
+    def gates(self, mean_token: Tensor) -> Tensor:
+        """Softmax over the adapters' logits, [B, D] -> [B, E] (paper eq. 6)."""
+        return torch.cat([column(mean_token) for column in self.columns], dim=1).softmax(dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The mixture of the adapters' outputs, [B, N, D] -> [B, N, D] (paper eq. 5)."""
+        if not self.columns:
+            return self.adapters[-1](x)
+        return mixture(x, list(self.adapters), self.gates(x.mean(dim=1)))  # type: ignore[arg-type]
+
+
+class Learner(Base):
+    """Expands layer by layer where a task is new; trains only what was added, and the head."""
+
+    cfg: Settings
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        if self.cfg.adapt_end_layer >= self.backbone.depth:
+            raise ValueError(
+                f"adapt_end_layer: {self.cfg.adapt_end_layer} is beyond the backbone's layers 0..{self.backbone.depth - 1}"
+            )
+        self.expandable = range(self.cfg.adapt_start_layer, self.cfg.adapt_end_layer + 1)
+        for layer in range(self.backbone.depth):
+            self.backbone.fill(layer, SemaLayer())
+            self._grow(layer)
+        self.head = self.place("head", LinearHead(self.backbone.width, self.num_classes))
+
+    def _layer(self, layer: int) -> SemaLayer:
+        slot = self.backbone.slots[str(layer)]
+        assert isinstance(slot, SemaLayer)
+        return slot
+
+    def _grow(self, layer: int) -> None:
+        """Adds an adapter, with its descriptor and router column where the layer may expand."""
+        cfg, slot, width = self.cfg, self._layer(layer), self.backbone.width
+        name = f"layers.{layer}.adapters.{len(slot)}"
+        adapter = Adapter(width, cfg.ffn_num, cfg.ffn_adapter_scalar, cfg.ffn_adapter_dropout)
+        if layer in self.expandable:
+            slot.columns.append(self.place(f"layers.{layer}.router.{len(slot)}", RouterColumn(width, 1)))
+            slot.descriptors.append(self.place(f"{name}.rd", Descriptor(width, cfg.rd_dim, cfg.buffer_size)))
+        slot.adapters.append(self.place(f"{name}.functional", adapter))
+
+    # Learning ------------------------------------------------------------------------------------------------------
+
+    def learn(self, task: Task) -> None:
+        """The first task trains one adapter in every layer; a later one expands where it is new, else trains the head."""
+        self.seen = task.total
+        if task.index == 0:
+            self._train_added(task, list(range(self.backbone.depth)), "")
+        elif not self._scan_and_expand(task):
+            self._train_func(task, [], "func")
+
+    def _scan_and_expand(self, task: Task) -> set[int]:
+        """Scans until nothing is added; the lowest layer that asks expands at once, each at most once a task. Returns them."""
+        expanded: set[int] = set()
+        for scan in itertools.count():
+            before = len(expanded)
+            highest: dict[int, Tensor] = {}
+            for scores in self._scan(task, scan, expanded):
+                for layer, per_adapter in scores.items():
+                    if layer not in highest or per_adapter.min() > highest[layer].min():
+                        highest[layer] = per_adapter
+                asking = [n for n, s in scores.items() if n not in expanded and s.min() > self.cfg.exp_threshold]
+                if asking:
+                    expanded.add(asking[0])
+                    self._expand(task, asking[0], scores[asking[0]], len(expanded))
+            for layer, per_adapter in highest.items():
+                self._log_scan(task, scan, layer, per_adapter, layer in expanded)
+            if len(expanded) in (before, len(self.expandable)):
+                return expanded
+        raise AssertionError("unreachable")
+
+    def _expand(self, task: Task, layer: int, scores: Tensor, number: int) -> None:
+        index = len(self._layer(layer))
+        text = ", ".join(f"{s:.2f}" for s in scores.tolist())
+        self.log.info(
+            f"layer {layer}: scores {text} are all above {self.cfg.exp_threshold:g}, adapter {index} is added and trained"
+        )
+        self.log.row("expand", task=task.index, layer=layer, adapter=index, threshold=self.cfg.exp_threshold)
+        self._grow(layer)
+        self._train_added(task, [layer], f" {number}")
+
+    def _scan(self, task: Task, scan: int, expanded: set[int]) -> Iterator[dict[int, Tensor]]:
+        """Scores [E] of each layer, for one batch after the other or once for the whole task (`detect_scope`).
+
+        A score is the mean over samples of how many deviations a reconstruction loss lies from those remembered."""
+        totals: dict[int, Tensor] = {}
+        count = 0
+        for images, *_ in task.train.batches(self.cfg.detect_batch_size, epoch=scan, stream="detect"):
+            with self.timed("detect"):
+                scores = self.scores(images)
+            if self.cfg.detect_scope == "batch":
+                yield scores
+            else:
+                totals = {n: totals.get(n, 0) + s * len(images) for n, s in scores.items()}
+                count += len(images)
+        if totals:
+            yield {n: s / count for n, s in totals.items()}
+
+    @torch.no_grad()
+    def scores(self, images: Tensor) -> dict[int, Tensor]:
+        """Mean shift score [E] of images [B, 3, H, W] for the descriptors of every layer that may expand."""
+        self.eval()
+        means = self.backbone.mean_tokens(images.to(self.head.weight.device), self.expandable)
+        found = {}
+        for layer in self.expandable:
+            z = [d.z_scores(d(means[layer]), self.cfg.detect_std_floor) for d in self._layer(layer).descriptors]
+            stacked = torch.stack(z)  # [E, B]
+            found[layer] = (stacked.abs() if self.cfg.detect_sign == "absolute" else stacked).mean(dim=1)
+        return found
+
+    def _train_added(self, task: Task, layers: list[int], suffix: str) -> None:
+        """Trains the newest adapter of `layers` with the head, then its descriptor; then all is frozen."""
+        remembered = self._train_func(task, layers, f"func{suffix}")
+        descriptors = {n: self._layer(n).descriptors[-1] for n in layers if n in self.expandable}
+        if descriptors:
+            for layer, losses in self._train_rd(task, descriptors, f"rd{suffix}").items():
+                if self.cfg.record_when == "training":
+                    descriptors[layer].observe([*remembered[layer], *losses])  # type: ignore[operator]
+            if self.cfg.record_when == "end":
+                self._record_at_end(task, descriptors, f"record{suffix}")
+        self.requires_grad_(False)
+
+    def _train_func(self, task: Task, layers: list[int], phase: str) -> dict[int, list[Tensor]]:
+        """Adapters and router columns that are new in `layers`, and the head, on the masked cross-entropy.
+
+        Returns the losses [B] of the new descriptors at every step: the original remembers those too."""
+        watched = [n for n in layers if n in self.expandable] if self.cfg.record_when == "training" else []
+        remembered: dict[int, list[Tensor]] = {n: [] for n in watched}
+        parameters = list(self.head.parameters())
+        for slot in map(self._layer, layers):
+            parameters += slot.adapters[-1].parameters()
+            parameters += [p for c in slot.columns[-1:] for p in c.parameters()]
+            if self.cfg.train_first_router_column and len(slot.columns) == 2:
+                parameters += slot.columns[0].parameters()
+
+        def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            features, means = self.backbone.encode(images, tap=watched)
+            with torch.no_grad():
+                for layer, mean in means.items():
+                    remembered[layer].append(self._layer(layer).descriptors[-1](mean))
+            return cross_entropy_among(self.head(features), labels, task.first, task.total)
+
+        self.train()
+        kept = [p.detach().clone() for p in self.head.parameters()]
+
+        def restore_other_rows() -> None:
+            with torch.no_grad():
+                for parameter, old in zip(self.head.parameters(), kept, strict=True):
+                    parameter[: task.first] = old[: task.first]
+                    parameter[task.total :] = old[task.total :]
+
+        after = None if self.cfg.decay_other_rows else restore_other_rows
+        fit(self, task, step, parameters, phase=phase, epochs=self.cfg.func_epoch, lr=self.cfg.init_lr, after_step=after)
+        return remembered
+
+    def _train_rd(self, task: Task, descriptors: dict[int, nn.Module], phase: str) -> dict[int, list[Tensor]]:
+        """New descriptors on the mean tokens, everything else fixed (paper eq. 4). Returns their losses at every step.
+
+        The original back-propagates through the network as well; that moves nothing, so it is left out."""
+        remembered: dict[int, list[Tensor]] = {n: [] for n in descriptors}
+
+        def step(images: Tensor, labels: Tensor) -> tuple[Tensor, None]:
+            with torch.no_grad():
+                means = self.backbone.mean_tokens(images, descriptors)
+            losses = {n: d(means[n]) for n, d in descriptors.items()}
+            for layer, loss in losses.items():
+                remembered[layer].append(loss.detach())
+            return torch.stack([loss.mean() for loss in losses.values()]).sum(), None
+
+        self.eval()
+        parameters = [p for d in descriptors.values() for p in d.parameters()]
+        fit(self, task, step, parameters, phase=phase, epochs=self.cfg.rd_epoch, lr=self.cfg.rd_lr)
+        return remembered
+
+    @torch.no_grad()
+    def _record_at_end(self, task: Task, descriptors: dict[int, nn.Module], stream: str) -> None:
+        """One pass over the task with the trained descriptors fills their records (`record_when`)."""
+        batches: dict[int, list[Tensor]] = {n: [] for n in descriptors}
+        for images, *_ in task.train.batches(self.cfg.detect_batch_size, stream=stream):
+            means = self.backbone.mean_tokens(images.to(self.head.weight.device), descriptors)
+            for layer, descriptor in descriptors.items():
+                batches[layer].append(descriptor(means[layer]))
+        for layer, descriptor in descriptors.items():
+            descriptor.observe(batches[layer])  # type: ignore[operator]
+
+    # Prediction and bookkeeping ------------------------------------------------------------------------------------
+
+    def logits(self, images: Tensor) -> Tensor:
+        return self.head(self.backbone(images))[:, : self.seen]
+
+    def structure(self) -> dict[str, Any]:
+        return {**super().structure(), "adapters": self.adapters_per_layer()}
+
+    def restore(self, structure: dict[str, Any]) -> None:
+        super().restore(structure)
+        for layer, count in enumerate(structure["adapters"]):
+            while len(self._layer(layer)) < count:
+                self._grow(layer)
+
+    def planned_parameters(self) -> list[tuple[str, int]]:
+        def size(*modules: nn.Module) -> int:
+            return sum(p.numel() for m in modules for p in m.parameters())
+
+        slot = self._layer(self.expandable[0])
+        return [
+            ("task 1: one adapter a layer, descriptors, router, head", size(self.backbone.slots, self.head)),
+            ("later task that adds nothing: the head", size(self.head)),
+            ("each added adapter with descriptor and router column", size(slot)),
+        ]
+
+    def _log_scan(self, task: Task, scan: int, layer: int, scores: Tensor, expanded: bool) -> None:
+        finite = [s if s == s and abs(s) != float("inf") else None for s in scores.tolist()]
+        threshold = self.cfg.exp_threshold
+        self.log.row(
+            "detect", task=task.index, scan=scan, layer=layer, scores=finite, threshold=threshold, expanded=expanded
+        )
