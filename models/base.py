@@ -50,7 +50,8 @@ class Learner(nn.Module):
     """A method. `__init__` builds what exists before the first task; `learn` grows and trains it.
 
     Attributes a method may set: `uses_past` (it asks for the training data of earlier tasks: no rehearsal-free method does).
-    `trained`: the parameters that took gradient steps in the current task; `seconds`: time by purpose in the current task.
+    Counted in the current task: `trained`, the parameters that took gradient steps; `seconds` by purpose; `views`, the
+    training images shown, repeats included.
     """
 
     uses_past: ClassVar[bool] = False
@@ -60,8 +61,13 @@ class Learner(nn.Module):
         self.cfg, self.log, self.init = cfg, log, init
         self.backbone, self.num_classes = backbone, num_classes
         self.seen = 0  # classes seen so far
+        self.begin_task()
+
+    def begin_task(self) -> None:
+        """Resets what is counted per task; the runner calls it before `learn`."""
         self.trained: dict[int, nn.Parameter] = {}
         self.seconds: dict[str, float] = {}
+        self.views = 0
 
     def learn(self, task: Task) -> None:
         """Learns the classes `task.first .. task.total - 1` from `task.train`."""
@@ -82,6 +88,23 @@ class Learner(nn.Module):
     def restore(self, structure: dict[str, Any]) -> None:
         """Rebuilds on a fresh learner what `structure` describes; the checkpoint then loads the weights strictly."""
         self.seen = int(structure["seen"])
+
+    def own_state(self) -> dict[str, Tensor]:
+        """Weights and buffers of everything but the frozen backbone, which a checkpoint only names by its hash."""
+        frozen = {f"backbone.vit.{name}" for name in self.backbone.vit.state_dict()}
+        return {name: tensor for name, tensor in self.state_dict().items() if name not in frozen}
+
+    def load_own_state(self, state: dict[str, Tensor]) -> None:
+        """Loads what `own_state` gave into a learner of the same structure, strictly. Raises ValueError with both lists."""
+        own = self.own_state()
+        wrong = {"missing": set(own) - set(state), "unexpected": set(state) - set(own)}
+        wrong["of another shape"] = {k for k in set(own) & set(state) if own[k].shape != state[k].shape}
+        if any(wrong.values()):
+            lists = "; ".join(f"{what}: {', '.join(sorted(names))}" for what, names in wrong.items() if names)
+            raise ValueError(f"the saved state does not fit this {type(self).__module__}: {lists}")
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(state[name])
 
     def adapters_per_layer(self) -> list[int]:
         """Adapters in each block, for tables and results."""
@@ -197,6 +220,7 @@ def fit(
                 seconds=time.perf_counter() - start,
             )
             history += losses
+            learner.views += count
             bar.update(1, loss=f"{mean:.4f}", **({"acc": f"{100 * accuracy:.1f}"} if accuracy is not None else {}))
     return history
 

@@ -1,0 +1,63 @@
+"""Sequential fine-tuning: one adapter a layer and a linear head, trained on each task in turn, nothing done about forgetting.
+
+The lower bound every method must beat, and the example to copy for a new one. A method file has the same parts in the same
+order: what it is and where it comes from, `Settings` (its JSON keys), `Learner` (what it builds, how it learns, how it
+predicts, what a checkpoint must know). Shapes: B batch, D width, C classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from backbone.adapter import Adapter
+from models.base import Learner as Base
+from models.base import LinearHead, cross_entropy_among, fit
+from utils.config import Trained
+from utils.tasks import Task
+
+
+# 1. Settings. `Trained` brings optimizer, rates, batch size and the keys all methods share; add only what is new. Every key is
+# typed and bounded, and its description says meaning, unit and source: --check and the README's table are made from it.
+class Settings(Trained):
+    epochs: int = Field(20, ge=0, description="passes over each task")
+    trainable: Literal["adapters", "head"] = Field("adapters", description="adapters and head, or the head alone")
+    ffn_num: int = Field(16, ge=1, le=4096, description="rank of the adapter in each layer")
+    mask_old_classes: bool = Field(
+        False, description="cross-entropy among the task's own classes only; false is the naive form, over all classes seen"
+    )
+
+
+class Learner(Base):
+    cfg: Settings
+
+    # 2. Parts. Build what exists before the first task. `place` draws start values from the run's seed and the part's name.
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        if self.cfg.trainable == "adapters":
+            for layer in range(self.backbone.depth):
+                self.backbone.fill(layer, self.place(f"layers.{layer}", Adapter(self.backbone.width, self.cfg.ffn_num)))
+        self.head = self.place("head", LinearHead(self.backbone.width, self.num_classes))
+
+    # 3. Learning. The task brings training data only. What is trained is handed to `fit` as objects; the rest is frozen.
+    def learn(self, task: Task) -> None:
+        self.seen = task.total
+        first = task.first if self.cfg.mask_old_classes else 0
+
+        def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            return cross_entropy_among(self.head(self.backbone(images)), labels, first, task.total)
+
+        self.train()
+        parameters = [*self.backbone.slots.parameters(), *self.head.parameters()]
+        fit(self, task, step, parameters, phase="func", epochs=self.cfg.epochs, lr=self.cfg.init_lr)
+
+    # 4. Prediction. Scores of the classes seen so far, [B, 3, H, W] -> [B, C]; the runner does the rest.
+    def logits(self, images: Tensor) -> Tensor:
+        return self.head(self.backbone(images))[:, : self.seen]
+
+    # 5. A method that grows also overrides `structure` and `restore` (see sema.py); this one keeps its shape.
+    def planned_parameters(self) -> list[tuple[str, int]]:
+        parts = (self.backbone.slots, self.head)
+        return [("every task", sum(p.numel() for part in parts for p in part.parameters()))]

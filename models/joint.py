@@ -1,0 +1,68 @@
+"""Joint training: a fresh adapter a layer and head on all data seen so far, again after every task.
+
+The upper bound: it keeps every image, so it is no continual learner. Same parts and keys as `finetune`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from backbone.adapter import Adapter
+from models.base import Learner as Base
+from models.base import LinearHead, cross_entropy_among, fit
+from utils.config import Trained
+from utils.tasks import Task
+
+
+class Settings(Trained):
+    """Keys of joint training."""
+
+    epochs: int = Field(20, ge=0, description="passes over all data seen, anew after every task")
+    ffn_num: int = Field(16, ge=1, le=4096, description="rank of the adapter in each layer")
+
+
+class Learner(Base):
+    """Asks for past data and starts over from the same initial weights in every task."""
+
+    cfg: Settings
+    uses_past: ClassVar[bool] = True
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self._start()
+
+    def _start(self) -> None:
+        width = self.backbone.width
+        for layer in range(self.backbone.depth):
+            self.backbone.fill(layer, self.place(f"layers.{layer}", Adapter(width, self.cfg.ffn_num)))
+        self.head = self.place("head", LinearHead(width, self.num_classes))
+
+    def learn(self, task: Task) -> None:
+        """Trains on the data of all tasks up to this one, over all their classes."""
+        self.seen = task.total
+        self._start()
+        everything = task.train.join(*task.past)
+
+        def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            return cross_entropy_among(self.head(self.backbone(images)), labels, 0, task.total)
+
+        self.train()
+        fit(
+            self,
+            task,
+            step,
+            [*self.backbone.slots.parameters(), *self.head.parameters()],
+            phase="joint",
+            epochs=self.cfg.epochs,
+            lr=self.cfg.init_lr,
+            batches=lambda epoch: everything.batches(self.cfg.batch_size, epoch=epoch, stream="joint"),
+        )
+
+    def logits(self, images: Tensor) -> Tensor:
+        return self.head(self.backbone(images))[:, : self.seen]
+
+    def planned_parameters(self) -> list[tuple[str, int]]:
+        return [("every task", sum(p.numel() for part in (self.backbone.slots, self.head) for p in part.parameters()))]

@@ -1,0 +1,177 @@
+"""One seed's report.html: a single file without links or scripts, for light and dark screens and for phones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from utils import plots
+from utils.report import number, write_bytes
+from utils.runtime import clock
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1b1f24; --soft: #5b6570; --paper: #ffffff; --tile: #f2f4f7; --line: #d5dae0; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e9ed; --soft: #9aa5b1; --paper: #14171b; --tile: #1f242a; --line: #39414a; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1rem; max-width: 60rem; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.5rem; line-height: 1.25; margin: .5rem 0; }
+h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
+.soft { color: var(--soft); margin: .25rem 0 1rem; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: .5rem; }
+.tiles div { background: var(--tile); border-radius: .5rem; padding: .6rem .8rem; }
+.tiles b { display: block; font-size: 1.4rem; font-variant-numeric: tabular-nums; }
+.tiles span { color: var(--soft); font-size: .85rem; }
+pre { background: var(--tile); border-radius: .5rem; padding: .8rem; white-space: pre-wrap; margin: 0; }
+figure, .wide { margin: .5rem 0; overflow-x: auto; }
+figure svg { display: block; width: 100%; min-width: 34rem; height: auto; }
+figcaption { color: var(--soft); font-size: .9rem; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
+th, td { text-align: right; padding: .2rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { font-weight: 600; white-space: nowrap; }
+.names th, .names td { text-align: left; overflow-wrap: anywhere; }
+summary { cursor: pointer; margin: .5rem 0; }
+""".strip()
+
+FIGURES = {  # file name: heading, caption
+    "accuracy_curve": ("Accuracy", "Test accuracy over all classes seen so far, after each task."),
+    "accuracy_matrix": ("Accuracy matrix", "Row: after learning a task. Column: the test classes of a task. Percent."),
+    "adapters": ("Adapters", "Adapters in place after each task, stacked by layer."),
+    "detection": (
+        "Distribution shift",
+        "Each adapter's shift score when a task is scanned. A layer grows where all of them pass the threshold.",
+    ),
+    "loss": ("Training", "Mean training loss of every epoch, one panel for each phase."),
+}
+
+TILES = {
+    "last_accuracy": "last accuracy",
+    "average_accuracy": "average accuracy",
+    "final_task_mean": "final task mean",
+    "forgetting": "forgetting",
+    "backward_transfer": "backward transfer",
+    "task_oracle_accuracy": "accuracy, task known",
+}
+
+
+def load_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a metrics.jsonl; a torn last line (of a killed run) is left out, another bad line raises ValueError."""
+    try:
+        return [json.loads(line) for line in Path(path).read_bytes().split(b"\n")[:-1]]
+    except ValueError as error:
+        raise ValueError(f"{path}: not a file of JSON lines ({error})") from error
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]], kind: str = "") -> str:
+    top = "<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>" if head else ""
+    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="wide"><table class="{kind}">{top}{body}</table></div>'
+
+
+def _facts(data: Mapping[str, Any]) -> str:
+    """Two columns, name and value; a nested mapping becomes dotted names, other structures JSON."""
+    flat: dict[str, str] = {}
+    for key, value in data.items():
+        for name, item in value.items() if isinstance(value, Mapping) else [("", value)]:
+            text = item if isinstance(item, str) else json.dumps(item, ensure_ascii=False, default=str)
+            flat[f"{key}.{name}" if name else key] = text
+    return _table((), flat.items(), "names")
+
+
+def _task_rows(results: Mapping[str, Any]) -> str:
+    head = ["task", "classes", "seen", "top-1", "top-5", "adapters", "trainable", "parameters"]
+    head += ["train", "detect", "evaluate"]
+    rows, seen = [], 0
+    for t, top1 in enumerate(results["top1_curve"]):
+        new = len(results["task_classes"][t])
+        seen += new
+        row = [t + 1, new, seen, number(top1), number(results["top5_curve"][t])]
+        row += [sum(results["adapters_per_layer"][t].values()), f"{results['trainable_parameters'][t]:,}"]
+        row += [f"{results['total_parameters'][t]:,}"]
+        rows.append(row + [f"{results['seconds'][t][phase]:.1f} s" for phase in ("train", "detect", "evaluate")])
+    return _table(head, rows)
+
+
+def _matrix_rows(results: Mapping[str, Any]) -> str:
+    matrix = results["accuracy_matrix"]
+    head = ["after", *(f"task {k + 1}" for k in range(len(matrix)))]
+    rows = [[t + 1, *map(number, row), *[""] * (len(matrix) - len(row))] for t, row in enumerate(matrix)]
+    return f"<details><summary>The matrix as numbers</summary>{_table(head, rows)}</details>"
+
+
+def page(
+    results: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    pictures: Mapping[str, str],
+) -> str:
+    """The text of report.html; `pictures` maps the names in FIGURES to <svg> elements."""
+    tasks = len(results["task_classes"])
+    title = f"{results['model_name']} on {results['dataset']}, {tasks} task{'s' * (tasks != 1)}, seed {results['seed']}"
+    tiles = "".join(f"<div><span>{label}</span><b>{number(results[key])}</b></div>" for key, label in TILES.items())
+    speed, memory = results["images_per_second"], results["peak_memory_bytes"]
+    spent = sum(sum(entry.values()) for entry in results["seconds"])
+    cost = f"{clock(spent)} on {environment.get('device_name', 'an unnamed device')}"
+    cost += f", {number(speed, 0)} training images a second, {memory / 2**20:,.0f} MiB peak memory"
+    cost += f", test set scored {results['test_evaluations']} times"
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="soft">{escape(str(settings.get("about") or ""))}</p>',
+        f'<div class="tiles">{tiles}</div>',
+        f'<p class="soft">Percent. {escape(cost)}.</p>',
+        f"<h2>Run it again</h2><pre>{escape(str(environment.get('command', '')))}</pre>",
+    ]
+    for name, (heading, caption) in FIGURES.items():
+        if name in pictures:
+            parts.append(f"<h2>{heading}</h2><figure>{pictures[name]}</figure>")
+            parts.append(f'<p class="soft">{caption}</p>')
+        if name == "accuracy_matrix":
+            parts.append(_matrix_rows(results))
+    parts += ["<h2>Tasks</h2>", _task_rows(results)]
+    if results["selection_history"]:
+        history = "\n".join(json.dumps(entry, ensure_ascii=False) for entry in results["selection_history"])
+        parts.append(f"<h2>Selection history</h2><pre>{escape(history)}</pre>")
+    order = {"class order": results["class_order"], "classes of each task": results["task_classes"]}
+    parts.append(f"<details><summary>Class order</summary>{_facts(order)}</details>")
+    parts += ["<h2>Settings</h2>", _facts({k: v for k, v in settings.items() if k != "about"})]
+    parts += ["<h2>Environment</h2>", _facts(environment)]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{STYLE}\n</style>\n</head>\n<body>\n"
+        + "\n".join(parts)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def write_report(
+    folder: Path,
+    results: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    rows: plots.Rows | None = None,
+) -> Path:
+    """Write plots/*.png and report.html into the seed's run folder; returns the path of report.html.
+
+    `results` as in results.json, `settings` the resolved configuration, `environment` as in environment.json, `rows` of
+    metrics.jsonl (default: those in `folder`). Pictures that an earlier report left and this one lacks are removed.
+    """
+    folder = Path(folder)
+    if rows is None:
+        rows = load_rows(folder / "metrics.jsonl")
+    pictures = plots.draw(results, rows)
+    (folder / "plots").mkdir(exist_ok=True)
+    for name in FIGURES:
+        path = folder / "plots" / f"{name}.png"
+        if name in pictures:
+            write_bytes(path, plots.png(pictures[name]))
+        else:
+            path.unlink(missing_ok=True)
+    svgs = {name: plots.inline_svg(figure, name) for name, figure in pictures.items()}
+    write_bytes(folder / "report.html", page(results, settings, environment, svgs).encode())
+    return folder / "report.html"

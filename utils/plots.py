@@ -1,0 +1,243 @@
+"""Pictures of one seed's run, from its results.json and the rows of metrics.jsonl, as PNG or as inline SVG."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from utils.report import number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Rows = Sequence[Mapping[str, Any]]
+
+INK = "#010203"  # stands for "the text colour": black in the PNG files, the page's own (light or dark) in report.html
+# Okabe and Ito's palette, told apart with any colour vision; the ones that show on white and on black, strongest first
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+# ------------------------------------------------------------------------------------------------ pictures
+
+
+def _figure(height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # the object interface: no pyplot, so neither the backend nor the open figures of other code are touched
+    figure = Figure(figsize=(7.2, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _style(axes: Axes, xlabel: str, ylabel: str, title: str = "") -> None:
+    axes.set_xlabel(xlabel, color=INK)
+    axes.set_ylabel(ylabel, color=INK)
+    axes.set_title(title, color=INK, loc="left", fontsize=11)
+    axes.tick_params(colors=INK)
+    axes.patch.set_alpha(0)
+    for side, spine in axes.spines.items():
+        spine.set_color(INK)
+        spine.set_visible(side in ("left", "bottom"))
+
+
+def _legend(axes: Axes, **options: Any) -> None:
+    axes.legend(labelcolor=INK, frameon=False, fontsize=9, **options)
+
+
+def _task_ticks(axes: Axes, tasks: int) -> None:
+    step = 1 if tasks <= 25 else math.ceil(tasks / 20)
+    axes.set_xticks(range(0, tasks, step), [str(t + 1) for t in range(0, tasks, step)])
+
+
+def _task_marks(axes: Axes, tasks: Sequence[int]) -> None:
+    """Fine lines where `tasks[i]`, the task of point i, changes, and each task's number above its stretch."""
+    starts = [i for i, task in enumerate(tasks) if i == 0 or tasks[i - 1] != task]
+    ends = [*starts[1:], len(tasks)]
+    step = math.ceil(len(starts) / 24)  # more numbers than this would touch
+    for place, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        if start:
+            axes.axvline(start - 0.5, color=INK, alpha=0.25, linewidth=0.6)
+        if place % step == 0:
+            text = f"task {tasks[start] + 1}" if len(starts) <= 8 else str(tasks[start] + 1)
+            axes.text(
+                (start + end - 1) / 2, 1.01, text, transform=axes.get_xaxis_transform(), ha="center", va="bottom",
+                fontsize=8, color=INK,
+            )  # fmt: skip
+    axes.set_xlim(-0.5, len(tasks) - 0.5)
+
+
+def _log_scale_if_wide(axes: Axes, values: Sequence[float]) -> None:
+    if values and min(values) > 0 and max(values) > 50 * min(values):
+        axes.set_yscale("log")
+
+
+def accuracy_matrix(results: Mapping[str, Any]) -> Figure:
+    """Heat map of a[t][k] in percent: row t after task t, column k a task's test classes."""
+    import numpy as np
+
+    matrix = results["accuracy_matrix"]
+    tasks = len(matrix)
+    table = np.full((tasks, tasks), np.nan)
+    for t, row in enumerate(matrix):
+        table[t, : len(row)] = [math.nan if value is None else value for value in row]
+    figure = _figure(min(6.2, 1.6 + 0.5 * tasks))
+    axes = figure.add_subplot()
+    image = axes.imshow(table, vmin=0, vmax=100, cmap="viridis", aspect="auto")
+    _style(axes, "accuracy on the classes of task", "after task")
+    axes.spines[:].set_visible(False)
+    _task_ticks(axes, tasks)
+    axes.set_yticks(axes.get_xticks(), [label.get_text() for label in axes.get_xticklabels()])
+    digits, size = (1, 9) if tasks <= 10 else (0, 8 if tasks <= 16 else 7)
+    for (t, k), value in np.ndenumerate(table):
+        if tasks <= 25 and not math.isnan(value):
+            colour = "black" if value > 55 else "white"  # viridis turns light there
+            axes.text(k, t, number(value, digits), ha="center", va="center", fontsize=size, color=colour)
+    bar = figure.colorbar(image, ax=axes, label="percent", fraction=0.04, pad=0.02)
+    bar.ax.tick_params(colors=INK)
+    bar.ax.yaxis.label.set_color(INK)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    return figure
+
+
+def curves(results: Mapping[str, Any]) -> Figure:
+    """Accuracy over all seen classes after each task (top-1, top-5 where defined) and the top-1 average."""
+    figure = _figure(3.4)
+    axes = figure.add_subplot()
+    lines = (("top1_curve", "top-1", "o", COLOURS[0]), ("top5_curve", "top-5", "s", COLOURS[1]))
+    for key, label, marker, colour in lines:
+        values = [math.nan if value is None else value for value in results[key]]
+        if not all(map(math.isnan, values)):
+            axes.plot(values, color=colour, marker=marker, markersize=4, label=label)
+    if (average := results["average_accuracy"]) is not None:
+        axes.axhline(average, color=COLOURS[0], linestyle="--", linewidth=1, label=f"top-1 average {number(average)}")
+    _style(axes, "tasks learned", "accuracy on all seen classes (%)")
+    _task_ticks(axes, len(results["top1_curve"]))
+    axes.set_xlim(-0.5, len(results["top1_curve"]) - 0.5)
+    axes.grid(axis="y", color=INK, alpha=0.15, linewidth=0.6)
+    _legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def losses(rows: Rows) -> Figure | None:
+    """Mean loss of each epoch, one panel a phase (their losses have different scales); None without such rows."""
+    epochs = [row for row in rows if row["kind"] == "epoch" and row.get("loss") is not None]
+    phases = list(dict.fromkeys(str(row.get("phase", "train")) for row in epochs))
+    if not phases:
+        return None
+    figure = _figure(0.4 + 2.1 * len(phases))
+    for panel, phase in enumerate(phases):
+        own = [row for row in epochs if str(row.get("phase", "train")) == phase]
+        axes = figure.add_subplot(len(phases), 1, panel + 1)
+        start = 0
+        for i in range(1, len(own) + 1):  # a line breaks where a new round of epochs begins
+            if i == len(own) or own[i]["task"] != own[i - 1]["task"] or own[i]["epoch"] <= own[i - 1]["epoch"]:
+                values = [row["loss"] for row in own[start:i]]
+                axes.plot(range(start, i), values, color=COLOURS[panel % 6], marker=".", markersize=4, linewidth=1.2)
+                start = i
+        _style(axes, "epochs (tasks above)" if panel + 1 == len(phases) else "", f"{phase} loss")
+        _log_scale_if_wide(axes, [row["loss"] for row in own])
+        _task_marks(axes, [row["task"] for row in own])
+    return figure
+
+
+def adapters(results: Mapping[str, Any]) -> Figure | None:
+    """Number of adapters after each task, stacked by layer; None where the method has none."""
+    counts = results["adapters_per_layer"]
+    layers = list(dict.fromkeys(layer for entry in counts for layer in entry))
+    if not layers:
+        return None
+    from matplotlib import colormaps
+    from matplotlib.ticker import MaxNLocator
+
+    figure = _figure(3.2)
+    axes = figure.add_subplot()
+    base = [0] * len(counts)
+    for i, layer in enumerate(layers):
+        height = [entry.get(layer, 0) for entry in counts]
+        # a few layers get the palette, many a ramp in which neighbours stay in order
+        colour = COLOURS[i] if len(layers) <= len(COLOURS) else colormaps["viridis"](i / (len(layers) - 1))
+        axes.bar(range(len(counts)), height, bottom=base, color=colour, width=0.8, label=f"layer {layer}")
+        base = [b + h for b, h in zip(base, height, strict=True)]
+    _style(axes, "tasks learned", "adapters")
+    _task_ticks(axes, len(counts))
+    axes.set_xlim(-0.6, len(counts) - 0.4)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    # reversed: the legend's order is that of the stack
+    _legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0), reverse=True, ncols=1 if len(layers) <= 14 else 2)
+    return figure
+
+
+def detections(rows: Rows) -> Figure | None:
+    """Shift scores of every adapter at each detection, one panel a layer, with the threshold and the expansions."""
+    events = [row for row in rows if row["kind"] == "detect" and row.get("scores")]
+    layers = sorted({row["layer"] for row in events})
+    if not layers:
+        return None
+    figure = _figure(0.6 + (1.9 if len(layers) <= 4 else 1.4) * len(layers))
+    for panel, layer in enumerate(layers):
+        own = [row for row in events if row["layer"] == layer]
+        x = [i for i, row in enumerate(own) for _ in row["scores"]]
+        y = [score for row in own for score in row["scores"]]
+        axes = figure.add_subplot(len(layers), 1, panel + 1)
+        axes.scatter(x, y, s=14, color=COLOURS[0], label="score of an adapter")
+        if grown := [i for i, row in enumerate(own) if row["expanded"]]:
+            lowest = [min(own[i]["scores"]) for i in grown]
+            axes.scatter(grown, lowest, s=80, facecolors="none", edgecolors=COLOURS[1], label="expanded")
+        limits = [row["threshold"] for row in own]
+        axes.step(range(len(own)), limits, where="mid", color=COLOURS[2], linewidth=1.2, label="threshold")
+        if len(own) == 1:  # a step of one point is invisible
+            axes.axhline(limits[0], color=COLOURS[2], linewidth=1.2)
+        _style(axes, "detections (tasks above)" if panel + 1 == len(layers) else "", f"layer {layer}")
+        _log_scale_if_wide(axes, y)
+        _task_marks(axes, [row["task"] for row in own])
+        if len(own) <= 30:
+            axes.set_xticks([])  # few: the task numbers above say it all
+    legend = {label: h for a in figure.axes for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
+    figure.legend(
+        list(legend.values()), list(legend), loc="outside upper left", ncols=3, frameon=False, labelcolor=INK,
+        fontsize=9,
+    )  # fmt: skip
+    return figure
+
+
+def draw(results: Mapping[str, Any], rows: Rows) -> dict[str, Figure]:
+    """Every picture there are data for, by file name without ending."""
+    made = {
+        "accuracy_matrix": accuracy_matrix(results) if results["accuracy_matrix"] else None,
+        "accuracy_curve": curves(results) if results["top1_curve"] else None,
+        "loss": losses(rows),
+        "adapters": adapters(results),
+        "detection": detections(rows),
+    }
+    return {name: figure for name, figure in made.items() if figure is not None}
+
+
+def png(figure: Figure) -> bytes:
+    """The picture on white, 150 dots an inch."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, facecolor="white")
+    return buffer.getvalue()
+
+
+def inline_svg(figure: Figure, name: str) -> str:
+    """The picture as an <svg> element that takes the page's text colour, links to nothing, and owns its ids."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": name}
+    ):  # text stays text; equal runs, equal file
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)  # HTML needs no name spaces, and they look like links
+    svg = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+    title = escape(name.replace("_", " "))
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+    return svg.replace(INK, "currentColor")

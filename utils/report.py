@@ -1,0 +1,263 @@
+"""What a run leaves behind as data and text: its record, results.json, the console's banner and tables."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from textwrap import wrap
+from typing import Any
+
+from utils import metrics
+from utils.metrics import Score
+from utils.runtime import clock, plain
+
+WIDTH = 100  # columns of console text; run folders and commands may stand out, since a broken path cannot be copied
+PHASES = ("train", "detect", "evaluate")  # keys of `seconds`
+
+
+# ------------------------------------------------------------------------------------------------ record of a run
+
+
+@dataclass
+class RunRecord:
+    """Counts of one seed's run, one entry a finished task; every figure of results.json is computed from them.
+
+    `class_order[i]` is the original class that arrives i-th, `task_classes[t]` task t's original classes, for all
+    planned tasks. `correct[t][k]` counts the right answers on task k's `samples[k]` test samples after task t.
+    """
+
+    model_name: str
+    dataset: str
+    seed: int
+    class_order: list[int]
+    task_classes: list[list[int]]
+    samples: list[int] = field(default_factory=list)
+    correct: list[list[int]] = field(default_factory=list)
+    correct_top5: list[int | None] = field(default_factory=list)
+    correct_oracle: list[int] = field(default_factory=list)
+    adapters_per_layer: list[dict[str, int]] = field(default_factory=list)
+    trainable_parameters: list[int] = field(default_factory=list)
+    total_parameters: list[int] = field(default_factory=list)
+    seconds: list[dict[str, float]] = field(default_factory=list)
+    images: list[int] = field(default_factory=list)
+    selection_history: list[Any] = field(default_factory=list)
+    test_evaluations: int = 0
+    peak_memory_bytes: int = 0
+
+    def add_task(
+        self,
+        scores: Sequence[Score],
+        *,
+        adapters_per_layer: Mapping[Any, int],
+        trainable_parameters: int,
+        total_parameters: int,
+        seconds: Mapping[str, float],
+        images: int,
+        selection: Any = None,
+        test_evaluations: int = 1,
+        peak_memory_bytes: int = 0,
+    ) -> None:
+        """Append the next task t: `scores[k]` for k = 0..t, adapters by layer, seconds of train, detect and evaluate.
+
+        `images` counts the training views shown (with repeats); `selection`, if any, joins `selection_history`.
+        Raises ValueError where the number of scores, the sizes of earlier test sets or the phases do not fit.
+        """
+        t = len(self.correct)
+        if len(scores) != t + 1 or t >= len(self.task_classes):
+            raise ValueError(f"task {t} of {len(self.task_classes)} needs {t + 1} scores, got {len(scores)}")
+        if (sizes := [s.samples for s in scores])[:t] != self.samples:
+            raise ValueError(f"test sets changed size between tasks: {self.samples} before, {sizes[:t]} now")
+        if unknown := set(seconds) - set(PHASES):
+            raise ValueError(f"seconds has unknown phases {sorted(unknown)}; known are {', '.join(PHASES)}")
+        top5 = [s.correct_top5 for s in scores if s.correct_top5 is not None]
+        self.samples = sizes
+        self.correct.append([s.correct for s in scores])
+        self.correct_top5.append(sum(top5) if len(top5) == len(scores) else None)
+        self.correct_oracle.append(sum(s.correct_oracle for s in scores))
+        self.adapters_per_layer.append({str(layer): int(n) for layer, n in adapters_per_layer.items()})
+        self.trainable_parameters.append(int(trainable_parameters))
+        self.total_parameters.append(int(total_parameters))
+        self.seconds.append({phase: float(seconds.get(phase, 0.0)) for phase in PHASES})
+        self.images.append(int(images))
+        if selection is not None:
+            self.selection_history.append(plain(selection, "selection"))
+        self.test_evaluations += test_evaluations
+        self.peak_memory_bytes = max(self.peak_memory_bytes, int(peak_memory_bytes))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a checkpoint; `from_dict` gives an equal record back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RunRecord:
+        """Inverse of `to_dict`, also after a way through JSON; ValueError where a field is missing or unknown."""
+        names = {f.name for f in fields(cls)}
+        if names != set(data):
+            raise ValueError(f"not a run record: fields {sorted(names ^ set(data))} are missing or unknown")
+        return cls(**deepcopy(dict(data)))  # the record grows; the checkpoint it came from must not
+
+
+def _percent(value: float | None) -> float | None:
+    return None if value is None else 100.0 * value
+
+
+def results_json(record: RunRecord) -> dict[str, Any]:
+    """The content of results.json; accuracies, forgetting and transfer in percent, None (null) where undefined.
+
+    `accuracy_matrix[t]` has t+1 entries. `task_oracle_accuracy` is the one after the last task. `images_per_second` is
+    training views over training seconds, all tasks together. Formulas: `utils.metrics`.
+    """
+    matrix = metrics.accuracy_rows(record.correct, record.samples)
+    curve = metrics.top1_curve(record.correct, record.samples)
+    seen = [sum(record.samples[: t + 1]) for t in range(len(matrix))]
+    train = sum(entry["train"] for entry in record.seconds)
+    return {
+        "model_name": record.model_name,
+        "dataset": record.dataset,
+        "seed": record.seed,
+        "class_order": record.class_order,
+        "task_classes": record.task_classes,
+        "accuracy_matrix": [[_percent(value) for value in row] for row in matrix],
+        "top1_curve": [_percent(value) for value in curve],
+        "top5_curve": [
+            None if hits is None or not n else 100.0 * hits / n
+            for hits, n in zip(record.correct_top5, seen, strict=True)
+        ],
+        "last_accuracy": _percent(metrics.last_accuracy(curve)),
+        "average_accuracy": _percent(metrics.average_accuracy(curve)),
+        "final_task_mean": _percent(metrics.final_task_mean(matrix)),
+        "forgetting": _percent(metrics.forgetting(matrix)),
+        "backward_transfer": _percent(metrics.backward_transfer(matrix)),
+        "task_oracle_accuracy": 100.0 * record.correct_oracle[-1] / seen[-1] if seen and seen[-1] else None,
+        "adapters_per_layer": record.adapters_per_layer,
+        "trainable_parameters": record.trainable_parameters,
+        "total_parameters": record.total_parameters,
+        "selection_history": record.selection_history,
+        "test_evaluations": record.test_evaluations,
+        "seconds": record.seconds,
+        "images_per_second": sum(record.images) / train if train > 0 else None,
+        "peak_memory_bytes": record.peak_memory_bytes,
+    }
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` in one step: a crash or power cut leaves the old file or the new one, never a part."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if os.name == "posix":  # the rename itself is durable only once the folder is; Windows cannot open folders
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write strict JSON through `write_bytes`; NaN or infinity raises ValueError naming file and field."""
+    try:
+        text = json.dumps(plain(value), allow_nan=False, ensure_ascii=False, indent=1)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{path}: {error}") from error
+    write_bytes(path, (text + "\n").encode())
+
+
+# ------------------------------------------------------------------------------------------------ console text
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """`value` with `digits` decimals, `-` where it is undefined; never `-0.00`."""
+    return "-" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
+
+
+def _block(label: str, text: str, indent: int = 12) -> list[str]:
+    lines = wrap(text, WIDTH - indent, break_long_words=False, break_on_hyphens=False) or [""]
+    return [f"{label if i == 0 else '':<{indent}}{line}".rstrip() for i, line in enumerate(lines)]
+
+
+def banner(
+    *,
+    method: str,
+    data: str,
+    backbone: str,
+    weights: str,
+    device: str,
+    seeds: Iterable[int],
+    trainable: int,
+    total: int,
+    folder: Path,
+) -> str:
+    """Start of a run: what is trained on what, with which weights (name and hash), where, and where it is written."""
+    share = f" ({100 * trainable / total:.2f} %)" if total else ""
+    lines = [
+        *_block("method", method),
+        *_block("data", data),
+        *_block("backbone", f"{backbone}, weights {weights}"),
+        *_block("device", device),
+        *_block("seeds", " ".join(str(seed) for seed in seeds)),
+        *_block("parameters", f"{trainable:,} of {total:,} trainable{share}"),
+        f"{'run folder':<12}{folder}",
+    ]
+    return "\n".join(["=" * WIDTH, *lines, "=" * WIDTH])
+
+
+def task_table(record: RunRecord) -> str:
+    """After a task: accuracy (percent) on every task so far, last, average, forgetting, adapters per layer."""
+    results, t = results_json(record), len(record.correct)
+    row, layers = results["accuracy_matrix"][-1], record.adapters_per_layer[-1]
+    classes = [len(ids) for ids in record.task_classes]
+    head = f"after task {t}/{len(classes)}: {classes[t - 1]} new classes, {sum(classes[:t])} seen"
+    lines = [f"{head}, {clock(sum(record.seconds[-1].values()))}"]
+    per_line = (WIDTH - 12) // 7
+    for first in range(0, t, per_line):
+        some = range(first, min(first + per_line, t))
+        lines.append(f"{'  task':<12}" + "".join(f"{k + 1:>7}" for k in some))
+        lines.append(f"{'  accuracy':<12}" + "".join(f"{number(row[k]):>7}" for k in some))
+    names = {"last_accuracy": "last", "average_accuracy": "average", "forgetting": "forgetting"}
+    lines.append("  " + "   ".join(f"{name} {number(results[key])}" for key, name in names.items()))
+    if layers:
+        counts = ", ".join(f"layer\u00a0{layer}:\u00a0{n}" for layer, n in layers.items())  # wrap between layers only
+        lines += [line.replace("\u00a0", " ") for line in _block("  adapters", counts)]
+    return "\n".join(lines)
+
+
+SEED_COLUMNS = {
+    "last_accuracy": "last",
+    "average_accuracy": "average",
+    "final_task_mean": "task mean",
+    "forgetting": "forgetting",
+    "backward_transfer": "transfer",
+    "task_oracle_accuracy": "task known",
+}
+
+
+def seed_table(results: Sequence[Mapping[str, Any]], folder: Path | None = None) -> str:
+    """End of a run: one line a seed (percent), then mean, standard deviation (divisor n-1), n, and the run folder."""
+    if not results:
+        return "no finished seeds"
+    first = results[0]
+    tasks = len(first["task_classes"])
+    names = f"{first['model_name']} on {first['dataset']}, {tasks} task{'s' * (tasks != 1)} (percent)"
+    lines = [*_block("", names, 0), f"{'seed':<12}" + "".join(f"{title:>12}" for title in SEED_COLUMNS.values())]
+    lines[-1] += f"{'time':>12}"
+    for result in results:
+        spent = sum(sum(entry.values()) for entry in result["seconds"])
+        cells = "".join(f"{number(result[key]):>12}" for key in SEED_COLUMNS)
+        lines.append(f"{result['seed']!s:<12}{cells}{clock(spent):>12}")
+    summaries = [metrics.summarise(result[key] for result in results) for key in SEED_COLUMNS]
+    lines.append("-" * (12 * (len(SEED_COLUMNS) + 2)))
+    lines.append(f"{'mean':<12}" + "".join(f"{number(s.mean):>12}" for s in summaries))
+    lines.append(f"{'std':<12}" + "".join(f"{number(s.std):>12}" for s in summaries))
+    lines.append(f"{'n':<12}" + "".join(f"{s.n:>12}" for s in summaries))
+    return "\n".join([*lines, *([f"run folder: {folder}"] if folder is not None else [])])

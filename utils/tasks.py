@@ -1,0 +1,247 @@
+"""Cuts a data set into a stream of tasks with new classes each, and feeds a task's samples in seeded batches.
+
+Labels are renumbered in the order in which classes arrive: the first task has 0 .. init_cls - 1, the next follows on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from utils import transforms
+from utils.data import Dataset, ImageSet
+from utils.data.images import ImageArray
+from utils.runtime import named_generator, named_seed
+
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def class_order(num_classes: int, seed: int, shuffle: bool = True) -> list[int]:
+    """Original class ids in order of arrival: LAMDA-PILOT's and SEMA-CL's `np.random.seed(seed);
+    np.random.permutation(n)`.
+
+    Without `shuffle` the natural order. Raises ValueError for a seed outside 0 .. 2**32 - 1, numpy's range."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"the seed of the class order must lie in 0..{2**32 - 1}, got {seed}")
+    return np.random.RandomState(seed).permutation(num_classes).tolist() if shuffle else list(range(num_classes))
+
+
+def task_sizes(num_classes: int, init_cls: int, increment: int) -> list[int]:
+    """Classes per task: `init_cls`, then `increment` as often as they fit, then what remains.
+
+    Raises ValueError if a number is below 1 or there are fewer classes than the first task needs."""
+    if init_cls < 1 or increment < 1:
+        raise ValueError(f"init_cls and increment must be at least 1, got {init_cls} and {increment}")
+    if init_cls > num_classes:
+        raise ValueError(f"init_cls asks for {init_cls} classes in the first task, but there are only {num_classes}")
+    full, rest = divmod(num_classes - init_cls, increment)
+    return [init_cls] + [increment] * full + [rest] * (rest > 0)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where samples come from and how they are turned into input; the same for all tasks of a stream."""
+
+    images: ImageSet
+    train: transforms.Transform
+    test: transforms.Transform
+    seed: int
+    num_workers: int
+
+
+class TaskData:
+    """Samples of some classes. `labels` int64 [N] in arrival order numbers; `rows` int64 [N] are rows of the data
+    set."""
+
+    def __init__(self, source: _Source, task: int, rows: np.ndarray, labels: torch.Tensor):
+        self._source, self._task = source, task
+        self.rows, self.labels = rows, labels
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batches(
+        self, batch_size: int, *, epoch: int = 0, stream: str = "train", augment: bool = True, shuffle: bool = True
+    ) -> Batches:
+        """One pass over the samples; the last batch may be smaller. The result has a length and can be run through
+        again.
+
+        Yields (images float32 [B, 3, S, S] in [0, 1], labels int64 [B], index int64 [B], the positions in this
+        TaskData). The order comes from (seed, task, stream, epoch), a sample's augmentation from those and its row, so
+        neither depends on the batch size or the number of workers. `stream` names the use, so that two uses of one
+        epoch draw differently. `augment=False` gives the test transform, `shuffle=False` the order of the data set."""
+        if batch_size < 1:
+            raise ValueError(f"the batch size must be at least 1, got {batch_size}")
+        order = torch.arange(len(self))
+        if shuffle:
+            generator = named_generator(self._source.seed, "order", self._task, stream, epoch)
+            order = torch.randperm(len(self), generator=generator)
+        base = named_seed(self._source.seed, "augment", self._task, stream, epoch)
+        fetch = _Fetch(self._source, self.rows, self.labels, base, augment)
+        return Batches(fetch, [chunk.tolist() for chunk in order.split(batch_size) if len(chunk)])
+
+    def split(self, ratio: float, seed: int) -> tuple[TaskData, TaskData]:
+        """(kept, held out): of every class a seeded share `ratio`, rounded but at least one sample, is held out.
+
+        Both keep the data set's order. A class is split by its own draw, the same whatever else is in the task.
+        Raises ValueError if the ratio is not inside (0, 1) or a class has fewer than two samples."""
+        if not 0 < ratio < 1:
+            raise ValueError(f"the held-out share must lie between 0 and 1, got {ratio}")
+        held = np.zeros(len(self), dtype=bool)
+        for label in self.labels.unique().tolist():
+            own = np.flatnonzero(self.labels.numpy() == label)
+            if len(own) < 2:
+                raise ValueError(f"class {label} of task {self._task} has {len(own)} sample, too few to hold one out")
+            count = min(max(round(ratio * len(own)), 1), len(own) - 1)
+            draw = torch.randperm(len(own), generator=named_generator(seed, "split", label)).numpy()
+            held[own[draw[:count]]] = True
+        return self.subset(np.flatnonzero(~held)), self.subset(np.flatnonzero(held))
+
+    def subset(self, index: np.ndarray | torch.Tensor | Sequence[int]) -> TaskData:
+        """The samples at these positions, in this order."""
+        chosen = np.asarray(index, dtype=np.int64)
+        return TaskData(self._source, self._task, self.rows[chosen], self.labels[torch.from_numpy(chosen)])
+
+    def join(self, *others: TaskData) -> TaskData:
+        """These samples and those of others of the same stream, one after the other, as one set."""
+        parts = (self, *others)
+        assert all(part._source is self._source for part in parts), "parts of different streams"
+        rows = np.concatenate([part.rows for part in parts])
+        return TaskData(self._source, self._task, rows, torch.cat([part.labels for part in parts]))
+
+
+class Batches:
+    """A sized iterable over batches; every pass gives the same ones."""
+
+    def __init__(self, fetch: _Fetch, chunks: list[list[int]]):
+        self._fetch, self._chunks = fetch, chunks
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._loader():
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+
+    def _loader(self) -> Iterator[Batch | Exception]:
+        workers = min(self._fetch.useful_workers(), len(self._chunks))
+        if workers == 0:
+            return (self._fetch.__getitems__(chunk) for chunk in self._chunks)
+        unused = torch.Generator()  # without one the loader would draw from the global generator
+        loader = DataLoader(
+            self._fetch, batch_sampler=self._chunks, num_workers=workers, collate_fn=_unchanged, generator=unused
+        )
+        return iter(loader)
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+class _Fetch(torch.utils.data.Dataset):
+    """Builds whole batches, in the worker process where there are any."""
+
+    def __init__(self, source: _Source, rows: np.ndarray, labels: torch.Tensor, base: int, augment: bool):
+        self.source, self.rows, self.labels, self.base = source, rows, labels, base
+        self.transform = source.train if augment else source.test
+
+    def useful_workers(self) -> int:
+        cheap = isinstance(self.source.images, ImageArray) and self.transform.batched
+        return 0 if cheap else self.source.num_workers
+
+    def __getitems__(self, index: list[int]) -> Batch | Exception:
+        """One batch; a damaged file's error is returned, since a worker would wrap its message in a traceback."""
+        rows = self.rows[index]
+        images: torch.Tensor | list[torch.Tensor]
+        try:
+            if isinstance(self.source.images, ImageArray):
+                images = self.source.images.images[torch.from_numpy(rows)]
+            else:
+                images = [self.source.images.image(row) for row in rows.tolist()]
+        except (ValueError, OSError) as error:
+            return error
+        where = torch.tensor(index)
+        return self.transform(images, transforms.sample_seeds(self.base, rows)), self.labels[where], where
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a learner gets: training data only.
+
+    `first` classes were seen before, `total` are seen with this task; `class_ids` are the new classes' original ids.
+    `past` holds the training data of earlier tasks and is empty unless the method declares that it uses them."""
+
+    index: int
+    first: int
+    total: int
+    class_ids: tuple[int, ...]
+    train: TaskData
+    past: tuple[TaskData, ...] = ()
+
+
+class TaskStream:
+    """The tasks of one run. `order`: original class ids as they arrive; `sizes`: classes per task."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        init_cls: int,
+        increment: int,
+        seed: int,
+        image_size: int,
+        class_order_seed: int | None = None,
+        shuffle: bool = True,
+        num_workers: int = 0,
+    ):
+        """`seed` is the run's; the class order follows `class_order_seed` if given. Raises ValueError for an
+        impossible split."""
+        count = len(dataset.class_names)
+        self.sizes = task_sizes(count, init_cls, increment)
+        self.order = class_order(count, seed if class_order_seed is None else class_order_seed, shuffle)
+        self.class_names = [dataset.class_names[c] for c in self.order]
+        pair = transforms.build(dataset.transforms, image_size)
+        self._train = _Source(dataset.train, *pair, seed=seed, num_workers=num_workers)
+        self._test = _Source(dataset.test, *pair, seed=seed, num_workers=num_workers)
+        for part, source in (("training", self._train), ("test", self._test)):
+            absent = set(range(count)) - set(np.unique(source.images.labels).tolist())
+            if absent:
+                names = ", ".join(dataset.class_names[c] for c in sorted(absent)[:10])
+                raise ValueError(
+                    f"dataset {dataset.name}: no {part} images for {len(absent)} of {count} classes: {names}"
+                )
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def task(self, index: int, with_past: bool = False) -> Task:
+        """Task `index` with its training data, and those of the tasks before it on request."""
+        span = self._span(index)
+        past = tuple(self._data(self._train, earlier, index) for earlier in range(index)) if with_past else ()
+        train = self._data(self._train, index, index)
+        return Task(index, span.start, span.stop, tuple(self.order[span.start : span.stop]), train, past)
+
+    def test(self, index: int) -> TaskData:
+        """The test samples of task `index`'s own classes. Only the runner calls this, never a learner."""
+        return self._data(self._test, index, index)
+
+    def _span(self, index: int) -> range:
+        if not 0 <= index < len(self.sizes):
+            raise IndexError(f"task {index} of {len(self.sizes)}")
+        first = sum(self.sizes[:index])
+        return range(first, first + self.sizes[index])
+
+    def _data(self, source: _Source, index: int, used_in: int) -> TaskData:
+        """Samples of task `index`'s classes in the data set's order, with the random draws of task `used_in`."""
+        arrival = np.full(len(self.order), -1, dtype=np.int64)
+        arrival[[self.order[k] for k in self._span(index)]] = list(self._span(index))
+        labels = arrival[source.images.labels]
+        rows = np.flatnonzero(labels >= 0)
+        return TaskData(source, used_in, rows, torch.from_numpy(labels[rows]))

@@ -1,0 +1,159 @@
+"""From stored pixels to network input: uint8 RGB of any size to float32 [B, 3, size, size] in [0, 1].
+
+Every random draw of a sample comes from that sample's own seed, so the result depends neither on the batch a sample is
+in nor on the process that decodes it. Mean and deviation are not applied here: normalisation belongs to the backbone.
+Legend: B batch, H and W stored height and width, S side of the network's input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+KINDS = ("small", "cifar", "imagenet")
+# Range of the "small" augmentation; no flips, which would turn characters into others.
+ROTATION_DEGREES, SCALE_RANGE, SHIFT_SHARE = 10.0, 0.1, 0.0625
+
+
+class Transform(Protocol):
+    """Maps B images uint8 [3, H, W] and their seeds uint64 [B] to float32 [B, 3, S, S] in [0, 1].
+
+    `batched` ones work on a whole tensor at once and are so cheap that worker processes would only slow them down."""
+
+    batched: bool
+
+    def __call__(self, images: torch.Tensor | Sequence[torch.Tensor], seeds: np.ndarray) -> torch.Tensor: ...
+
+
+def build(kind: str, size: int) -> tuple[Transform, Transform]:
+    """The training and the test transform of a kind, for inputs of `size` pixels.
+
+    small: for the embedded 32-pixel sets; a mild rotation, scaling and shift in training, nothing in the test.
+    cifar: LAMDA-PILOT's (`utils/data.py`, iCIFAR100): random crop with padding 4, flip, brightness 63/255; test
+    nothing. imagenet: SEMA-CL's (`utils/data.py`, build_transform): random resized crop (5 to 100 percent of the area)
+    and flip; test bicubic to 256/224 of the size, then the centre. SEMA-CL resizes PIL images; we resize uint8 tensors
+    with antialiasing, which is Pillow's method up to rounding (within 1 of 255 but for rare pixels).
+    Where `small` and `cifar` images differ from `size` they are resized last, bilinear with antialiasing.
+    Raises ValueError for an unknown kind."""
+    if kind == "small":
+        return BatchAffine(size), BatchResize(size)
+    if kind not in KINDS:
+        raise ValueError(f"transforms {kind!r} are not known; known are {', '.join(KINDS)}")
+    from torchvision.transforms import InterpolationMode, v2
+
+    to_float = v2.ToDtype(torch.float32, scale=True)
+    if kind == "cifar":
+        jitter = v2.ColorJitter(brightness=63 / 255)
+        fit = [] if size == 32 else [v2.Resize((size, size), antialias=True)]
+        train = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), jitter, *fit, to_float]
+        return PerSample(v2.Compose(train)), BatchResize(size)
+    crop = v2.RandomResizedCrop(size, scale=(0.05, 1.0), ratio=(3 / 4, 4 / 3), antialias=True)
+    shorter = v2.Resize(int((256 / 224) * size), interpolation=InterpolationMode.BICUBIC, antialias=True)
+    train = [crop, v2.RandomHorizontalFlip(), to_float]
+    return PerSample(v2.Compose(train)), PerSample(v2.Compose([shorter, v2.CenterCrop(size), to_float]))
+
+
+def sample_seeds(base: int, rows: np.ndarray) -> np.ndarray:
+    """One seed per sample, uint64 [B], from a base seed and the samples' row numbers int64 [B]."""
+    with np.errstate(over="ignore"):
+        return _mix(np.uint64(base) + _mix(rows.astype(np.uint64)))
+
+
+def uniforms(seeds: np.ndarray, count: int) -> np.ndarray:
+    """`count` uniform numbers in [0, 1) for every seed uint64 [B]: float64 [B, count].
+
+    Counter-based (the splitmix64 finaliser of Steele, Lea and Flood, OOPSLA 2014): a draw depends on its seed and its
+    position only, and a whole batch costs microseconds."""
+    steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    with np.errstate(over="ignore"):
+        return (_mix(seeds[:, None] + steps) >> np.uint64(11)) * 2.0**-53
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _as_float(images: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
+    batch = images if isinstance(images, torch.Tensor) else torch.stack(list(images))
+    return batch.float() / 255
+
+
+def _resized(batch: torch.Tensor, size: int) -> torch.Tensor:
+    if batch.shape[-2:] == (size, size):
+        return batch
+    return F.interpolate(batch, size=(size, size), mode="bilinear", antialias=True).clamp_(0, 1)
+
+
+class BatchResize:
+    """To float and to the wanted size, nothing random; all images of a batch have the same size."""
+
+    batched = True
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def __call__(self, images: torch.Tensor | Sequence[torch.Tensor], seeds: np.ndarray) -> torch.Tensor:
+        return _resized(_as_float(images), self.size)
+
+
+class BatchAffine:
+    """A mild random rotation (10 degrees), scaling (10 percent) and shift (1/16 of the side, 2 of 32 pixels) on black.
+
+    One grid_sample per batch: torchvision's RandomAffine on one 32-pixel image after the other takes ten times as
+    long."""
+
+    batched = True
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def __call__(self, images: torch.Tensor | Sequence[torch.Tensor], seeds: np.ndarray) -> torch.Tensor:
+        batch = _as_float(images)
+        grid = _affine_grid(uniforms(seeds, 4) * 2 - 1, *batch.shape[-2:])
+        moved = F.grid_sample(batch, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        return _resized(moved.clamp_(0, 1), self.size)
+
+
+def _affine_grid(draws: np.ndarray, height: int, width: int) -> torch.Tensor:
+    """Draws [B, 4] in [-1, 1) (angle, scale, shift x, shift y) to the sampling grid float32 [B, H, W, 2].
+
+    The inverse map is written out elementwise: a matrix product may round differently for another batch size."""
+    angle = [math.radians(ROTATION_DEGREES) * float(a) for a in draws[:, 0]]
+    zoom = [1 / (1 + SCALE_RANGE * float(s)) for s in draws[:, 1]]
+    cos = torch.tensor([z * math.cos(a) for a, z in zip(angle, zoom, strict=True)])[:, None, None]
+    sin = torch.tensor([z * math.sin(a) for a, z in zip(angle, zoom, strict=True)])[:, None, None]
+    shift = torch.from_numpy(draws[:, 2:] * (2 * SHIFT_SHARE)).float()[:, :, None, None]
+    y = ((torch.arange(height) + 0.5) * (2 / height) - 1)[None, :, None] - shift[:, 1]
+    x = ((torch.arange(width) + 0.5) * (2 / width) - 1)[None, None, :] - shift[:, 0]
+    return torch.stack((cos * x + sin * y, cos * y - sin * x), dim=-1)
+
+
+class PerSample:
+    """Runs a torchvision transform on one image after the other, each from its own seed.
+
+    torchvision draws from torch's global CPU generator, so that one is seeded for each image and put back afterwards.
+    Only that one: `torch.manual_seed` would reseed the GPU's generators as well, which nobody puts back."""
+
+    batched = False
+
+    def __init__(self, transform: Callable[[torch.Tensor], torch.Tensor]):
+        self.transform = transform
+
+    def __call__(self, images: torch.Tensor | Sequence[torch.Tensor], seeds: np.ndarray) -> torch.Tensor:
+        generator = torch.default_generator
+        before = generator.get_state()
+        results = []
+        try:
+            for image, seed in zip(images, seeds, strict=True):
+                generator.manual_seed(int(seed) >> 1)  # torch's seeds are signed
+                results.append(self.transform(image))
+        finally:
+            generator.set_state(before)
+        return torch.stack(results)
