@@ -55,12 +55,6 @@ class Descriptor(nn.Module):
         self.record.copy_(record)
         self.count.fill_(filled)
 
-    @torch.no_grad()
-    def forget(self) -> None:
-        """Empties the record."""
-        self.record.zero_()
-        self.count.zero_()
-
     def z_scores(self, losses: Tensor, std_floor: float = 0.0) -> Tensor:
         """(loss - mean) / std of the record: [B] -> [B], signed, zeros while 2 or fewer losses are recorded.
 

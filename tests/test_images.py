@@ -129,6 +129,11 @@ def test_vanished_file(tmp_path):
         decode(tmp_path / "gone.png")
 
 
+def test_a_file_that_cannot_be_opened(tmp_path):
+    with pytest.raises(ValueError, match="cannot be read: Is a directory"):
+        decode(tmp_path)
+
+
 def test_sets_agree(tmp_path):
     values = np.random.RandomState(0).randint(0, 256, (3, 3, 5, 4), dtype=np.uint8)
     paths = [save(tmp_path / f"{k}.png", Image.fromarray(v.transpose(1, 2, 0))) for k, v in enumerate(values)]

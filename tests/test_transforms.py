@@ -23,7 +23,7 @@ def test_output_is_float_in_the_unit_range(kind, size):
     for transform in transforms.build(kind, size):
         result = transform(noise(4), seeds(4))
         assert result.dtype == torch.float32 and result.shape == (4, 3, size, size)
-        assert 0 <= result.min() and 0.5 < result.max() <= 1
+        assert result.min() >= 0 and 0.5 < result.max() <= 1
 
 
 @pytest.mark.parametrize(("kind", "size"), KINDS)
@@ -94,7 +94,7 @@ def test_imagenet_test_is_close_to_pillow():
     pillow = v2.functional.to_pil_image(smooth).resize((85, 64), Image.Resampling.BICUBIC)
     expected = v2.functional.center_crop(v2.functional.pil_to_tensor(pillow), [56, 56]).float() / 255
     result = transforms.build("imagenet", 56)[1]([smooth], seeds(1))[0]
-    assert (result - expected).abs().max() <= 2 / 255
+    assert (result - expected).abs().max() <= 1.01 / 255
 
 
 def test_affine_without_a_move_is_the_identity():
@@ -124,7 +124,7 @@ def test_affine_moves_the_way_it_says():
 
 def test_uniforms_are_fixed_and_uniform():
     values = transforms.uniforms(transforms.sample_seeds(1993, np.arange(20_000)), 4)
-    assert values.shape == (20_000, 4) and 0 <= values.min() and values.max() < 1
+    assert values.shape == (20_000, 4) and values.min() >= 0 and values.max() < 1
     assert np.abs(values.mean(0) - 0.5).max() < 0.01 and np.abs(values.std(0) - 12**-0.5).max() < 0.01
     assert np.abs(np.corrcoef(values.T) - np.eye(4)).max() < 0.03
     # splitmix64 from state 0, as in its authors' reference program

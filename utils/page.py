@@ -34,7 +34,8 @@ figcaption { color: var(--soft); font-size: .9rem; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { text-align: right; padding: .2rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 600; white-space: nowrap; }
-.names th, .names td { text-align: left; overflow-wrap: anywhere; }
+.names td { text-align: left; overflow-wrap: anywhere; }
+.names td:first-child { white-space: nowrap; }
 summary { cursor: pointer; margin: .5rem 0; }
 """.strip()
 

@@ -88,20 +88,24 @@ def accuracy_matrix(results: Mapping[str, Any]) -> Figure:
         table[t, : len(row)] = [math.nan if value is None else value for value in row]
     figure = _figure(min(6.2, 1.6 + 0.5 * tasks))
     axes = figure.add_subplot()
-    image = axes.imshow(table, vmin=0, vmax=100, cmap="viridis", aspect="auto")
+    edges = np.arange(tasks + 1) - 0.5
+    # a mesh, not imshow: its cells stay vectors in the SVG; edges in the cells' colour leave no hairlines between them
+    image = axes.pcolormesh(edges, edges, table, vmin=0, vmax=100, cmap="viridis", edgecolors="face", linewidth=0.3)
+    axes.invert_yaxis()
     _style(axes, "accuracy on the classes of task", "after task")
     axes.spines[:].set_visible(False)
     _task_ticks(axes, tasks)
     axes.set_yticks(axes.get_xticks(), [label.get_text() for label in axes.get_xticklabels()])
     digits, size = (1, 9) if tasks <= 10 else (0, 8 if tasks <= 16 else 7)
     for (t, k), value in np.ndenumerate(table):
-        if tasks <= 25 and not math.isnan(value):
+        if not math.isnan(value):
             colour = "black" if value > 55 else "white"  # viridis turns light there
             axes.text(k, t, number(value, digits), ha="center", va="center", fontsize=size, color=colour)
     bar = figure.colorbar(image, ax=axes, label="percent", fraction=0.04, pad=0.02)
     bar.ax.tick_params(colors=INK)
     bar.ax.yaxis.label.set_color(INK)
     bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.solids.set(rasterized=False, edgecolor="face")  # type: ignore[union-attr]
     return figure
 
 
@@ -185,12 +189,13 @@ def detections(rows: Rows) -> Figure | None:
         x = [i for i, row in enumerate(own) for _ in row["scores"]]
         y = [score for row in own for score in row["scores"]]
         axes = figure.add_subplot(len(layers), 1, panel + 1)
-        axes.scatter(x, y, s=14, color=COLOURS[0], label="score of an adapter")
+        many = len(y) > 1000  # then smaller dots, and in the SVG one embedded image instead of thousands of elements
+        axes.scatter(x, y, s=3 if many else 14, color=COLOURS[0], rasterized=many, label="score of an adapter")
         if grown := [i for i, row in enumerate(own) if row["expanded"]]:
             lowest = [min(own[i]["scores"]) for i in grown]
-            axes.scatter(grown, lowest, s=80, facecolors="none", edgecolors=COLOURS[1], label="expanded")
+            axes.scatter(grown, lowest, s=80, facecolors="none", edgecolors=COLOURS[1], zorder=4, label="expanded")
         limits = [row["threshold"] for row in own]
-        axes.step(range(len(own)), limits, where="mid", color=COLOURS[2], linewidth=1.2, label="threshold")
+        axes.step(range(len(own)), limits, where="mid", color=COLOURS[2], linewidth=1.2, zorder=3, label="threshold")
         if len(own) == 1:  # a step of one point is invisible
             axes.axhline(limits[0], color=COLOURS[2], linewidth=1.2)
         _style(axes, "detections (tasks above)" if panel + 1 == len(layers) else "", f"layer {layer}")

@@ -34,10 +34,10 @@ def build(kind: str, size: int) -> tuple[Transform, Transform]:
     """The training and the test transform of a kind, for inputs of `size` pixels.
 
     small: for the embedded 32-pixel sets; a mild rotation, scaling and shift in training, nothing in the test.
-    cifar: LAMDA-PILOT's (`utils/data.py`, iCIFAR100): random crop with padding 4, flip, brightness 63/255; test
-    nothing. imagenet: SEMA-CL's (`utils/data.py`, build_transform): random resized crop (5 to 100 percent of the area)
-    and flip; test bicubic to 256/224 of the size, then the centre. SEMA-CL resizes PIL images; we resize uint8 tensors
-    with antialiasing, which is Pillow's method up to rounding (within 1 of 255 but for rare pixels).
+    cifar: LAMDA-PILOT's (`utils/data.py`, iCIFAR100): random crop with padding 4, flip, brightness 63/255; no test one.
+    imagenet: SEMA-CL's (`utils/data.py`, build_transform): random resized crop (5 to 100 percent of the area) and flip;
+    test bicubic to 256/224 of the size, then the centre. SEMA-CL resizes PIL images; we resize uint8 tensors with
+    antialiasing, which is Pillow's method: no value differs by more than 1 of 255, and under 1 percent do.
     Where `small` and `cifar` images differ from `size` they are resized last, bilinear with antialiasing.
     Raises ValueError for an unknown kind."""
     if kind == "small":

@@ -1,0 +1,73 @@
+"""Toy parts that many tests share: a tiny random ViT, a tiny data set of coloured noise, a learner over both."""
+
+import numpy as np
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+import models
+from backbone.vit import SlottedViT
+from models.base import SeededInit
+from utils.data import Dataset
+from utils.data.images import ImageArray
+from utils.runtime import RunLog
+from utils.tasks import TaskStream
+
+torch.set_num_threads(1)  # toy sizes: a second thread only costs
+
+
+def toy_backbone(seed: int = 0, **other) -> SlottedViT:
+    """Depth 3, width 16, 8-pixel images in 4 patches, class token."""
+    torch.manual_seed(seed)
+    sizes = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2, "num_classes": 0, **other}
+    return SlottedViT(VisionTransformer(**sizes))
+
+
+def toy_dataset(classes: int = 6, train: int = 10, test: int = 4, seed: int = 0) -> Dataset:
+    """Each class is its own mean colour and pattern plus noise: easy, but not trivial."""
+    rng = np.random.default_rng(seed)
+    centres = rng.uniform(40, 215, (classes, 3, 8, 8))
+
+    def draw(count: int) -> ImageArray:
+        labels = np.repeat(np.arange(classes), count)
+        images = centres[labels] + rng.normal(0, 25, (len(labels), 3, 8, 8))
+        return ImageArray(images.clip(0, 255).astype(np.uint8), labels)
+
+    return Dataset("toy", [f"class {c}" for c in range(classes)], draw(train), draw(test), "small")
+
+
+def toy_stream(dataset: Dataset | None = None, *, init_cls=2, increment=2, seed=1, **other) -> TaskStream:
+    return TaskStream(
+        dataset or toy_dataset(), init_cls=init_cls, increment=increment, seed=seed, image_size=8, **other
+    )
+
+
+# Small settings that let any method run on the toy set; keys a method does not have are left out.
+TOY_SETTINGS = {
+    "dataset": "digits", "init_cls": 2, "increment": 2, "batch_size": 8, "init_lr": 0.05, "epochs": 2, "func_epoch": 2,
+    "rd_epoch": 2, "rd_lr": 0.01, "ffn_num": 2, "rd_dim": 4, "buffer_size": 30, "detect_batch_size": 8,
+    "exp_threshold": 0.5, "adapt_start_layer": 1, "adapt_end_layer": 2,
+}  # fmt: skip
+
+
+def toy_settings(method: str, **other):
+    schema = models.settings_of(method)
+    values = {k: v for k, v in (TOY_SETTINGS | other).items() if k in schema.model_fields}
+    return schema(model_name=method, **values)
+
+
+@pytest.fixture
+def log(tmp_path):
+    with RunLog(tmp_path / "run", console=False) as made:
+        yield made
+
+
+@pytest.fixture
+def toy_learner(log):
+    """Builds a learner of any method: toy_learner("sema", exp_threshold=1)."""
+
+    def build(method: str, *, num_classes: int = 6, seed: int = 1, backbone: SlottedViT | None = None, **settings):
+        cfg = toy_settings(method, **settings)
+        return models.learner_of(method)(cfg, backbone or toy_backbone(), num_classes, SeededInit(seed), log)
+
+    return build

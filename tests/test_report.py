@@ -1,0 +1,252 @@
+"""The record of a run, results.json and the console's text."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from utils import report
+from utils.metrics import Score
+from utils.report import RunRecord, banner, number, results_json, seed_table, task_table, write_json
+
+ROOT = Path(__file__).resolve().parent.parent
+SECONDS = {"train": 2.0, "detect": 0.5, "evaluate": 0.25}
+
+# design.md, section 2, and the top-5 curve
+FIELDS = [
+    "model_name",
+    "dataset",
+    "seed",
+    "class_order",
+    "task_classes",
+    "accuracy_matrix",
+    "top1_curve",
+    "top5_curve",
+    "last_accuracy",
+    "average_accuracy",
+    "final_task_mean",
+    "forgetting",
+    "backward_transfer",
+    "task_oracle_accuracy",
+    "adapters_per_layer",
+    "trainable_parameters",
+    "total_parameters",
+    "selection_history",
+    "test_evaluations",
+    "seconds",
+    "images_per_second",
+    "peak_memory_bytes",
+]
+
+
+def add(record, scores, adapters=None, **more):
+    record.add_task(
+        scores,
+        adapters_per_layer={9: 1} if adapters is None else adapters,
+        trainable_parameters=10,
+        total_parameters=1000,
+        seconds=SECONDS,
+        images=300,
+        **more,
+    )
+
+
+def small():
+    """Two tasks of 2 and 3 classes with 10 and 30 test samples."""
+    record = RunRecord("sema", "digits", 7, [4, 0, 1, 3, 2], [[4, 0], [1, 3, 2]])
+    add(record, [Score(10, 9, None, 10)], peak_memory_bytes=900)
+    later = {9: 2, 10: 1}
+    add(
+        record,
+        [Score(10, 8, 10, 9), Score(30, 24, 29, 27)],
+        later,
+        selection={"kept": np.int64(1)},
+        peak_memory_bytes=8,
+    )
+    return record
+
+
+def many(tasks, layers=12):
+    record = RunRecord("sema", "glyphs", 1, list(range(tasks)), [[t] for t in range(tasks)])
+    for t in range(tasks):
+        add(record, [Score(10, 10 - k % 3, None, 10) for k in range(t + 1)], dict.fromkeys(range(layers), t + 1))
+    return record
+
+
+# ---------------------------------------------------------------- results.json
+
+
+def test_results_are_the_hand_worked_ones():
+    results = results_json(small())
+    assert list(results) == FIELDS
+    assert results["accuracy_matrix"] == [[90.0], [80.0, 80.0]]
+    assert results["top1_curve"] == [90.0, 80.0]
+    assert results["top5_curve"] == [None, 100 * 39 / 40]
+    assert results["last_accuracy"] == 80.0
+    assert results["average_accuracy"] == pytest.approx(85.0, abs=1e-12)
+    assert results["final_task_mean"] == 80.0
+    assert results["forgetting"] == pytest.approx(10.0, abs=1e-12)
+    assert results["backward_transfer"] == pytest.approx(-10.0, abs=1e-12)
+    assert results["task_oracle_accuracy"] == 90.0
+    assert results["adapters_per_layer"] == [{"9": 1}, {"9": 2, "10": 1}]
+    assert results["trainable_parameters"] == [10, 10] and results["total_parameters"] == [1000, 1000]
+    assert results["selection_history"] == [{"kept": 1}]
+    assert results["test_evaluations"] == 2
+    assert results["seconds"] == [SECONDS, SECONDS]
+    assert results["images_per_second"] == 150.0
+    assert results["peak_memory_bytes"] == 900
+    assert results["class_order"] == [4, 0, 1, 3, 2] and results["task_classes"] == [[4, 0], [1, 3, 2]]
+    assert json.loads(json.dumps(results, allow_nan=False)) == results
+
+
+def test_results_before_any_task_and_without_samples():
+    record = RunRecord("joint", "folder", 0, [0], [[0]])
+    empty = results_json(record)
+    assert empty["accuracy_matrix"] == [] and empty["last_accuracy"] is None and empty["images_per_second"] is None
+    record.add_task(
+        [Score(0, 0, None, 0)],
+        adapters_per_layer={}, trainable_parameters=0, total_parameters=0, seconds={}, images=0,
+    )  # fmt: skip
+    nothing = results_json(record)
+    assert nothing["accuracy_matrix"] == [[None]] and nothing["top1_curve"] == [None] == nothing["top5_curve"]
+    assert nothing["task_oracle_accuracy"] is None and nothing["forgetting"] is None
+    assert nothing["seconds"] == [{"train": 0.0, "detect": 0.0, "evaluate": 0.0}]
+    json.dumps(nothing, allow_nan=False)
+    assert "accuracy        -" in task_table(record)
+
+
+def test_record_survives_a_checkpoint_and_does_not_share_its_lists():
+    record = small()
+    data = record.to_dict()
+    again = RunRecord.from_dict(json.loads(json.dumps(data)))
+    assert again == record and results_json(again) == results_json(record)
+    twin = RunRecord.from_dict(data)
+    twin.correct[0].append(5)
+    assert data == record.to_dict()
+    with pytest.raises(ValueError, match=r"not a run record: fields \['seed', 'sead'\]|\['sead', 'seed'\]"):
+        RunRecord.from_dict({("sead" if key == "seed" else key): value for key, value in data.items()})
+
+
+def test_record_refuses_what_does_not_fit():
+    record = small()
+    with pytest.raises(ValueError, match="task 2 of 2 needs 3 scores"):
+        add(record, [Score(1, 1, None, 1)] * 3)
+    record = RunRecord("sema", "digits", 7, [0, 1], [[0], [1]])
+    with pytest.raises(ValueError, match="task 0 of 2 needs 1 scores, got 2"):
+        add(record, [Score(1, 1, None, 1)] * 2)
+    add(record, [Score(10, 1, None, 1)])
+    with pytest.raises(ValueError, match="test sets changed size"):
+        add(record, [Score(11, 1, None, 1), Score(10, 1, None, 1)])
+    with pytest.raises(ValueError, match="unknown phases"):
+        record.add_task(
+            [Score(10, 1, None, 1)] * 2,
+            adapters_per_layer={}, trainable_parameters=0, total_parameters=0, seconds={"test": 1}, images=0,
+        )  # fmt: skip
+    assert len(record.correct) == 1
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_write_json_is_strict_and_leaves_the_old_file(tmp_path):
+    path = tmp_path / "results.json"
+    write_json(path, {"a": torch.tensor([1, 2]), "b": None, "c": "ü"})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"a": [1, 2], "b": None, "c": "ü"}
+    with pytest.raises(ValueError, match=r"results\.json: field 'a\.b\[1\]' is nan"):
+        write_json(path, {"a": {"b": [0.0, float("nan")]}})
+    assert json.loads(path.read_text(encoding="utf-8"))["c"] == "ü"
+    assert os.listdir(tmp_path) == ["results.json"]
+
+
+def test_write_replaces_in_one_step(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    write_json(path, {"old": 1})
+
+    def fail(source, target):
+        assert json.loads(Path(source).read_text()) == {"new": 1}  # complete before it takes the name
+        raise OSError("disk gone")
+
+    monkeypatch.setattr(report.os, "replace", fail)
+    with pytest.raises(OSError, match="disk gone"):
+        write_json(path, {"new": 1})
+    assert json.loads(path.read_text()) == {"old": 1}
+    assert os.listdir(tmp_path) == ["results.json"]
+
+
+# ---------------------------------------------------------------- text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "-"), (-0.001, "0.00"), (12.345678, "12.35"), (100, "100.00"), (-4.0, "-4.00")]
+)
+def test_number(value, text):
+    assert number(value) == text
+
+
+def test_banner_names_everything():
+    text = banner(
+        method="sema",
+        data="digits, 10 classes in 5 tasks " + "2 " * 60,
+        backbone="vit_embedded",
+        weights="embedded sha256:0123abcd",
+        device="cpu",
+        seeds=[1993, 1],
+        trainable=1234,
+        total=100000,
+        folder=Path("logs") / "x" / ("y" * 120),
+    )
+    for part in ("sema", "digits", "vit_embedded", "sha256:0123abcd", "cpu", "1993 1", "1,234 of 100,000", "1.23 %"):
+        assert part in text
+    *lines, folder, rule = text.splitlines()
+    assert folder == "run folder  " + str(Path("logs") / "x" / ("y" * 120))  # whole, to be copied
+    assert max(map(len, [*lines, rule])) <= 100
+
+
+def test_task_table():
+    assert task_table(small()).splitlines() == [
+        "after task 2/2: 3 new classes, 5 seen, 0:03",
+        "  task            1      2",
+        "  accuracy    80.00  80.00",
+        "  last 80.00   average 85.00   forgetting 10.00",
+        "  adapters  layer 9: 2, layer 10: 1",
+    ]
+
+
+@pytest.mark.parametrize("tasks", [1, 12, 13, 20, 100])
+def test_task_table_stays_within_100_columns(tasks):
+    text = task_table(many(tasks))
+    assert max(map(len, text.splitlines())) <= 100
+    numbers = [int(n) for line in text.splitlines() if line.startswith("  task") for n in line.split()[1:]]
+    assert numbers == list(range(1, tasks + 1))
+    shown = [n for line in text.splitlines() if line.startswith("  accuracy") for n in line.split()[1:]]
+    assert shown == [f"{100 - 10 * (k % 3):.2f}" for k in range(tasks)]
+    layers = [part for line in text.split("adapters")[1].splitlines() for part in line.strip(" ,").split(", ")]
+    assert layers == [f"layer {layer}: {tasks}" for layer in range(12)]
+
+
+def test_seed_table():
+    first, second = results_json(small()), results_json(small())
+    second.update(seed=8, last_accuracy=84.0, forgetting=None)
+    lines = seed_table([first, second], Path("logs/run")).splitlines()
+    cells = {line.split()[0]: line.split()[1:] for line in lines}
+    assert lines[0] == "sema on digits, 2 tasks (percent)"
+    assert cells["7"] == ["80.00", "85.00", "80.00", "10.00", "-10.00", "90.00", "0:06"]
+    assert cells["8"][0] == "84.00" and cells["8"][3] == "-"
+    assert cells["mean"][0] == "82.00" and cells["std"][0] == "2.83"
+    assert cells["mean"][3] == "10.00" and cells["std"][3] == "-"
+    assert cells["n"] == ["2", "2", "2", "1", "2", "2"]
+    assert lines[-1] == f"run folder: {Path('logs/run')}"
+    assert max(map(len, lines)) <= 100
+    assert seed_table([]) == "no finished seeds"
+
+
+def test_imports_are_light():
+    heavy = "{'torch', 'matplotlib', 'torchvision', 'sklearn'}"
+    for module in ("metrics", "report", "plots", "page"):
+        code = f"import sys, utils.{module}; assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

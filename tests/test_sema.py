@@ -1,0 +1,181 @@
+"""SEMA's own rules and each named correction: that it does what it says, and that the default does not."""
+
+import json
+
+import pytest
+import torch
+from conftest import toy_stream
+
+
+def learned(learner, stream, tasks):
+    for index in range(tasks):
+        learner.begin_task()
+        learner.learn(stream.task(index))
+        learner.consolidate(stream.task(index))
+    return learner
+
+
+def rows(learner, kind):
+    lines = (learner.log.folder / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["kind"] == kind]
+
+
+def test_first_task_has_one_adapter_in_every_layer_and_parts_only_in_range(toy_learner):
+    learner = toy_learner("sema")
+    assert learner.adapters_per_layer() == [1, 1, 1]
+    assert [len(learner._layer(n).descriptors) for n in range(3)] == [0, 1, 1]
+    assert [len(learner._layer(n).columns) for n in range(3)] == [0, 1, 1]
+
+
+def test_a_threshold_out_of_reach_trains_the_head_alone(toy_learner):
+    stream = toy_stream()
+    learner = learned(toy_learner("sema", exp_threshold=1e9), stream, 1)
+    before = {k: v.clone() for k, v in learner.own_state().items()}
+    learner.begin_task()
+    learner.learn(stream.task(1))
+    changed = {k for k, v in learner.own_state().items() if not torch.equal(v, before[k])}
+    assert changed == {"head.weight", "head.bias"}
+    assert {id(p) for p in learner.head.parameters()} == set(learner.trained)
+
+
+def test_an_expansion_leaves_old_adapters_descriptors_and_columns_untouched(toy_learner):
+    stream = toy_stream()
+    learner = learned(toy_learner("sema", exp_threshold=0.0), stream, 1)
+    before = {k: v.clone() for k, v in learner.own_state().items() if not k.startswith("head")}
+    learner.begin_task()
+    learner.learn(stream.task(1))
+    assert learner.adapters_per_layer() == [1, 2, 2]  # at most one a layer and task, lowest layer first
+    assert [(r["layer"], r["adapter"]) for r in rows(learner, "expand")] == [(1, 1), (2, 1)]
+    assert all(torch.equal(v, learner.own_state()[k]) for k, v in before.items())
+
+
+def test_one_func_phase_and_one_rd_phase_for_each_expansion(toy_learner):
+    stream = toy_stream()
+    learner = learned(toy_learner("sema", exp_threshold=0.0, func_epoch=1, rd_epoch=1), stream, 2)
+    assert [(r["task"], r["phase"]) for r in rows(learner, "epoch")] == [
+        (0, "func"), (0, "rd"), (1, "func 1"), (1, "rd 1"), (1, "func 2"), (1, "rd 2"),
+    ]  # fmt: skip
+
+
+def test_descriptor_training_needs_no_gradient_through_the_network(toy_learner):
+    learner = toy_learner("sema")
+    learned(learner, toy_stream(), 1)
+    descriptor = learner._layer(1).descriptors[0]
+    assert int(descriptor.count) == 30  # 2+2 epochs of 20 images fill a record of 30
+
+
+def test_router_column_of_the_first_adapter(toy_learner):
+    def moved(flag):
+        stream = toy_stream()
+        learner = learned(toy_learner("sema", exp_threshold=0.0, weight_decay=0.0, train_first_router_column=flag), stream, 1)
+        before = learner._layer(1).columns[0].weight.clone()
+        learned_more = learner.learn(stream.task(1))
+        assert learned_more is None
+        return not torch.equal(before, learner._layer(1).columns[0].weight)
+
+    assert not moved(False) and moved(True)
+
+
+def scored(learner, scores):
+    """Makes the scan see these per-batch scores, the same for layers 1 and 2."""
+    feed = iter(scores)
+
+    def fake(images):
+        value = next(feed, 0.0)
+        return {1: torch.tensor([value]), 2: torch.tensor([0.0])}
+
+    learner.scores = fake
+    return learner
+
+
+@pytest.mark.parametrize(("scope", "grows"), [("batch", True), ("task", False)])
+def test_one_strange_partial_batch_expands_only_batchwise(scope, grows, toy_learner):
+    stream = toy_stream()  # 20 images: batches of 8, 8, 4
+    learner = learned(toy_learner("sema", detect_scope=scope, exp_threshold=2.0, func_epoch=1, rd_epoch=1), stream, 1)
+    scored(learner, [0.0, 0.0, 3.0]).learn(stream.task(1))  # mean over samples: 3 * 4 / 20 = 0.6
+    assert learner.adapters_per_layer() == ([1, 2, 1] if grows else [1, 1, 1])
+
+
+def test_task_scope_averages_over_samples(toy_learner):
+    stream = toy_stream()
+    learner = toy_learner("sema", detect_scope="task")
+    (only,) = scored(learner, [1.0, 2.0, 6.0])._scan(stream.task(0), 0, set())
+    assert only[1].item() == pytest.approx((1 * 8 + 2 * 8 + 6 * 4) / 20)
+
+
+@pytest.mark.parametrize(("sign", "expected"), [("absolute", 5.0), ("signed", -5.0)])
+def test_better_reconstruction_counts_as_shift_only_in_absolute_scores(sign, expected, toy_learner):
+    learner = toy_learner("sema", detect_sign=sign)
+    descriptor = learner._layer(1).descriptors[0]
+    images = next(iter(toy_stream().task(0).train.batches(4)))[0]
+    with torch.no_grad():
+        loss = descriptor(learner.backbone.eval().mean_tokens(images, [1])[1])
+        descriptor.z_scores = lambda losses, floor: torch.full_like(losses, -5.0)
+    assert loss.shape == (4,)
+    assert learner.scores(images)[1].tolist() == [expected]
+
+
+def test_std_floor_keeps_a_constant_record_from_dividing_by_zero(toy_learner):
+    images = next(iter(toy_stream().task(0).train.batches(4)))[0]
+    for floor, finite in ((0.0, False), (0.5, True)):
+        learner = toy_learner("sema", detect_std_floor=floor)
+        learner._layer(1).descriptors[0].observe([torch.full((30,), 2.0)])
+        assert bool(torch.isfinite(learner.scores(images)[1]).all()) is finite
+
+
+def test_records_of_the_trained_descriptor_alone(toy_learner):
+    stream = toy_stream()
+    learner = learned(toy_learner("sema", record_when="end", buffer_size=20), stream, 1)
+    descriptor = learner._layer(1).descriptors[0]
+    with torch.no_grad():
+        losses = [
+            descriptor(learner.backbone.eval().mean_tokens(images, [1])[1])
+            for images, *_ in stream.task(0).train.batches(8, stream="record")
+        ]
+    assert torch.equal(descriptor.record, torch.cat(losses))
+    mixed = learned(toy_learner("sema", buffer_size=20), stream, 1)._layer(1).descriptors[0]
+    assert mixed.record.mean() > descriptor.record.mean()  # early training losses are in it
+
+
+def test_weight_decay_on_head_rows_of_other_tasks(toy_learner):
+    def rows_of(flag):
+        stream = toy_stream()
+        learner = learned(toy_learner("sema", exp_threshold=1e9, decay_other_rows=flag, weight_decay=0.1), stream, 1)
+        before = learner.head.weight.clone()
+        learner.learn(stream.task(1))
+        same = [torch.equal(a, b) for a, b in zip(before, learner.head.weight, strict=True)]
+        return same
+
+    assert rows_of(True) == [False] * 6
+    assert rows_of(False) == [True, True, False, False, True, True]
+
+
+def test_adapter_scale_and_dropout_are_applied_when_asked_for(toy_learner):
+    learner = toy_learner("sema", ffn_adapter_scalar=0.1, ffn_adapter_dropout=0.5)
+    slot = learner._layer(1)
+    torch.nn.init.normal_(slot.adapters[0].up_proj.weight)
+    x = torch.randn(2, 5, 16)
+    learner.eval()
+    plain = slot(x)
+    slot.adapters[0].scale = 1.0
+    torch.testing.assert_close(slot(x), 10 * plain)
+    learner.train()
+    assert not torch.equal(slot(x), slot(x))
+
+
+def test_a_layer_beyond_the_backbone_is_refused(toy_learner):
+    with pytest.raises(ValueError, match=r"adapt_end_layer: 9 is beyond the backbone's layers 0..2"):
+        toy_learner("sema", adapt_end_layer=9)
+
+
+def test_gates_are_a_softmax_of_the_mean_token(toy_learner):
+    learner = toy_learner("sema")
+    learner._grow(1)
+    slot, x = learner._layer(1), torch.randn(3, 5, 16)
+    mean = x.mean(1)
+    logits = torch.stack([mean @ c.weight[0] + c.bias for c in slot.columns], dim=1)
+    torch.testing.assert_close(slot.gates(mean), logits.softmax(1))
+    for adapter in slot.adapters:
+        torch.nn.init.normal_(adapter.up_proj.weight)
+    by_hand = sum(slot.gates(mean)[:, i, None, None] * a(x) for i, a in enumerate(slot.adapters))
+    torch.testing.assert_close(slot(x), by_hand)

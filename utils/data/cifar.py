@@ -1,0 +1,253 @@
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from the official files, fetched with torchvision's downloader.
+
+The binary version needs no unpickling and is what we download. The python version, which torchvision's own classes
+leave in a data folder, is read too, by an unpickler that can build numpy arrays and nothing else.
+Formats: https://www.cs.toronto.edu/~kriz/cifar.html
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from utils.data import Dataset, DatasetInfo
+
+_PIXELS = 3 * 32 * 32
+TRAIN_IMAGES, TEST_IMAGES = 50_000, 10_000
+# What unpickling a damaged file may raise.
+_DAMAGE = (
+    pickle.UnpicklingError,
+    EOFError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    MemoryError,
+)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Names inside the official archives; `label_bytes` stand before the pixels of a binary record, the last one
+    counts."""
+
+    archive: str
+    md5: str  # of the binary archive, as the official page states it
+    binary: str
+    binary_train: tuple[str, ...]
+    binary_test: str
+    names: str
+    label_bytes: int
+    python: str
+    python_train: tuple[str, ...]
+    python_test: str
+    label_key: str
+    names_file: str
+    names_key: str
+    classes: int
+
+
+_TEN = _Layout(
+    archive="cifar-10-binary.tar.gz",
+    md5="c32a1d4ab5d03f1284b67883e8d87530",
+    binary="cifar-10-batches-bin",
+    binary_train=tuple(f"data_batch_{k}.bin" for k in range(1, 6)),
+    binary_test="test_batch.bin",
+    names="batches.meta.txt",
+    label_bytes=1,
+    python="cifar-10-batches-py",
+    python_train=tuple(f"data_batch_{k}" for k in range(1, 6)),
+    python_test="test_batch",
+    label_key="labels",
+    names_file="batches.meta",
+    names_key="label_names",
+    classes=10,
+)
+_HUNDRED = _Layout(
+    archive="cifar-100-binary.tar.gz",
+    md5="03b5dce01913d631647c71ecec9e9cb8",
+    binary="cifar-100-binary",
+    binary_train=("train.bin",),
+    binary_test="test.bin",
+    names="fine_label_names.txt",
+    label_bytes=2,
+    python="cifar-100-python",
+    python_train=("train",),
+    python_test="test",
+    label_key="fine_labels",
+    names_file="meta",
+    names_key="fine_label_names",
+    classes=100,
+)
+
+
+def _layout(info: DatasetInfo) -> _Layout:
+    return _TEN if info.num_classes == 10 else _HUNDRED
+
+
+def missing(info: DatasetInfo, root: Path | None) -> str | None:
+    """None if all files of the binary or of the python version are under `root`, else one line for the user."""
+    if root is None:
+        return f"dataset {info.name}: the key data_root must say where the files are ({info.source})"
+    layout = _layout(info)
+    if _has_binary(layout, root) or _has_python(layout, root):
+        return None
+    return (
+        f"dataset {info.name}: neither {layout.binary} nor {layout.python} is complete in {root.absolute()}; a run "
+        f"downloads {layout.archive} there, or get it from {info.source} and unpack it there"
+    )
+
+
+def load(info: DatasetInfo, root: Path, *, download: bool = True) -> Dataset:
+    """Both parts in memory, uint8 [50000, 3, 32, 32] and [10000, ...]; classes in the official label order.
+
+    Raises FileNotFoundError if the files are neither there nor to be had, ValueError if they are not the official
+    ones."""
+    from utils.data import Dataset
+    from utils.data.images import ImageArray
+
+    layout = _layout(info)
+    if missing(info, root):
+        if not download:
+            raise FileNotFoundError(missing(info, root))
+        _download(info, layout, root)
+    reader = _read_binary if _has_binary(layout, root) else _read_python
+    names, train, test = reader(layout, root)
+    for part, (images, labels), expected in (("training", train, TRAIN_IMAGES), ("test", test, TEST_IMAGES)):
+        if len(images) != expected:
+            raise ValueError(
+                f"dataset {info.name}: {len(images)} {part} images under {root}, expected {expected}; unpack again"
+            )
+        if len(labels) and not 0 <= labels.min() <= labels.max() < layout.classes:
+            raise ValueError(
+                f"dataset {info.name}: {part} labels {labels.min()}..{labels.max()} under {root}, "
+                f"expected 0..{layout.classes - 1}; unpack again"
+            )
+    if len(names) != layout.classes:
+        raise ValueError(
+            f"dataset {info.name}: {len(names)} class names under {root}, expected {layout.classes}; unpack again"
+        )
+    return Dataset(info.name, names, ImageArray(*train), ImageArray(*test), info.transforms)
+
+
+def _has_binary(layout: _Layout, root: Path) -> bool:
+    wanted = (*layout.binary_train, layout.binary_test, layout.names)
+    return all((root / layout.binary / name).is_file() for name in wanted)
+
+
+def _has_python(layout: _Layout, root: Path) -> bool:
+    wanted = (*layout.python_train, layout.python_test, layout.names_file)
+    return all((root / layout.python / name).is_file() for name in wanted)
+
+
+def _download(info: DatasetInfo, layout: _Layout, root: Path) -> None:
+    """Fetches the archive, verifies its MD5 and unpacks it; any failure becomes one message."""
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import download_and_extract_archive
+
+    address = f"{CIFAR10.url.rsplit('/', 1)[0]}/{layout.archive}"
+    try:
+        download_and_extract_archive(address, str(root), filename=layout.archive, md5=layout.md5)
+    except (OSError, RuntimeError, EOFError) as error:  # RuntimeError is torchvision's word for a wrong checksum
+        raise FileNotFoundError(
+            f"dataset {info.name}: not found in {root.absolute()} and the download failed ({error}); get {address} "
+            f"(MD5 {layout.md5}) elsewhere and unpack it there, so that {root / layout.binary} exists"
+        ) from None
+    if not _has_binary(layout, root):
+        raise ValueError(
+            f"dataset {info.name}: {root / layout.archive} lacks files of {layout.binary}; remove it and try again"
+        )
+
+
+Part = tuple[np.ndarray, np.ndarray]
+
+
+def _read_binary(layout: _Layout, root: Path) -> tuple[list[str], Part, Part]:
+    folder = root / layout.binary
+    names = (folder / layout.names).read_text(encoding="utf-8").split()
+    train = [_records(folder / name, layout.label_bytes) for name in layout.binary_train]
+    test = _records(folder / layout.binary_test, layout.label_bytes)
+    return names, _joined(train), test
+
+
+def _records(path: Path, label_bytes: int) -> Part:
+    """Images uint8 [N, 3, 32, 32] and labels [N] of a file of <label bytes><3072 bytes> records, red plane first."""
+    raw = np.fromfile(path, dtype=np.uint8)
+    if len(raw) % (label_bytes + _PIXELS):
+        raise ValueError(
+            f"{path}: {len(raw)} bytes are no whole number of {label_bytes + _PIXELS}-byte records; unpack it again"
+        )
+    table = raw.reshape(-1, label_bytes + _PIXELS)
+    return table[:, label_bytes:].reshape(-1, 3, 32, 32).copy(), table[:, label_bytes - 1].astype(np.int64)
+
+
+def _joined(parts: list[Part]) -> Part:
+    return np.concatenate([images for images, _ in parts]), np.concatenate([labels for _, labels in parts])
+
+
+def _read_python(layout: _Layout, root: Path) -> tuple[list[str], Part, Part]:
+    folder = root / layout.python
+    names = _unpickle(folder / layout.names_file).get(layout.names_key)
+    if not isinstance(names, list):
+        raise ValueError(f"{folder / layout.names_file}: has no list {layout.names_key!r}; unpack it again")
+    train = [_batch(folder / name, layout.label_key) for name in layout.python_train]
+    return [str(name) for name in names], _joined(train), _batch(folder / layout.python_test, layout.label_key)
+
+
+def _batch(path: Path, label_key: str) -> Part:
+    content = _unpickle(path)
+    pixels, labels = content.get("data"), content.get(label_key)
+    shape = getattr(pixels, "shape", None)
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (_PIXELS,):
+        raise ValueError(
+            f"{path}: 'data' should be uint8 [N, {_PIXELS}], it is {type(pixels).__name__} {shape}; unpack it again"
+        )
+    if not isinstance(labels, list) or len(labels) != len(pixels) or not all(type(k) is int for k in labels):
+        raise ValueError(f"{path}: {label_key!r} should be a list of {len(pixels)} whole numbers; unpack it again")
+    return pixels.reshape(-1, 3, 32, 32).copy(), np.asarray(labels, dtype=np.int64)
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Builds plain containers and numpy arrays; a pickle that asks for anything else is refused before it can act."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
+            return _empty_array
+        if (module, name) == ("numpy", "ndarray"):
+            return np.ndarray
+        if (module, name) == ("numpy", "dtype"):
+            return np.dtype
+        if (module, name) == ("_codecs", "encode"):
+            return _latin_bytes  # how Python 3 writes bytes in the old protocol
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def _empty_array(kind: type, shape: tuple[int, ...], code: Any) -> np.ndarray:
+    """numpy's way to start an array whose content follows; only the empty start is allowed."""
+    if kind is not np.ndarray or tuple(shape) != (0,):
+        raise pickle.UnpicklingError("it builds something else than an array")
+    return np.ndarray((0,), dtype=np.uint8)
+
+
+def _latin_bytes(text: str, encoding: str) -> bytes:
+    if encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"it uses the encoding {encoding!r}")
+    return text.encode("latin-1")
+
+
+def _unpickle(path: Path) -> dict[str, Any]:
+    """The dict in a batch file of the python version; keys and strings as Python 2 wrote them."""
+    try:
+        content = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+    except _DAMAGE as error:
+        raise ValueError(f"{path}: is not an official CIFAR batch file ({error}); unpack the archive again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a {type(content).__name__}, expected a dict; unpack the archive again")
+    return content

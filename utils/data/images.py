@@ -1,0 +1,98 @@
+"""Image sets in memory and on disk, and the one place where a file becomes RGB pixels."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+# What Pillow raises on damaged files, from its own checks or from the parsers beneath it.
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    KeyError,
+    IndexError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+)
+
+
+class ImageArray:
+    """Images in memory: `images` uint8 [N, 3, H, W], `labels` int64 [N]."""
+
+    def __init__(self, images: np.ndarray | torch.Tensor, labels: np.ndarray | Sequence[int]):
+        self.images = torch.as_tensor(images)
+        self.labels = np.asarray(labels, dtype=np.int64)
+        assert self.images.dtype == torch.uint8 and self.images.ndim == 4 and self.images.shape[1] == 3, (
+            self.images.shape
+        )
+        assert self.labels.shape == (len(self.images),), (self.labels.shape, self.images.shape)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> torch.Tensor:
+        return self.images[index]
+
+
+class ImageFiles:
+    """Images on disk, decoded on every access: `paths` [N], `labels` int64 [N]."""
+
+    def __init__(self, paths: Sequence[str | Path], labels: np.ndarray | Sequence[int]):
+        self.paths = [str(p) for p in paths]
+        self.labels = np.asarray(labels, dtype=np.int64)
+        assert self.labels.shape == (len(self.paths),), (self.labels.shape, len(self.paths))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> torch.Tensor:
+        return decode(self.paths[index])
+
+
+def decode(path: str | Path) -> torch.Tensor:
+    """Reads an image file as RGB, uint8 [3, H, W], upright.
+
+    Turned as its EXIF tag says; transparency laid on white (LAMDA-PILOT drops the alpha channel, which turns a drawing
+    in black on transparent into a black square); 16-bit grey scaled to 8 bits, not clipped; of an animation the first
+    frame. Raises ValueError with the path if the file is damaged, empty or of a kind that has no defined range,
+    FileNotFoundError if it has gone."""
+    try:
+        with Image.open(path) as opened:
+            opened.load()
+            pixels = np.array(_rgb(ImageOps.exif_transpose(opened)))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: the image is gone or is a dangling link") from None
+    except (*_DAMAGE, Image.DecompressionBombError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's complaint, not the decoder's
+            raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: is not a readable image ({reason}); replace or remove the file") from None
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no defined range; save it with 8 or 16 bits")
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        upper = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), upper).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(pixels: np.ndarray) -> np.ndarray:
+    """Integer grey values 0..65535 to uint8 by dividing by 257 and rounding (65535 becomes 255)."""
+    values = pixels.astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"grey values {values.min()}..{values.max()} do not fit 16 bits; save it with 8 or 16 bits")
+    return ((values + 128) // 257).astype(np.uint8)
