@@ -39,9 +39,9 @@ ARCHITECTURE: dict[str, Any] = {
     "num_classes": 0,
     "global_pool": "avg",
     "class_token": False,
-    "embed_dim": 192,
+    "embed_dim": 128,
     "depth": 6,
-    "num_heads": 6,
+    "num_heads": 4,
     "weight_init": "jax",  # timm's default start (std .02 everywhere) learns nothing in the first minutes
 }
 MEAN = STD = (0.5, 0.5, 0.5)  # images enter in [-1, 1]
@@ -80,6 +80,7 @@ class Settings:
     colour: float = 0.45
     blurred: tuple[float, float] = (0.5, 0.3)  # share of signs, of fractals drawn as if enlarged from few pixels
     erased: float = 0.1
+    easy_steps: int = 6000  # steps over which colours and variation grow to their full strength
     bf16: bool = True
     classes: Classes = field(default_factory=Classes)
     architecture: dict[str, Any] = field(default_factory=lambda: dict(ARCHITECTURE))
@@ -103,13 +104,16 @@ class ViewSource:
         drawn = min(max(round(settings.batch_size * settings.sign_share), 0), settings.batch_size)
         sign = rng.randint(0, classes.signs, drawn)
         fractal = rng.randint(0, classes.total - classes.signs, settings.batch_size - drawn)
+        strength = min(0.2 + step / settings.easy_steps, 1.0) if settings.easy_steps else 1.0
         coverage = np.concatenate(
             [
-                formula.blur(strokes.draw_signs(self.signs, sign, rng), rng, settings.blurred[0]),
-                formula.blur(formula.draw_fractals(self.systems[fractal], rng), rng, settings.blurred[1]),
+                formula.blur(strokes.draw_signs(self.signs, sign, rng, strength), rng, settings.blurred[0]),
+                formula.blur(formula.draw_fractals(self.systems[fractal], rng, strength), rng, settings.blurred[1]),
             ]
         )
-        images = formula.erase(formula.paint(coverage, rng, settings.colour), rng, settings.erased)
+        grown = max(0.0, strength * 1.25 - 0.25)  # 0 at the start, 1 at full strength
+        images = formula.paint(coverage, rng, settings.colour * grown, 0.2 * grown)
+        images = formula.erase(images, rng, settings.erased * grown)
         return images, np.concatenate([sign, fractal + classes.signs]).astype(np.int64)
 
 
@@ -152,12 +156,13 @@ class Run:
     def __init__(self, settings: Settings):
         self.settings = settings
         self.model = build(settings.architecture, settings.classes.total, settings.classes.seed)
-        decayed = [p for p in self.model.parameters() if p.ndim > 1]
-        plain = [p for p in self.model.parameters() if p.ndim <= 1]
-        groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(
-            groups, lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.98), fused=True
-        )
+        hidden = [p for p in self.model.blocks.parameters() if p.ndim == 2]
+        taken = {id(p) for p in hidden}
+        rest = [p for p in self.model.parameters() if id(p) not in taken]
+        self.optimizers = [
+            torch.optim.Muon(hidden, lr=settings.lr, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(rest, lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.98), fused=True),
+        ]
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.step, self.seconds = 0, 0.0
 
@@ -173,16 +178,18 @@ class Run:
         rate = settings.lr * min(used / settings.warmup, 1.0, 0.5 * (1 + math.cos(math.pi * used)))
         if used < settings.warmup and settings.steps is None:
             rate = max(rate, settings.lr * 0.01)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
         target = torch.from_numpy(labels)
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
             logits = self.model(to_input(torch.from_numpy(images)))
         loss = F.cross_entropy(logits.float(), target, label_smoothing=settings.label_smoothing)
-        self.optimizer.zero_grad()
+        self.model.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.step += 1
         decay = min(settings.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
@@ -194,7 +201,7 @@ class Run:
         return {
             "settings": json.dumps(asdict(self.settings)),
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "average": self.average,
             "step": self.step,
             "seconds": self.seconds,
@@ -202,7 +209,8 @@ class Run:
 
     def load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.average = {name: value.clone() for name, value in state["average"].items()}
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
 
@@ -234,7 +242,7 @@ def export(run: Run, path: Path, about: str) -> None:
 
 
 def pretrain(settings: Settings, checkpoint: Path, *, resume: bool = False, save_minutes: float = 4.0) -> Run:
-    """Train to the end of the budget, with a checkpoint every `save_minutes`; prints one line every 200 steps."""
+    """Train to the end of the budget, with a checkpoint every `save_minutes`; prints one line every 100 steps."""
     run = Run(settings)
     if resume and checkpoint.exists():
         run.load(torch.load(checkpoint, weights_only=True))
@@ -255,7 +263,7 @@ def pretrain(settings: Settings, checkpoint: Path, *, resume: bool = False, save
             run.seconds += time.monotonic() - begun
             losses.append(loss)
             hits.append(hit)
-            if run.step % 200 == 0:
+            if run.step % 100 == 0:
                 print(
                     f"step {run.step}  {run.seconds / 60:.1f} min ({run.used():.1%})  "
                     f"views {run.step * settings.batch_size}  loss {np.mean(losses):.3f}  accuracy {np.mean(hits):.3f}",

@@ -7,6 +7,7 @@ Shapes: B batch, N tokens (prefix tokens included), D width. A slot is any modul
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import cast
 
 import torch
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -20,6 +21,9 @@ class SlottedViT(nn.Module):
     Raises ValueError for a model whose blocks are not timm's plain pre-norm Block: the place between attention and MLP,
     where an adapter reads, does not exist in it.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, vit: nn.Module, mean: Sequence[float] | None = None, std: Sequence[float] | None = None):
         super().__init__()
@@ -76,8 +80,9 @@ class SlottedViT(nn.Module):
 
     def _blocks(self, x: Tensor, tap: Collection[int], stop: int | None = None) -> tuple[Tensor, dict[int, Tensor]]:
         means: dict[int, Tensor] = {}
-        for layer, block in enumerate(self.vit.blocks):
-            slot = self.slots[str(layer)] if str(layer) in self.slots else None
+        blocks = cast(list[Block], self.vit.blocks)
+        for layer, block in enumerate(blocks):
+            slot = self.slots[name] if (name := str(layer)) in self.slots else None
             if slot is None and layer not in tap:
                 x = block(x)
                 continue

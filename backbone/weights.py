@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from timm.models import PretrainedCfg
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
@@ -43,7 +46,7 @@ def input_size(cfg: Experiment) -> int:
         return cfg.image_size
     if cfg.backbone_type == EMBEDDED:
         return int(_embedded_facts()["architecture"]["img_size"])
-    return int(timm.get_pretrained_cfg(timm_tag(cfg.backbone_type)).input_size[-1])
+    return int(_timm_facts(cfg.backbone_type).input_size[-1])
 
 
 def build(cfg: Experiment, *, with_weights: bool = True) -> tuple[SlottedViT, BackboneFacts]:
@@ -56,20 +59,18 @@ def build(cfg: Experiment, *, with_weights: bool = True) -> tuple[SlottedViT, Ba
             raise ValueError(f"backbone_weights: embedded takes 'pretrained' or 'random', got {cfg.backbone_weights!r}")
         facts = _embedded_facts()
         mean, std = facts["mean"], facts["std"]
-        with torch.device("cpu" if with_weights else "meta"):
-            vit: nn.Module = VisionTransformer(**{**facts["architecture"], "img_size": size, "num_classes": 0})
+        with _seeded(), torch.device("cpu" if with_weights else "meta"):
+            vit: VisionTransformer = VisionTransformer(**{**facts["architecture"], "img_size": size, "num_classes": 0})
         tag, source = "embedded", str(EMBEDDED_FILE.name)
         state = load_file(EMBEDDED_FILE) if cfg.backbone_weights == "pretrained" and with_weights else None
     else:
         tag = timm_tag(cfg.backbone_type)
         source = cfg.backbone_weights
         vit = _timm_model(tag, size, pretrained=source == "pretrained" and with_weights, meta=not with_weights)
-        mean, std = vit.pretrained_cfg["mean"], vit.pretrained_cfg["std"]
+        mean, std = _timm_facts(cfg.backbone_type).mean, _timm_facts(cfg.backbone_type).std
         local = source not in ("pretrained", "random")
         state = read_weights(Path(source)) if local and with_weights else None
-    if cfg.backbone_weights == "random" and with_weights:
-        _randomise(vit)
-        source = "random"
+    source = "random" if cfg.backbone_weights == "random" else source
     if state is not None:
         load_strictly(vit, state, source)
     normalise = cfg.input_normalisation
@@ -89,9 +90,9 @@ def missing(cfg: Experiment) -> str | None:
         return None if path.is_file() else f"backbone_weights: no file {path}"
     from huggingface_hub import constants, try_to_load_from_cache
 
-    pretrained = timm.get_pretrained_cfg(timm_tag(cfg.backbone_type))
+    pretrained = _timm_facts(cfg.backbone_type)
     repository = pretrained.hf_hub_id or ""
-    repository += pretrained.architecture + "." + pretrained.tag if repository.endswith("/") else ""
+    repository += f"{pretrained.architecture}.{pretrained.tag}" if repository.endswith("/") else ""
     for file in ("model.safetensors", "pytorch_model.bin"):
         if isinstance(try_to_load_from_cache(repository, file), str):
             return None
@@ -102,14 +103,23 @@ def missing(cfg: Experiment) -> str | None:
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a .safetensors or .pth/.bin file. Raises ValueError with the path if it is missing, damaged or no such file."""
+    """Tensors of a .safetensors or .pth/.bin file. Raises ValueError with the path if it is missing or damaged."""
     if not path.is_file():
-        raise ValueError(f"backbone_weights: there is no file {path}; give a .safetensors or .pth file, 'pretrained' or 'random'")
+        raise ValueError(
+            f"backbone_weights: there is no file {path}; give a .safetensors or .pth file, 'pretrained' or 'random'"
+        )
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, torch.serialization.pickle.UnpicklingError) as error:
+    except (
+        SafetensorError,
+        OSError,
+        RuntimeError,
+        ValueError,
+        EOFError,
+        torch.serialization.pickle.UnpicklingError,
+    ) as error:
         cause = str(error).splitlines()[0][:150] if str(error) else type(error).__name__
         raise ValueError(f"backbone_weights: {path} is damaged or not a plain weight file ({cause})") from None
     state = state.get("model", state.get("state_dict", state)) if isinstance(state, dict) else state
@@ -118,12 +128,14 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def load_strictly(vit: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
+def load_strictly(vit: VisionTransformer, state: dict[str, torch.Tensor], source: str) -> None:
     """Loads `state` into `vit`; only a classifier may be left over. Raises ValueError with the full lists otherwise."""
     state = {k: v.float() for k, v in state.items() if k not in CLASSIFIER}
     own = vit.state_dict()
     if set(state) == set(own):
-        state = checkpoint_filter_fn(state, vit)  # timm's: resamples position and patch embeddings to another image size
+        state = checkpoint_filter_fn(
+            state, vit
+        )  # timm's: resamples position and patch embeddings to another image size
     lines = [f"missing: {', '.join(sorted(set(own) - set(state)))}"] if set(own) - set(state) else []
     lines += [f"unexpected: {', '.join(sorted(set(state) - set(own)))}"] if set(state) - set(own) else []
     lines += [
@@ -145,9 +157,16 @@ def hash_weights(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def _timm_facts(backbone_type: str) -> PretrainedCfg:
+    facts = timm.get_pretrained_cfg(timm_tag(backbone_type))
+    if facts is None:
+        raise ValueError(f"backbone_type: timm {timm.__version__} knows no weights called {timm_tag(backbone_type)!r}")
+    return facts
+
+
 def _timm_model(tag: str, size: int, *, pretrained: bool, meta: bool) -> Any:
     try:
-        with torch.device("meta" if meta else "cpu"):
+        with _seeded(), torch.device("meta" if meta else "cpu"):
             return timm.create_model(tag, pretrained=pretrained, num_classes=0, img_size=size)
     except TypeError as error:
         raise ValueError(f"backbone {tag} cannot be built at {size} px: {error}") from None
@@ -160,11 +179,12 @@ def _timm_model(tag: str, size: int, *, pretrained: bool, meta: bool) -> Any:
         ) from None
 
 
-def _randomise(vit: Any) -> None:
-    """timm's own initialisation from a fixed seed, without touching the global generator."""
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """A model is built with random start values: always the same ones, and the global generator does not move."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(named_seed("random backbone"))
-        vit.init_weights()
+        yield
 
 
 def _embedded_facts() -> dict[str, Any]:

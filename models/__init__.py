@@ -41,7 +41,9 @@ def settings_of(name: str) -> type[Experiment]:
         if isinstance(node, ast.ClassDef) and node.name == "Settings":
             kept.append(node)
             break
-        if isinstance(node, ast.Assign | ast.AnnAssign) or any(module == m or module.startswith(m + ".") for m in _LIGHT):
+        if isinstance(node, ast.Assign | ast.AnnAssign) or any(
+            module == m or module.startswith(m + ".") for m in _LIGHT
+        ):
             kept.append(node)
     else:
         raise ValueError(f"{path}: a method file must define `class Settings(Experiment)` at its top level")

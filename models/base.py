@@ -108,7 +108,9 @@ class Learner(nn.Module):
 
     def adapters_per_layer(self) -> list[int]:
         """Adapters in each block, for tables and results."""
-        slots = [self.backbone.slots[n] if (n := str(i)) in self.backbone.slots else () for i in range(self.backbone.depth)]
+        slots = [
+            self.backbone.slots[n] if (n := str(i)) in self.backbone.slots else () for i in range(self.backbone.depth)
+        ]
         return [len(slot) if isinstance(slot, Sized) else 1 for slot in slots]
 
     def planned_parameters(self) -> list[tuple[str, int]]:

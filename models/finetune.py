@@ -26,7 +26,8 @@ class Settings(Trained):
     trainable: Literal["adapters", "head"] = Field("adapters", description="adapters and head, or the head alone")
     ffn_num: int = Field(16, ge=1, le=4096, description="rank of the adapter in each layer")
     mask_old_classes: bool = Field(
-        False, description="cross-entropy among the task's own classes only; false is the naive form, over all classes seen"
+        False,
+        description="cross-entropy among the task's own classes only; false is the naive form, over all classes seen",
     )
 
 

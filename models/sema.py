@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field
@@ -27,7 +27,9 @@ from utils.tasks import Task
 class Settings(Trained):
     """Keys of SEMA. The group at the end undoes faults of the original one by one; their defaults are faithful."""
 
-    ffn_adapter_type: Literal["adaptmlp"] = Field("adaptmlp", description="functional adapter: the AdaptFormer bottleneck")
+    ffn_adapter_type: Literal["adaptmlp"] = Field(
+        "adaptmlp", description="functional adapter: the AdaptFormer bottleneck"
+    )
     ffn_num: int = Field(16, ge=1, le=4096, description="rank of each functional adapter")
     func_epoch: int = Field(20, ge=0, description="epochs of each phase that trains adapters, router and head")
     rd_epoch: int = Field(20, ge=0, description="epochs of each phase that trains descriptors")
@@ -35,7 +37,9 @@ class Settings(Trained):
     rd_dim: int = Field(128, ge=1, description="code size of a descriptor")
     buffer_size: int = Field(500, ge=3, description="reconstruction losses a descriptor remembers")
     detect_batch_size: int = Field(128, ge=1, description="images per batch of the scan for distribution shift")
-    exp_threshold: float = Field(2.0, ge=0, description="score above which a layer asks for an adapter, standard deviations")
+    exp_threshold: float = Field(
+        2.0, ge=0, description="score above which a layer asks for an adapter, standard deviations"
+    )
     adapt_start_layer: int = Field(9, ge=0, description="first layer that may expand, counted from 0")
     adapt_end_layer: int = Field(11, ge=0, description="last layer that may expand")
 
@@ -46,22 +50,28 @@ class Settings(Trained):
         0.0, ge=0, lt=1, description="dropout in the bottleneck; the original configures 0.1 and never applies it"
     )
     train_first_router_column: bool = Field(
-        False, description="train the first adapter's router column when the second arrives; the original never trains it"
+        False,
+        description="train the first adapter's router column when the second arrives; the original never trains it",
     )
     detect_scope: Literal["batch", "task"] = Field(
-        "batch", description="what a score averages over; in the original any one batch, even a last partial one, expands"
+        "batch",
+        description="what a score averages over; in the original any one batch, even a last partial one, expands",
     )
     detect_sign: Literal["absolute", "signed"] = Field(
         "absolute", description="absolute, as the original, also counts better reconstruction as shift; signed does not"
     )
     detect_std_floor: float = Field(
-        0.0, ge=0, description="smallest deviation to divide by, as a share of the mean loss; the original divides by zero"
+        0.0,
+        ge=0,
+        description="smallest deviation to divide by, as a share of the mean loss; the original divides by zero",
     )
     record_when: Literal["training", "end"] = Field(
-        "training", description="losses remembered: all training steps of both phases, as the original, or one pass at the end"
+        "training",
+        description="losses remembered: all training steps of both phases, as the original, or one pass at the end",
     )
     decay_other_rows: bool = Field(
-        True, description="weight decay also shrinks the head rows of other tasks, as the original; false: they stay as they are"
+        True,
+        description="weight decay also shrinks the head rows of other tasks, as the original; false: they stay as they are",
     )
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -104,7 +114,7 @@ class SemaLayer(nn.Module):
         """The mixture of the adapters' outputs, [B, N, D] -> [B, N, D] (paper eq. 5)."""
         if not self.columns:
             return self.adapters[-1](x)
-        return mixture(x, list(self.adapters), self.gates(x.mean(dim=1)))  # type: ignore[arg-type]
+        return mixture(x, cast(list[Adapter], list(self.adapters)), self.gates(x.mean(dim=1)))
 
 
 class Learner(Base):
@@ -203,7 +213,8 @@ class Learner(Base):
         means = self.backbone.mean_tokens(images.to(self.head.weight.device), self.expandable)
         found = {}
         for layer in self.expandable:
-            z = [d.z_scores(d(means[layer]), self.cfg.detect_std_floor) for d in self._layer(layer).descriptors]
+            descriptors = cast(list[Descriptor], self._layer(layer).descriptors)
+            z = [d.z_scores(d(means[layer]), self.cfg.detect_std_floor) for d in descriptors]
             stacked = torch.stack(z)  # [E, B]
             found[layer] = (stacked.abs() if self.cfg.detect_sign == "absolute" else stacked).mean(dim=1)
         return found
@@ -211,11 +222,11 @@ class Learner(Base):
     def _train_added(self, task: Task, layers: list[int], suffix: str) -> None:
         """Trains the newest adapter of `layers` with the head, then its descriptor; then all is frozen."""
         remembered = self._train_func(task, layers, f"func{suffix}")
-        descriptors = {n: self._layer(n).descriptors[-1] for n in layers if n in self.expandable}
+        descriptors = {n: cast(Descriptor, self._layer(n).descriptors[-1]) for n in layers if n in self.expandable}
         if descriptors:
             for layer, losses in self._train_rd(task, descriptors, f"rd{suffix}").items():
                 if self.cfg.record_when == "training":
-                    descriptors[layer].observe([*remembered[layer], *losses])  # type: ignore[operator]
+                    descriptors[layer].observe([*remembered[layer], *losses])
             if self.cfg.record_when == "end":
                 self._record_at_end(task, descriptors, f"record{suffix}")
         self.requires_grad_(False)
@@ -250,10 +261,12 @@ class Learner(Base):
                     parameter[task.total :] = old[task.total :]
 
         after = None if self.cfg.decay_other_rows else restore_other_rows
-        fit(self, task, step, parameters, phase=phase, epochs=self.cfg.func_epoch, lr=self.cfg.init_lr, after_step=after)
+        fit(
+            self, task, step, parameters, phase=phase, epochs=self.cfg.func_epoch, lr=self.cfg.init_lr, after_step=after
+        )
         return remembered
 
-    def _train_rd(self, task: Task, descriptors: dict[int, nn.Module], phase: str) -> dict[int, list[Tensor]]:
+    def _train_rd(self, task: Task, descriptors: dict[int, Descriptor], phase: str) -> dict[int, list[Tensor]]:
         """New descriptors on the mean tokens, everything else fixed (paper eq. 4). Returns their losses at every step.
 
         The original back-propagates through the network as well; that moves nothing, so it is left out."""
@@ -273,7 +286,7 @@ class Learner(Base):
         return remembered
 
     @torch.no_grad()
-    def _record_at_end(self, task: Task, descriptors: dict[int, nn.Module], stream: str) -> None:
+    def _record_at_end(self, task: Task, descriptors: dict[int, Descriptor], stream: str) -> None:
         """One pass over the task with the trained descriptors fills their records (`record_when`)."""
         batches: dict[int, list[Tensor]] = {n: [] for n in descriptors}
         for images, *_ in task.train.batches(self.cfg.detect_batch_size, stream=stream):
@@ -281,7 +294,7 @@ class Learner(Base):
             for layer, descriptor in descriptors.items():
                 batches[layer].append(descriptor(means[layer]))
         for layer, descriptor in descriptors.items():
-            descriptor.observe(batches[layer])  # type: ignore[operator]
+            descriptor.observe(batches[layer])
 
     # Prediction and bookkeeping ------------------------------------------------------------------------------------
 

@@ -21,7 +21,16 @@ class Settings(Experiment):
     """No keys of its own. Training keys of LAMDA-PILOT's file are accepted: its code ignores them too."""
 
     ignored: ClassVar[frozenset[str]] = frozenset(
-        {"optimizer", "init_lr", "init_epoch", "weight_decay", "min_lr", "init_milestones", "init_lr_decay", "init_weight_decay"}
+        {
+            "optimizer",
+            "init_lr",
+            "init_epoch",
+            "weight_decay",
+            "min_lr",
+            "init_milestones",
+            "init_lr_decay",
+            "init_weight_decay",
+        }
         | {"use_simplecil", "tuned_epoch"}
     )
 

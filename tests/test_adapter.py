@@ -39,7 +39,9 @@ def test_equals_the_loop_with_its_gradients(ranks, per, activation):
     ours, plain = mixture(x, experts, gates, activation), loop(x, experts, gates, activation)
     assert (ours - plain).abs().max() < 1e-12
     for a, b in zip(
-        torch.autograd.grad((ours * weight).sum(), inputs), torch.autograd.grad((plain * weight).sum(), inputs), strict=True
+        torch.autograd.grad((ours * weight).sum(), inputs),
+        torch.autograd.grad((plain * weight).sum(), inputs),
+        strict=True,
     ):
         assert (a - b).abs().max() < 1e-12
 
@@ -64,7 +66,9 @@ def test_a_gate_of_zero_gives_exactly_zero_gradient():
 def test_one_expert_is_the_adapter_itself():
     (expert,) = experts_of((3,), scales=[0.5])
     x = torch.randn(2, 4, 12, dtype=torch.float64)
-    torch.testing.assert_close(mixture(x, [expert], torch.ones(2, 1, dtype=torch.float64)), expert(x), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        mixture(x, [expert], torch.ones(2, 1, dtype=torch.float64)), expert(x), rtol=0, atol=1e-12
+    )
 
 
 def test_adapter_starts_at_zero_and_still_learns():

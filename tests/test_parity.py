@@ -17,7 +17,6 @@ from torch import nn
 
 import models
 from backbone.vit import SlottedViT
-from utils import metrics
 from utils.runtime import RunLog
 
 FOLDER = Path(os.environ.get("PARITY_DIR", Path(__file__).parent / "fixtures" / "parity"))
@@ -64,7 +63,11 @@ class Recorded:
             mlp_ratio=c["mlp_ratio"],
             num_classes=0,
         ).double()
-        state = {k.removeprefix("backbone/"): torch.from_numpy(v) for k, v in self.arrays.items() if k.startswith("backbone/")}
+        state = {
+            k.removeprefix("backbone/"): torch.from_numpy(v)
+            for k, v in self.arrays.items()
+            if k.startswith("backbone/")
+        }
         vit.load_state_dict(state, strict=True)
         return SlottedViT(vit).double()
 
@@ -125,13 +128,25 @@ def logits_of(learner, run: Recorded) -> torch.Tensor:
 
 def check_sema(run: Recorded, tmp_path: Path, monkeypatch) -> None:
     c = run.config
-    keys = ("ffn_num", "rd_dim", "buffer_size", "adapt_start_layer", "adapt_end_layer", "batch_size", "detect_batch_size")
+    keys = (
+        "ffn_num",
+        "rd_dim",
+        "buffer_size",
+        "adapt_start_layer",
+        "adapt_end_layer",
+        "batch_size",
+        "detect_batch_size",
+    )
     keys += ("weight_decay", "init_lr", "rd_lr", "func_epoch", "rd_epoch", "exp_threshold")
     settings = {k: c[k] for k in keys} | {"optimizer": run.facts["optimizer"]}
     for task, learner, phases in learn_all(run, "sema", settings, tmp_path, monkeypatch):
         logits = logits_of(learner, run)
         assert logits.shape[1] == task.total
-        close(learner.backbone(torch.from_numpy(run.arrays["test_images"])), run.arrays[f"task{task.index}/test_features"], "features")
+        close(
+            learner.backbone(torch.from_numpy(run.arrays["test_images"])),
+            run.arrays[f"task{task.index}/test_features"],
+            "features",
+        )
         close(logits, run.arrays[f"task{task.index}/test_logits"][:, : task.total], f"logits after task {task.index}")
         recorded = run.facts["tasks"][task.index]
         assert learner.adapters_per_layer() == recorded["adapters"]
@@ -156,9 +171,15 @@ def check_sema(run: Recorded, tmp_path: Path, monkeypatch) -> None:
                 close(tensor, run.arrays[f"{at}.adapters.{k}.rd.{name}"], f"layer {layer} descriptor {k} {name}")
             record = run.arrays[f"final_record/layers.{layer}.adapters.{k}"]
             close(descriptor.record[: len(record)], record, f"layer {layer} record {k}")
-        if slot.columns:  # the original also makes routers where a layer never expands; they stay at their start and unused
-            close(torch.cat([c.weight for c in slot.columns]), run.arrays[f"{at}.router.weight"], f"layer {layer} router")
-            close(torch.cat([c.bias for c in slot.columns]), run.arrays[f"{at}.router.bias"], f"layer {layer} router bias")
+        if (
+            slot.columns
+        ):  # the original also makes routers where a layer never expands; they stay at their start and unused
+            close(
+                torch.cat([c.weight for c in slot.columns]), run.arrays[f"{at}.router.weight"], f"layer {layer} router"
+            )
+            close(
+                torch.cat([c.bias for c in slot.columns]), run.arrays[f"{at}.router.bias"], f"layer {layer} router bias"
+            )
 
 
 def check_simplecil(run: Recorded, tmp_path: Path, monkeypatch) -> None:

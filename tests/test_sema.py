@@ -67,7 +67,9 @@ def test_descriptor_training_needs_no_gradient_through_the_network(toy_learner):
 def test_router_column_of_the_first_adapter(toy_learner):
     def moved(flag):
         stream = toy_stream()
-        learner = learned(toy_learner("sema", exp_threshold=0.0, weight_decay=0.0, train_first_router_column=flag), stream, 1)
+        learner = learned(
+            toy_learner("sema", exp_threshold=0.0, weight_decay=0.0, train_first_router_column=flag), stream, 1
+        )
         before = learner._layer(1).columns[0].weight.clone()
         learned_more = learner.learn(stream.task(1))
         assert learned_more is None

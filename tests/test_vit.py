@@ -109,5 +109,5 @@ def test_other_families_are_refused_by_name():
 
 
 def test_a_slot_outside_the_model_is_refused():
-    with pytest.raises(ValueError, match="layers 0..2"):
+    with pytest.raises(ValueError, match=r"layers 0\.\.2"):
         SlottedViT(small("vit_tiny_patch16_224")).fill(3, nn.Identity())

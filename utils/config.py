@@ -10,13 +10,13 @@ import difflib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import PydanticUndefined
 
 from utils import data
 
@@ -45,7 +45,7 @@ def _as_device(value: Any) -> Any:
     """SEMA-CL writes `["0"]` for GPU 0 and `["-1"]` for the CPU; we also take auto, cpu, cuda and cuda:N."""
     if isinstance(value, list):
         if len(value) != 1:
-            raise ValueError(f"one device is needed, such as [\"0\"], \"auto\" or \"cpu\"; got {len(value)} entries")
+            raise ValueError('one device is needed, such as ["0"], "auto" or "cpu"')
         value = value[0]
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
@@ -109,6 +109,12 @@ class Trained(Experiment):
             yield ("min_lr", "init_lr"), f"min_lr: {self.min_lr} is above init_lr {self.init_lr}"
 
 
+Schema = type[Experiment]
+SettingsOf = Callable[[str], Schema]
+# Values for required keys that are missing or faulty, so that the rules over the others can still be checked.
+STAND_INS = {"model_name": "", "dataset": "digits", "init_cls": 1, "increment": 1}
+
+
 @dataclass(frozen=True)
 class Resolved:
     """A checked experiment: `settings`, the keys the user gave, and `notes` to show once."""
@@ -142,42 +148,41 @@ def read_json(path: Path) -> tuple[dict[str, Any], list[str]]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        siblings = [str(p) for p in path.parent.glob("*.json")] if path.parent.is_dir() else []
-        raise ConfigError(str(path), [f"there is no such file{nearest(str(path), siblings)}"]) from None
+        near = [str(p) for folder in (path.parent, path.parent / "exps") for p in folder.glob("*.json")]
+        close = nearest(str(path), near) or nearest(path.name, [Path(p).name for p in near])
+        raise ConfigError(str(path), [f"there is no such file{close}"]) from None
     except UnicodeDecodeError as error:
         raise ConfigError(str(path), [f"is not UTF-8 text (byte {error.start}); save it as UTF-8"]) from None
     except OSError as error:
-        raise ConfigError(str(path), [f"cannot be read: {error.strerror}"]) from None
-    return parse_json(text, str(path))
+        raise ConfigError(str(path), [f"cannot be read as an experiment file: {error.strerror}"]) from None
+    values, faults = parse_json(text, str(path))
+    if not isinstance(values, dict):
+        fault = f"an object {{...}} of keys and values is expected at the top, got {_shown(values)}"
+        raise ConfigError(str(path), [fault])
+    return values, faults + [fault for key, value in values.items() for fault in _strange_numbers(key, value)]
 
 
-def parse_json(text: str, source: str) -> tuple[dict[str, Any], list[str]]:
-    """`read_json` on a string."""
+def parse_json(text: str, source: str) -> tuple[Any, list[str]]:
+    """The value a JSON text stands for and a fault for every doubled key. Raises ConfigError if it is no JSON."""
     faults: list[str] = []
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: dict[str, Any] = {}
         for key, value in items:
             if key in seen:
-                faults.append(f"{key}: the key stands twice, with {seen[key]!r} and {value!r}; keep one")
+                faults.append(f"{key}: the key stands twice, with {_shown(seen[key])} and {_shown(value)}; keep one")
             seen[key] = value
         return seen
 
-    def number(token: str) -> float:
-        value = float(token)
-        if not math.isfinite(value):
-            faults.append(f"{token}: is not a finite number")
-        return value
-
     try:
-        values = json.loads(text, object_pairs_hook=pairs, parse_constant=number, parse_float=number)
+        return json.loads(text, object_pairs_hook=pairs), faults
     except json.JSONDecodeError as error:
-        raise ConfigError(source, [f"is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"]) from None
-    except (RecursionError, ValueError) as error:
-        raise ConfigError(source, [f"is not usable JSON: {error}"]) from None
-    if not isinstance(values, dict):
-        raise ConfigError(source, [f"a JSON object {{...}} is expected at the top, got {type(values).__name__}"])
-    return values, faults
+        what = f"{error.msg} at line {error.lineno}, column {error.colno}" if text.strip() else "the file is empty"
+        raise ConfigError(source, [f"is not valid JSON: {what}"]) from None
+    except RecursionError:
+        raise ConfigError(source, ["is not usable JSON: nested too deep; an experiment is flat"]) from None
+    except ValueError:  # Python refuses to convert whole numbers of thousands of digits
+        raise ConfigError(source, ["is not usable JSON: it contains a number of thousands of digits"]) from None
 
 
 def parse_set(texts: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -186,32 +191,49 @@ def parse_set(texts: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     faults: list[str] = []
     for text in texts:
         key, equals, value = text.partition("=")
-        if not equals or not key.strip():
+        key = key.strip()
+        if not equals or not key:
             faults.append(f"--set {text}: key=value is expected")
             continue
         if key in values:
-            faults.append(f"{key}: set twice on the command line")
+            faults.append(f"{key}: set twice on the command line; keep one")
         try:
-            parsed, found = parse_json(f'{{"value": {value}}}', "--set")
-            values[key] = parsed["value"] if set(parsed) == {"value"} else value
-            faults += [f"{key}: {fault}" for fault in found]
+            values[key], found = parse_json(value, "--set")
+            faults += found + _strange_numbers(key, values[key])
         except ConfigError:
             values[key] = value
     return values, faults
+
+
+def _strange_numbers(key: str, value: Any) -> list[str]:
+    """Faults for numbers that JSON should not hold (NaN, Infinity, 1e999) or that no setting can use."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return [f"{key}: {value} is not a finite number"]
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return [f"{key}: a whole number of {len(str(abs(value)))} digits is too large"]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [fault for item in inner for fault in _strange_numbers(key, item)]
+
+
+def _shown(value: Any) -> str:
+    """A value as JSON for a message, cut where it is long."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:56] + " ..."
 
 
 def resolve(
     values: dict[str, Any],
     *,
     source: str,
-    settings_of: Callable[[str], type[Experiment]],
+    settings_of: SettingsOf,
     methods: Sequence[str],
     backbones: Callable[[], Sequence[str]],
     faults: Sequence[str] = (),
 ) -> Resolved:
     """Checks `values` against the method's settings; raises ConfigError with every fault, else returns the result.
 
-    `methods` and `backbones` are the known names; `settings_of(method)` is the method's Settings class."""
+    `methods` and `backbones` are the known names; `settings_of(method)` is the method's Settings class. `faults` are those
+    found in reading; a key that one of them names gets no second fault."""
     found = list(faults)
     method = values.get("model_name")
     known = isinstance(method, str) and method in methods
@@ -222,65 +244,79 @@ def resolve(
     given = {k: v for k, v in values.items() if k not in dropped}
     if not known:  # the method's own keys cannot be judged, the common ones can
         union = {k for m in methods for k in settings_of(m).model_fields} | set(schema.model_fields)
-        strange = [k for k in given if k not in union]
-        found += [f"{k}: unknown key{nearest(k, union)}" for k in strange]
+        found += [f"{k}: unknown key{nearest(k, union)}" for k in given if k not in union]
         given = {k: v for k, v in given.items() if k in schema.model_fields}
 
-    bad: set[str] = set()
+    bad = {fault.partition(":")[0] for fault in found}
+    settings: Experiment | None = None
     try:
         settings = schema.model_validate(given)
     except ValidationError as error:
         for item in error.errors():
-            bad.add(str(item["loc"][0]))
-            found.append(_explain(item, schema, str(method), methods if known else (), settings_of))
-        good = {k: schema.__pydantic_fields__[k].get_default() for k in schema.model_fields}
-        good |= {k: v for k, v in given.items() if k in schema.model_fields and k not in bad}
-        bad |= {k for k, v in good.items() if v is PydanticUndefined}
-        settings = schema.model_construct(**_coerced(schema, good))
-    checks = [*_name_checks(settings, backbones), *settings.cross_checks()]
-    found += [fault for keys, fault in checks if not bad.intersection(keys)]
-    if found:
+            key = str(item["loc"][0])
+            if key not in bad:
+                others = {m: settings_of(m) for m in methods if m != method} if known else {}
+                found.append(_explain(item, given.get(key), schema, str(method), others))
+            bad.add(key)
+        # what spans several keys is still judged: faulty ones get a default or stand-in, and no fault that involves them counts
+        kept = {k: v for k, v in given.items() if k in schema.model_fields and k not in bad}
+        if all(k in STAND_INS or not f.is_required() for k, f in schema.model_fields.items() if k not in kept):
+            settings = schema.model_validate(STAND_INS | kept)
+    if settings is not None:
+        checks = [*_name_checks(settings, backbones), *settings.cross_checks()]
+        found += [fault for keys, fault in checks if not bad.intersection(keys)]
+    if found or settings is None:
         raise ConfigError(source, list(dict.fromkeys(found)))
     notes = [f"these keys never act for {method} and are ignored: {', '.join(dropped)}"] if dropped else []
     return Resolved(settings, frozenset(given), tuple(notes))
 
 
-def _coerced(schema: type[Experiment], values: dict[str, Any]) -> dict[str, Any]:
-    """Values as validation would store them (a seed 5 becomes (5,)), for cross-checks beside other faults."""
-    convert = {"seed": _as_tuple, "device": _as_device}
-    return {k: convert[k](v) if k in convert and v is not PydanticUndefined else v for k, v in values.items()}
-
-
 def _name_checks(settings: Experiment, backbones: Callable[[], Sequence[str]]) -> Iterator[tuple[tuple[str, ...], str]]:
     """Names and splits that need a look outside the file: data set, backbone, class count."""
-    dataset, backbone = getattr(settings, "dataset", None), settings.backbone_type
-    if isinstance(dataset, str) and dataset not in data.DATASETS:
+    dataset, backbone = settings.dataset, settings.backbone_type
+    if dataset not in data.DATASETS:
         sets = ", ".join(data.DATASETS)
         yield ("dataset",), f"dataset: {dataset!r} is not known{nearest(dataset, data.DATASETS)} (known: {sets})"
-    elif isinstance(dataset, str):
-        path = Path(settings.data_path) if settings.data_path else None
-        count = data.count_classes(dataset, root=Path(settings.data_root), path=path)
-        first = settings.init_cls if isinstance(getattr(settings, "init_cls", None), int) else 0
-        if count is not None and first > count:
-            yield ("init_cls", "dataset"), f"init_cls: {first} classes in the first task, but {dataset} has only {count}"
-    if isinstance(backbone, str) and backbone not in (names := backbones()):
-        yield ("backbone_type",), (
-            f"backbone_type: {backbone!r} is not known{nearest(backbone, names)} (known: embedded, SEMA-CL's names and "
-            f"{len(names)} timm ViT names; `python main.py --list` shows them)"
+    else:
+        path = Path(settings.data_path).expanduser() if settings.data_path else None
+        count = data.count_classes(dataset, root=Path(settings.data_root).expanduser(), path=path)
+        if count is not None and settings.init_cls > count:
+            fault = f"init_cls: {settings.init_cls} classes in the first task, but {dataset} has only {count}"
+            yield ("init_cls", "dataset", "data_path"), fault
+    if backbone not in (names := backbones()):
+        yield (
+            ("backbone_type",),
+            (
+                f"backbone_type: {backbone!r} is not known{nearest(backbone, names)} (known: embedded, SEMA-CL's names and "
+                f"{len(names)} timm ViT names; `python main.py --list` shows them)"
+            ),
         )
 
 
-def _explain(
-    item: Any, schema: type[Experiment], method: str, methods: Sequence[str], settings_of: Callable[[str], type[Experiment]]
-) -> str:
+EXPECTED = {
+    "int_type": "a whole number is expected",
+    "float_type": "a number is expected",
+    "bool_type": "true or false is expected",
+    "string_type": "a text is expected",
+    "tuple_type": "a list of whole numbers is expected",
+}
+
+
+def _explain(item: Any, value: Any, schema: Schema, method: str, others: Mapping[str, Schema]) -> str:
     """One pydantic error as one line for the user."""
     key, kind = str(item["loc"][0]), item["type"]
     if kind == "extra_forbidden":
-        owners = [m for m in methods if m != method and key in settings_of(m).model_fields]
+        owners = [name for name, other in others.items() if key in other.model_fields]
         belongs = f" of {method}, it belongs to {', '.join(owners)}" if owners else ""
         return f"{key}: unknown key{belongs}{nearest(key, schema.model_fields)}"
-    meaning = schema.model_fields[key].description or ""
+    meaning = schema.model_fields[key].description or "see the method's file"
     if kind == "missing":
         return f"{key}: is missing ({meaning})"
-    message = item["msg"].removeprefix("Value error, ")
-    return f"{key}: {message[0].lower() + message[1:]}; got {item['input']!r} ({meaning})"
+    message = EXPECTED.get(kind) or item["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    if kind == "literal_error":
+        message += nearest(str(value), re.findall("'([^']+)'", message))
+    elif kind == "string_pattern_mismatch":
+        message = "is not understood"
+    elif isinstance(value, str) and kind in ("int_type", "float_type"):
+        message += ", written without quotes"
+    return f"{key}: {message}; got {_shown(value)} ({meaning})"

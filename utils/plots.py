@@ -98,7 +98,7 @@ def accuracy_matrix(results: Mapping[str, Any]) -> Figure:
     axes.set_yticks(axes.get_xticks(), [label.get_text() for label in axes.get_xticklabels()])
     digits, size = (1, 9) if tasks <= 10 else (0, 8 if tasks <= 16 else 7)
     for (t, k), value in np.ndenumerate(table):
-        if not math.isnan(value):
+        if tasks <= 25 and not math.isnan(value):
             colour = "black" if value > 55 else "white"  # viridis turns light there
             axes.text(k, t, number(value, digits), ha="center", va="center", fontsize=size, color=colour)
     bar = figure.colorbar(image, ax=axes, label="percent", fraction=0.04, pad=0.02)

@@ -1,0 +1,155 @@
+"""Building backbones: exact tags, strict loading with full lists, hashes, clear errors for files and downloads."""
+
+import json
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from backbone import catalogue, weights
+from utils.config import Experiment
+
+TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32, "num_classes": 10}
+
+
+def settings(**values) -> Experiment:
+    return Experiment(**({"model_name": "sema", "dataset": "digits", "init_cls": 2, "increment": 2} | values))
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """timm's ViT-Tiny cut down to two narrow blocks; returns a random instance with its classifier."""
+    real = timm.create_model
+
+    def create(name, **kwargs):
+        return real(name, **{**kwargs, **{k: v for k, v in TINY.items() if k not in ("img_size", "num_classes")}})
+
+    monkeypatch.setattr(timm, "create_model", create)
+    torch.manual_seed(0)
+    return create("vit_tiny_patch16_224", img_size=32, num_classes=10)
+
+
+def tiny_settings(path) -> Experiment:
+    return settings(backbone_type="vit_tiny_patch16_224", image_size=32, backbone_weights=str(path))
+
+
+def test_names_need_no_timm_import_and_are_timms_own():
+    names = catalogue.names()
+    assert names[0] == "embedded" and set(catalogue.SEMA_CL_NAMES) <= set(names)
+    ours = {n for n in names if n.startswith(("vit_", "deit")) and "." not in n}
+    assert {"vit_base_patch16_224", "deit_tiny_distilled_patch16_224", "vit_small_patch14_reg4_dinov2"} <= ours
+    assert ours <= set(timm.list_models()) and len(ours) > 100
+    tagged = {n for n in names if "." in n}
+    assert tagged <= set(timm.list_pretrained()) | {n for n in tagged if timm.get_pretrained_cfg(n)}
+
+
+@pytest.mark.parametrize("name", list(catalogue.SEMA_CL_NAMES))
+def test_sema_cl_names_map_to_tags_timm_knows(name):
+    tag = catalogue.timm_tag(name)
+    assert timm.get_pretrained_cfg(tag).tag == tag.partition(".")[2]
+    assert ("in21k_ft_in1k" in tag) == ("in21k" not in name)
+    assert weights.input_size(settings(backbone_type=name)) == 224
+
+
+def test_embedded_weights_load_and_say_what_they_are():
+    backbone, facts = weights.build(settings())
+    assert facts.tag == "embedded" and len(facts.weight_hash) == 16 and facts.image_size == 32
+    assert facts.mean and backbone.normalises
+    assert weights.EMBEDDED_FILE.stat().st_size <= 6_000_000
+    again, _ = weights.build(settings())
+    assert weights.hash_weights(again.vit) == facts.weight_hash
+    assert weights.build(settings(input_normalisation="none"))[1].mean is None
+    assert backbone(torch.rand(2, 3, 32, 32)).shape == (2, backbone.width)
+
+
+def test_random_embedded_backbone_is_seeded_and_leaves_the_global_generator_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    first = weights.build(settings(backbone_weights="random"))[1].weight_hash
+    assert torch.equal(torch.rand(1), expected)
+    assert first == weights.build(settings(backbone_weights="random"))[1].weight_hash
+    assert first != weights.build(settings())[1].weight_hash
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_local_file_loads_its_classifier_left_out(suffix, tiny, tmp_path):
+    path = tmp_path / f"wëights{suffix}"
+    state = tiny.state_dict()
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    backbone, facts = weights.build(tiny_settings(path))
+    assert facts.source == str(path)
+    assert all(torch.equal(v, state[k]) for k, v in backbone.vit.state_dict().items())
+    assert facts.mean == (0.5, 0.5, 0.5)
+
+
+def test_weights_that_do_not_fit_are_refused_with_full_lists(tiny, tmp_path):
+    state = tiny.state_dict()
+    del state["norm.weight"], state["blocks.0.attn.qkv.bias"]
+    state["blocks.7.strange"] = torch.zeros(1)
+    state["cls_token"] = torch.zeros(1, 1, 48)
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError) as error:
+        weights.build(tiny_settings(tmp_path / "w.safetensors"))
+    for part in (
+        "missing: blocks.0.attn.qkv.bias, norm.weight",
+        "unexpected: blocks.7.strange",
+        "(1, 1, 48)",
+        "(1, 1, 32)",
+    ):
+        assert part in str(error.value)
+
+
+def test_damaged_and_foreign_files_are_refused_with_their_path(tiny, tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_file(tiny.state_dict(), path)
+    path.write_bytes(path.read_bytes()[:1000])
+    code = tmp_path / "evil.pth"
+    torch.save({"model": print}, code)  # a pickle that refers to code
+    listed = tmp_path / "list.pth"
+    torch.save([1, 2], listed)
+    for file, cause in (
+        (path, "damaged"),
+        (code, "damaged"),
+        (listed, "no mapping"),
+        (tmp_path / "none.pth", "no file"),
+    ):
+        with pytest.raises(ValueError, match=cause) as error:
+            weights.build(tiny_settings(file))
+        assert str(file) in str(error.value)
+
+
+def test_a_failed_download_says_what_to_do(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError("We couldn't connect to the hub\nlong trace")
+
+    monkeypatch.setattr(timm, "create_model", refuse)
+    with pytest.raises(ValueError, match="set backbone_weights to a local") as error:
+        weights.build(settings(backbone_type="vit_tiny_patch16_224"))
+    assert "couldn't connect" in str(error.value) and "long trace" not in str(error.value)
+
+
+def test_missing_weights_are_named_with_the_folder_looked_in(monkeypatch, tmp_path):
+    assert weights.missing(settings()) is None
+    line = weights.missing(settings(backbone_type="pretrained_vit_b16_224_adapter"))
+    if line is not None:  # on a machine that has them there is nothing to say
+        assert "timm/vit_base_patch16_224.augreg_in21k_ft_in1k" in line and "huggingface" in line
+    absent = tmp_path / "none.pth"
+    assert str(absent) in str(
+        weights.missing(settings(backbone_type="vit_tiny_patch16_224", backbone_weights=str(absent)))
+    )
+
+
+def test_shapes_alone_need_no_memory():
+    backbone, facts = weights.build(settings(backbone_type="vit_large_patch16_224"), with_weights=False)
+    assert facts.weight_hash == "" and all(p.device.type == "meta" for p in backbone.parameters())
+    assert sum(p.numel() for p in backbone.parameters()) > 300_000_000
+
+
+def test_the_embedded_file_records_its_recipe():
+    with weights.safe_open(weights.EMBEDDED_FILE, framework="pt") as file:
+        facts = file.metadata()
+    assert {"architecture", "mean", "std", "about"} <= set(facts)
+    assert json.loads(facts["architecture"])["embed_dim"] == weights.build(settings())[0].width
+    assert all(v.dtype in (torch.float16, torch.float32) for v in load_file(weights.EMBEDDED_FILE).values())
