@@ -160,7 +160,9 @@ class Run:
         taken = {id(p) for p in hidden}
         rest = [p for p in self.model.parameters() if id(p) not in taken]
         self.optimizers = [
-            torch.optim.Muon(hidden, lr=settings.lr, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.Muon(
+                hidden, lr=settings.lr, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
+            ),
             torch.optim.AdamW(rest, lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.98), fused=True),
         ]
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}

@@ -8,11 +8,13 @@ import sys
 import types
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from utils.config import Experiment
 
 _FOLDER = Path(__file__).parent
-_LIGHT = ("__future__", "collections", "dataclasses", "typing", "pydantic", "utils.config")
+# Imported in no time, so what a Settings class takes from them can be had without the rest of its file.
+_LIGHT = {*sys.stdlib_module_names, "pydantic", "utils.config"}
 
 
 def available() -> list[str]:
@@ -20,9 +22,17 @@ def available() -> list[str]:
     return sorted(p.stem for p in _FOLDER.glob("*.py") if p.stem not in ("__init__", "base"))
 
 
+def summaries() -> dict[str, str]:
+    """Each method with the first line of its file's docstring."""
+    return {name: (ast.get_docstring(_parse(name)) or "").partition("\n")[0] for name in available()}
+
+
 def learner_of(name: str) -> type:
-    """The method's Learner class; imports torch."""
-    return importlib.import_module(f"models.{name}").Learner
+    """The method's Learner class; imports torch. Raises ValueError if the file has none."""
+    try:
+        return importlib.import_module(f"models.{name}").Learner
+    except AttributeError:
+        raise ValueError(f"{_FOLDER / name}.py: a method file must define `class Learner` at its top level") from None
 
 
 @cache
@@ -30,24 +40,53 @@ def settings_of(name: str) -> type[Experiment]:
     """The method's Settings class, read from its file without running the rest of it.
 
     A learner imports torch, which takes seconds, and a misspelt key should be refused in a fraction of one. So only the
-    light imports, the plain assignments above the class and `class Settings` itself are executed.
-    Raises ValueError if the file has no such class."""
-    path = _FOLDER / f"{name}.py"
-    kept: list[ast.stmt] = []
-    for node in ast.parse(path.read_text(encoding="utf-8"), str(path)).body:
-        module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
-        if isinstance(node, ast.Import):
-            module = node.names[0].name
+    light imports and the definitions above `class Settings` are executed. If the class needs more than that, the whole
+    file is imported. Raises ValueError if the file has no such class."""
+    light: list[ast.stmt] = []
+    heavy: set[str] = set()  # names that only the whole file would bind
+    for node in _parse(name).body:
+        needs = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
         if isinstance(node, ast.ClassDef) and node.name == "Settings":
-            kept.append(node)
-            break
-        if isinstance(node, ast.Assign | ast.AnnAssign) or any(
-            module == m or module.startswith(m + ".") for m in _LIGHT
-        ):
-            kept.append(node)
-    else:
-        raise ValueError(f"{path}: a method file must define `class Settings(Experiment)` at its top level")
-    light = types.ModuleType(f"models._settings.{name}")
-    sys.modules[light.__name__] = light  # pydantic resolves annotations through it
-    exec(compile(ast.Module(kept, []), str(path), "exec"), light.__dict__)
-    return light.__dict__["Settings"]
+            made = None if (needs | {"*"}) & heavy else _run(name, [*light, node])["Settings"]
+            if made is None or not made.__pydantic_complete__:
+                made = importlib.import_module(f"models.{name}").Settings
+            return made
+        if _is_light(node) and not needs & heavy:
+            light.append(node)
+        else:
+            heavy |= _bound(node)
+    raise ValueError(f"{_FOLDER / name}.py: a method file must define `class Settings(Experiment)` at its top level")
+
+
+def _parse(name: str) -> ast.Module:
+    path = _FOLDER / f"{name}.py"
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"), str(path))
+    except SyntaxError as error:
+        raise ValueError(f"{path}, line {error.lineno}: {error.msg}") from None
+
+
+def _is_light(node: ast.stmt) -> bool:
+    """Whether a statement can be executed without importing anything heavy, as far as its own kind goes."""
+    if isinstance(node, ast.Import):
+        return all(alias.name.partition(".")[0] in _LIGHT for alias in node.names)
+    if isinstance(node, ast.ImportFrom):
+        module = node.module or ""
+        return not node.level and (module in _LIGHT or module.partition(".")[0] in _LIGHT)
+    return isinstance(node, ast.Assign | ast.AnnAssign | ast.FunctionDef | ast.ClassDef)
+
+
+def _bound(node: ast.stmt) -> set[str]:
+    """Names a statement binds, "*" for a star import."""
+    names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    names |= {n.name for n in ast.walk(node) if isinstance(n, ast.ClassDef | ast.FunctionDef)}
+    imports = (n for n in ast.walk(node) if isinstance(n, ast.Import | ast.ImportFrom))
+    return names | {alias.asname or alias.name.partition(".")[0] for n in imports for alias in n.names}
+
+
+def _run(name: str, body: list[ast.stmt]) -> dict[str, Any]:
+    """Executes these statements of a method's file in a module of their own; returns its names."""
+    part = types.ModuleType(f"models._settings.{name}")
+    sys.modules[part.__name__] = part  # pydantic resolves annotations through it
+    exec(compile(ast.Module(body, []), str(_FOLDER / f"{name}.py"), "exec"), part.__dict__)
+    return part.__dict__

@@ -194,7 +194,8 @@ def fit(
                 value = loss.item()
                 if not math.isfinite(value):
                     raise ValueError(
-                        f"the loss is {value} at task {task.index + 1}, phase {phase}, epoch {epoch + 1}, step {len(losses) + 1}; "
+                        f"the loss is {value} at task {task.index + 1}, phase {phase}, epoch {epoch + 1}, "
+                        f"step {len(losses) + 1}; "
                         f"nothing was updated with it. Lower the learning rate ({lr}) or look at the input."
                     )
                 optimizer.zero_grad(set_to_none=True)

@@ -34,6 +34,12 @@ class Settings(Trained):
     func_epoch: int = Field(20, ge=0, description="epochs of each phase that trains adapters, router and head")
     rd_epoch: int = Field(20, ge=0, description="epochs of each phase that trains descriptors")
     rd_lr: float = Field(0.01, gt=0, le=100, description="learning rate of descriptors")
+    rd_views: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="augmented views per image whose mean tokens are kept and reused; 0: a fresh one each epoch",
+    )
     rd_dim: int = Field(128, ge=1, description="code size of a descriptor")
     buffer_size: int = Field(500, ge=3, description="reconstruction losses a descriptor remembers")
     detect_batch_size: int = Field(128, ge=1, description="images per batch of the scan for distribution shift")
@@ -269,20 +275,38 @@ class Learner(Base):
     def _train_rd(self, task: Task, descriptors: dict[int, Descriptor], phase: str) -> dict[int, list[Tensor]]:
         """New descriptors on the mean tokens, everything else fixed (paper eq. 4). Returns their losses at every step.
 
-        The original back-propagates through the network as well; that moves nothing, so it is left out."""
+        The original back-propagates through the network as well; that moves nothing, so it is left out. With `rd_views` the
+        mean tokens of that many views are computed once and the epochs run on them alone."""
         remembered: dict[int, list[Tensor]] = {n: [] for n in descriptors}
+        layers = list(descriptors)
 
-        def step(images: Tensor, labels: Tensor) -> tuple[Tensor, None]:
-            with torch.no_grad():
-                means = self.backbone.mean_tokens(images, descriptors)
-            losses = {n: d(means[n]) for n, d in descriptors.items()}
+        @torch.no_grad()
+        def mean_tokens(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+            """Batches of mean tokens [B, layers, D] and labels."""
+            for images, labels, *_ in task.train.batches(self.cfg.batch_size, epoch=epoch, stream=phase):
+                means = self.backbone.mean_tokens(images.to(self.head.weight.device), layers)
+                yield torch.stack([means[n] for n in layers], dim=1), labels
+
+        kept = [list(mean_tokens(view)) for view in range(min(self.cfg.rd_views, self.cfg.rd_epoch))]
+
+        def step(means: Tensor, labels: Tensor) -> tuple[Tensor, None]:
+            losses = {n: d(means[:, i]) for i, (n, d) in enumerate(descriptors.items())}
             for layer, loss in losses.items():
                 remembered[layer].append(loss.detach())
             return torch.stack([loss.mean() for loss in losses.values()]).sum(), None
 
         self.eval()
         parameters = [p for d in descriptors.values() for p in d.parameters()]
-        fit(self, task, step, parameters, phase=phase, epochs=self.cfg.rd_epoch, lr=self.cfg.rd_lr)
+        fit(
+            self,
+            task,
+            step,
+            parameters,
+            phase=phase,
+            epochs=self.cfg.rd_epoch,
+            lr=self.cfg.rd_lr,
+            batches=lambda epoch: kept[epoch % len(kept)] if kept else mean_tokens(epoch),
+        )
         return remembered
 
     @torch.no_grad()

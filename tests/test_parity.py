@@ -104,10 +104,9 @@ def close(ours: torch.Tensor, theirs: np.ndarray, what: str) -> None:
     assert difference <= TOLERANCE, f"{what}: differs by {difference:.2e}"
 
 
-def learn_all(run: Recorded, method: str, settings: dict, tmp_path: Path, monkeypatch):
-    """Runs the real learner over the recorded tasks; yields (task, learner, losses of each phase so far) after each task."""
+def learn_all(run: Recorded, method: str, settings: dict, tmp_path: Path, monkeypatch, phases: list[list[float]]):
+    """Runs the real learner over the recorded tasks; yields (task, learner) after each; `phases` collects the losses."""
     module = __import__(f"models.{method}", fromlist=["Learner"])
-    phases: list[list[float]] = []
     if hasattr(module, "fit"):
         real = module.fit
         monkeypatch.setattr(module, "fit", lambda *a, **k: phases.append(real(*a, **k)))
@@ -118,7 +117,7 @@ def learn_all(run: Recorded, method: str, settings: dict, tmp_path: Path, monkey
             learner.learn(task)
             learner.consolidate(task)
             learner.eval()
-            yield task, learner, phases
+            yield task, learner
 
 
 def logits_of(learner, run: Recorded) -> torch.Tensor:
@@ -139,7 +138,8 @@ def check_sema(run: Recorded, tmp_path: Path, monkeypatch) -> None:
     )
     keys += ("weight_decay", "init_lr", "rd_lr", "func_epoch", "rd_epoch", "exp_threshold")
     settings = {k: c[k] for k in keys} | {"optimizer": run.facts["optimizer"]}
-    for task, learner, phases in learn_all(run, "sema", settings, tmp_path, monkeypatch):
+    phases: list[list[float]] = []
+    for task, learner in learn_all(run, "sema", settings, tmp_path, monkeypatch, phases):
         logits = logits_of(learner, run)
         assert logits.shape[1] == task.total
         close(
@@ -183,7 +183,7 @@ def check_sema(run: Recorded, tmp_path: Path, monkeypatch) -> None:
 
 
 def check_simplecil(run: Recorded, tmp_path: Path, monkeypatch) -> None:
-    for task, learner, _ in learn_all(run, "simplecil", {}, tmp_path, monkeypatch):
+    for task, learner in learn_all(run, "simplecil", {}, tmp_path, monkeypatch, []):
         logits = logits_of(learner, run)
         close(logits, run.arrays[f"task{task.index}/test_logits"], f"logits after task {task.index}")
         close(learner.prototypes, run.arrays[f"task{task.index}/head_weight"], f"prototypes after task {task.index}")

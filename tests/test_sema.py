@@ -64,6 +64,14 @@ def test_descriptor_training_needs_no_gradient_through_the_network(toy_learner):
     assert int(descriptor.count) == 30  # 2+2 epochs of 20 images fill a record of 30
 
 
+def test_kept_views_train_descriptors_exactly_as_fresh_ones_while_they_last(toy_learner):
+    """With as many views as epochs nothing is reused, so keeping them changes nothing; with one, every epoch sees it."""
+    fresh, kept, one = (learned(toy_learner("sema", rd_views=n), toy_stream(), 1).own_state() for n in (0, 2, 1))
+    assert all(torch.equal(v, kept[k]) for k, v in fresh.items())
+    name = "backbone.slots.1.descriptors.0.encoder.weight"
+    assert not torch.equal(fresh[name], one[name]) and torch.equal(fresh["head.weight"], one["head.weight"])
+
+
 def test_router_column_of_the_first_adapter(toy_learner):
     def moved(flag):
         stream = toy_stream()

@@ -1,4 +1,4 @@
-"""Reads an experiment's JSON: typed, closed and checked in full, with every fault in one message, before any work starts.
+"""What an experiment's JSON may say: typed, closed and checked in full, every fault in one message, before any work starts.
 
 The file is flat and uses SEMA-CL's key names. `Experiment` holds the keys every method has; a method's `Settings` extends
 it beside the method's own code (`models/<name>.py`). Nothing downstream reads a raw dict or writes to the result.
@@ -6,10 +6,8 @@ it beside the method's own code (`models/<name>.py`). Nothing downstream reads a
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,20 +17,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from utils import data
+from utils.strict_json import ConfigError, nearest, shown
 
 # Keys of SEMA-CL and LAMDA-PILOT files that no rehearsal-free method ever read. Accepted, and answered by one line.
 NEVER_ACTED = frozenset({"memory_size", "memory_per_class", "fixed_memory", "vpt_type", "prompt_token_num"})
 # Keys that say where and how a run happens but not what it computes: they stay out of the settings hash.
 NOT_HASHED = frozenset({"about", "prefix", "seed", "device", "num_workers", "data_root", "eval_batch_size"})
-
-
-class ConfigError(ValueError):
-    """Bad input: every fault found in one experiment file, one a line."""
-
-    def __init__(self, source: str, faults: Sequence[str]):
-        self.faults = list(faults)
-        count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
-        super().__init__("\n  - ".join([f"{source}: {count}", *self.faults]))
 
 
 def _as_tuple(value: Any) -> Any:
@@ -65,22 +55,41 @@ class Experiment(BaseModel):
     model_name: str = Field(description="method: a file name in models/")
     dataset: str = Field(description="data set, see --list")
     data_root: str = Field("data", description="folder that holds the data sets")
-    data_path: str | None = Field(None, description="dataset 'folder' only: directory of class folders, or of train/ and test/")
-    test_ratio: float = Field(0.2, gt=0, lt=1, description="dataset 'folder' without test/: share of each class held out for test")
-    num_workers: int = Field(0, ge=0, le=64, description="processes that decode image files; results do not depend on it")
+    data_path: str | None = Field(
+        None, description="dataset 'folder' only: directory of class folders, or of train/ and test/"
+    )
+    test_ratio: float = Field(
+        0.2, gt=0, lt=1, description="dataset 'folder' without test/: share of each class held out for test"
+    )
+    num_workers: int = Field(
+        0, ge=0, le=64, description="processes that decode image files; results do not depend on it"
+    )
     init_cls: int = Field(ge=1, description="classes in the first task")
     increment: int = Field(ge=1, description="classes in each later task; the last task may have fewer")
-    shuffle: bool = Field(True, description="permute the classes (numpy legacy generator, as SEMA-CL); false: natural order")
-    class_order_seed: int | None = Field(None, ge=0, lt=2**32, description="seed of the class order; null: the run's seed, as SEMA-CL")
-    seed: Annotated[tuple[int, ...], BeforeValidator(_as_tuple)] = Field((1993,), description="run seeds; each is one run")
+    shuffle: bool = Field(
+        True, description="permute the classes (numpy legacy generator, as SEMA-CL); false: natural order"
+    )
+    class_order_seed: int | None = Field(
+        None, ge=0, lt=2**32, description="seed of the class order; null: the run's seed, as SEMA-CL"
+    )
+    seed: Annotated[tuple[int, ...], BeforeValidator(_as_tuple)] = Field(
+        (1993,), description="run seeds; each is one run"
+    )
     device: Annotated[str, BeforeValidator(_as_device)] = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description='auto, cpu, cuda, cuda:N, or SEMA-CL\'s ["N"]'
     )
-    backbone_type: str = Field("embedded", description="embedded, a SEMA-CL backbone name, or any timm ViT (name or name.tag)")
-    backbone_weights: str = Field("pretrained", description="pretrained, random, or the path of a .safetensors/.pth file")
-    image_size: int | None = Field(None, ge=8, le=1024, description="side of the input in pixels; null: the backbone's own")
+    backbone_type: str = Field(
+        "embedded", description="embedded, a SEMA-CL backbone name, or any timm ViT (name or name.tag)"
+    )
+    backbone_weights: str = Field(
+        "pretrained", description="pretrained, random, or the path of a .safetensors/.pth file"
+    )
+    image_size: int | None = Field(
+        None, ge=8, le=1024, description="side of the input in pixels; null: the backbone's own"
+    )
     input_normalisation: Literal["auto", "none", "backbone"] = Field(
-        "auto", description="none: images in [0,1] as SEMA-CL; backbone: its mean and std; auto: none for SEMA-CL's names"
+        "auto",
+        description="none: images in [0,1] as SEMA-CL; backbone: its mean and std; auto: none for SEMA-CL's names",
     )
     batch_size: int = Field(32, ge=1, description="training images per step")
     eval_batch_size: int = Field(256, ge=1, description="images per step in evaluation")
@@ -88,7 +97,10 @@ class Experiment(BaseModel):
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         """Yields (keys involved, fault) for rules that span several keys. Skipped when one of the keys is itself faulty."""
         if len(set(self.seed)) != len(self.seed) or not self.seed:
-            yield ("seed",), f"seed: a list of different whole numbers is expected, such as [1993, 1994]; got {list(self.seed)}"
+            yield (
+                ("seed",),
+                f"seed: a list of different whole numbers is expected, such as [1993, 1994]; got {list(self.seed)}",
+            )
         elif not all(0 <= s < 2**32 for s in self.seed):
             yield ("seed",), f"seed: every seed must lie in 0..{2**32 - 1}; got {list(self.seed)}"
         if (self.data_path is not None) != (self.dataset == "folder"):
@@ -98,7 +110,9 @@ class Experiment(BaseModel):
 class Trained(Experiment):
     """Keys of every method that takes gradient steps."""
 
-    optimizer: Literal["sgd", "adam"] = Field("sgd", description="sgd (momentum 0.9) or adam, which means AdamW as in SEMA-CL")
+    optimizer: Literal["sgd", "adam"] = Field(
+        "sgd", description="sgd (momentum 0.9) or adam, which means AdamW as in SEMA-CL"
+    )
     init_lr: float = Field(0.01, gt=0, le=100, description="learning rate at the start of each phase")
     min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the per-epoch cosine")
     weight_decay: float = Field(0.0005, ge=0, le=10, description="L2 penalty (sgd) or decoupled decay (adam)")
@@ -133,92 +147,6 @@ class Resolved:
         """12 hex digits of SHA-256 over all settings that decide a run's numbers, the seed apart."""
         kept = {k: v for k, v in self.values.items() if k not in NOT_HASHED}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A did-you-mean clause for `name`, empty if nothing is close."""
-    close = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
-
-
-def read_json(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """The object in a JSON file and the faults a plain parser would let through: doubled keys, NaN, Infinity.
-
-    Raises ConfigError if the file cannot be read as a JSON object at all."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        near = [str(p) for folder in (path.parent, path.parent / "exps") for p in folder.glob("*.json")]
-        close = nearest(str(path), near) or nearest(path.name, [Path(p).name for p in near])
-        raise ConfigError(str(path), [f"there is no such file{close}"]) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(str(path), [f"is not UTF-8 text (byte {error.start}); save it as UTF-8"]) from None
-    except OSError as error:
-        raise ConfigError(str(path), [f"cannot be read as an experiment file: {error.strerror}"]) from None
-    values, faults = parse_json(text, str(path))
-    if not isinstance(values, dict):
-        fault = f"an object {{...}} of keys and values is expected at the top, got {_shown(values)}"
-        raise ConfigError(str(path), [fault])
-    return values, faults + [fault for key, value in values.items() for fault in _strange_numbers(key, value)]
-
-
-def parse_json(text: str, source: str) -> tuple[Any, list[str]]:
-    """The value a JSON text stands for and a fault for every doubled key. Raises ConfigError if it is no JSON."""
-    faults: list[str] = []
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        seen: dict[str, Any] = {}
-        for key, value in items:
-            if key in seen:
-                faults.append(f"{key}: the key stands twice, with {_shown(seen[key])} and {_shown(value)}; keep one")
-            seen[key] = value
-        return seen
-
-    try:
-        return json.loads(text, object_pairs_hook=pairs), faults
-    except json.JSONDecodeError as error:
-        what = f"{error.msg} at line {error.lineno}, column {error.colno}" if text.strip() else "the file is empty"
-        raise ConfigError(source, [f"is not valid JSON: {what}"]) from None
-    except RecursionError:
-        raise ConfigError(source, ["is not usable JSON: nested too deep; an experiment is flat"]) from None
-    except ValueError:  # Python refuses to convert whole numbers of thousands of digits
-        raise ConfigError(source, ["is not usable JSON: it contains a number of thousands of digits"]) from None
-
-
-def parse_set(texts: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """`--set key=value` overrides: the value is read as JSON, else taken as a string."""
-    values: dict[str, Any] = {}
-    faults: list[str] = []
-    for text in texts:
-        key, equals, value = text.partition("=")
-        key = key.strip()
-        if not equals or not key:
-            faults.append(f"--set {text}: key=value is expected")
-            continue
-        if key in values:
-            faults.append(f"{key}: set twice on the command line; keep one")
-        try:
-            values[key], found = parse_json(value, "--set")
-            faults += found + _strange_numbers(key, values[key])
-        except ConfigError:
-            values[key] = value
-    return values, faults
-
-
-def _strange_numbers(key: str, value: Any) -> list[str]:
-    """Faults for numbers that JSON should not hold (NaN, Infinity, 1e999) or that no setting can use."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return [f"{key}: {value} is not a finite number"]
-    if isinstance(value, int) and abs(value) >= 2**63:
-        return [f"{key}: a whole number of {len(str(abs(value)))} digits is too large"]
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [fault for item in inner for fault in _strange_numbers(key, item)]
-
-
-def _shown(value: Any) -> str:
-    """A value as JSON for a message, cut where it is long."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:56] + " ..."
 
 
 def resolve(
@@ -319,4 +247,4 @@ def _explain(item: Any, value: Any, schema: Schema, method: str, others: Mapping
         message = "is not understood"
     elif isinstance(value, str) and kind in ("int_type", "float_type"):
         message += ", written without quotes"
-    return f"{key}: {message}; got {_shown(value)} ({meaning})"
+    return f"{key}: {message}; got {shown(value)} ({meaning})"

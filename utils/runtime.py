@@ -11,6 +11,7 @@ import platform
 import random
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -377,8 +378,18 @@ class Bar:
         self._lines = console and not sys.stderr.isatty()
         self._tqdm = None
         if console and not self._lines:
+            # a terminal that reports no width (a container's) would get empty bars: take 80 by 20 there
+            sized = shutil.get_terminal_size((0, 0)).columns > 0
             self._tqdm = tqdm(
-                total=total, desc=text, position=level, leave=False, dynamic_ncols=True, miniters=1, file=sys.stderr
+                total=total,
+                desc=text,
+                position=level,
+                leave=False,
+                dynamic_ncols=sized,
+                ncols=None if sized else 80,
+                nrows=None if sized else 20,
+                miniters=1,
+                file=sys.stderr,
             )
 
     def __enter__(self) -> Bar:

@@ -1,0 +1,108 @@
+"""Reads JSON as strictly as an experiment needs: what a plain parser lets through (doubled keys, NaN, 1e999) is a fault.
+
+Reading collects faults instead of stopping at the first; `utils.config` adds its own and reports them together.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """Bad input: every fault found in one experiment file, one a line."""
+
+    def __init__(self, source: str, faults: Sequence[str]):
+        self.faults = list(faults)
+        count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
+        super().__init__("\n  - ".join([f"{source}: {count}", *self.faults]))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A did-you-mean clause for `name`, empty if nothing is close."""
+    close = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+
+
+def read_json(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The object in a JSON file and the faults a plain parser would let through: doubled keys, NaN, Infinity.
+
+    Raises ConfigError if the file cannot be read as a JSON object at all."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        near = [str(p) for folder in (path.parent, path.parent / "exps") for p in folder.glob("*.json")]
+        close = nearest(str(path), near) or nearest(path.name, [Path(p).name for p in near])
+        raise ConfigError(str(path), [f"there is no such file{close}"]) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(str(path), [f"is not UTF-8 text (byte {error.start}); save it as UTF-8"]) from None
+    except OSError as error:
+        raise ConfigError(str(path), [f"cannot be read as an experiment file: {error.strerror}"]) from None
+    values, faults = parse_json(text, str(path))
+    if not isinstance(values, dict):
+        fault = f"an object {{...}} of keys and values is expected at the top, got {shown(values)}"
+        raise ConfigError(str(path), [fault])
+    return values, faults + [fault for key, value in values.items() for fault in _strange_numbers(key, value)]
+
+
+def parse_json(text: str, source: str) -> tuple[Any, list[str]]:
+    """The value a JSON text stands for and a fault for every doubled key. Raises ConfigError if it is no JSON."""
+    faults: list[str] = []
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        seen: dict[str, Any] = {}
+        for key, value in items:
+            if key in seen:
+                faults.append(f"{key}: the key stands twice, with {shown(seen[key])} and {shown(value)}; keep one")
+            seen[key] = value
+        return seen
+
+    try:
+        return json.loads(text, object_pairs_hook=pairs), faults
+    except json.JSONDecodeError as error:
+        what = f"{error.msg} at line {error.lineno}, column {error.colno}" if text.strip() else "the file is empty"
+        raise ConfigError(source, [f"is not valid JSON: {what}"]) from None
+    except RecursionError:
+        raise ConfigError(source, ["is not usable JSON: nested too deep; an experiment is flat"]) from None
+    except ValueError:  # Python refuses to convert whole numbers of thousands of digits
+        raise ConfigError(source, ["is not usable JSON: it contains a number of thousands of digits"]) from None
+
+
+def parse_set(texts: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """`--set key=value` overrides: the value is read as JSON, else taken as a string."""
+    values: dict[str, Any] = {}
+    faults: list[str] = []
+    for text in texts:
+        key, equals, value = text.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            faults.append(f"--set {text}: key=value is expected")
+            continue
+        if key in values:
+            faults.append(f"{key}: set twice on the command line; keep one")
+        try:
+            values[key], found = parse_json(value, "--set")
+            faults += found + _strange_numbers(key, values[key])
+        except ConfigError:
+            values[key] = value
+    return values, faults
+
+
+def _strange_numbers(key: str, value: Any) -> list[str]:
+    """Faults for numbers that JSON should not hold (NaN, Infinity, 1e999) or that no setting can use."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return [f"{key}: {value} is not a finite number"]
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return [f"{key}: a whole number of {len(str(abs(value)))} digits is too large"]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [fault for item in inner for fault in _strange_numbers(key, item)]
+
+
+def shown(value: Any) -> str:
+    """A value as JSON for a message, cut where it is long."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:56] + " ..."
