@@ -118,6 +118,13 @@ def test_adapters_stack_to_the_total():
     assert tops == [12, 12, 24, 24]
 
 
+def test_layers_that_never_get_an_adapter_are_not_drawn():
+    counts = [{"0": 0, "1": 0}, {"0": 0, "1": 2}]
+    axes = plots.adapters({"adapters_per_layer": counts}).axes[0]
+    assert [container.get_label() for container in axes.containers] == ["layer 1"]
+    assert plots.adapters({"adapters_per_layer": [{"0": 0}]}) is None
+
+
 def test_png_has_a_white_ground():
     image = imread(io.BytesIO(plots.png(plots.curves(results(3)))))
     assert image.shape[1] == 1080 and (image[0, 0] == 1).all()

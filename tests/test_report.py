@@ -229,6 +229,15 @@ def test_task_table_stays_within_100_columns(tasks):
     assert layers == [f"layer {layer}: {tasks}" for layer in range(12)]
 
 
+def test_layers_without_adapters_are_not_listed():
+    record = RunRecord("sema", "digits", 7, [0, 1], [[0], [1]])
+    add(record, [Score(10, 9, None, 10)], {0: 0, 1: 0})
+    assert "adapters" not in task_table(record)
+    add(record, [Score(10, 9, None, 10)] * 2, {0: 0, 1: 3})
+    assert task_table(record).splitlines()[-1] == "  adapters  layer 1: 3"
+    assert results_json(record)["adapters_per_layer"][1] == {"0": 0, "1": 3}  # the data keep them
+
+
 def test_seed_table():
     first, second = results_json(small()), results_json(small())
     second.update(seed=8, last_accuracy=84.0, forgetting=None)

@@ -282,6 +282,23 @@ def test_plain_bar_interval_and_eta(tmp_path, capsys, monkeypatch):
     ]
 
 
+def test_resumed_bar_counts_only_its_own_steps_for_the_time_left(tmp_path, capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(runtime.time, "monotonic", lambda: now[0])
+    with RunLog(tmp_path) as log:
+        steps = []
+        for step in log.bar(5, "tasks", done=2, every=0.0):
+            steps.append(step)
+            now[0] += 10.0
+        log.bar(5, "more").update(0)  # nothing done, nothing to say
+    assert steps == [2, 3, 4]
+    assert capsys.readouterr().err.splitlines() == [
+        "tasks 3/5, 0:10 left 0:20",
+        "tasks 4/5, 0:20 left 0:10",
+        "tasks 5/5, took 0:30",
+    ]
+
+
 def test_terminal_bars_stay_off_the_log_and_text_does_not_tear(tmp_path, monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):

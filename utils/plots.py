@@ -153,7 +153,7 @@ def losses(rows: Rows) -> Figure | None:
 def adapters(results: Mapping[str, Any]) -> Figure | None:
     """Number of adapters after each task, stacked by layer; None where the method has none."""
     counts = results["adapters_per_layer"]
-    layers = list(dict.fromkeys(layer for entry in counts for layer in entry))
+    layers = list(dict.fromkeys(layer for entry in counts for layer, n in entry.items() if n))
     if not layers:
         return None
     from matplotlib import colormaps

@@ -226,8 +226,10 @@ def task_table(record: RunRecord) -> str:
         lines.append(f"{'  accuracy':<12}" + "".join(f"{number(row[k]):>7}" for k in some))
     names = {"last_accuracy": "last", "average_accuracy": "average", "forgetting": "forgetting"}
     lines.append("  " + "   ".join(f"{name} {number(results[key])}" for key, name in names.items()))
-    if layers:
-        counts = ", ".join(f"layer\u00a0{layer}:\u00a0{n}" for layer, n in layers.items())  # wrap between layers only
+    if any(layers.values()):
+        counts = ", ".join(
+            f"layer\u00a0{layer}:\u00a0{n}" for layer, n in layers.items() if n
+        )  # wrap between layers only
         lines += [line.replace("\u00a0", " ") for line in _block("  adapters", counts)]
     return "\n".join(lines)
 

@@ -349,13 +349,15 @@ class RunLog:
         self.rows, self._start = len(lines), time.monotonic()
         self._offset = float(json.loads(lines[-1]).get("time", 0.0)) if lines else 0.0
 
-    def bar(self, total: int, text: str, level: int = 0, every: float = 5.0) -> Bar:
+    def bar(self, total: int, text: str, level: int = 0, every: float = 5.0, done: int = 0) -> Bar:
         """Progress over `total` steps: level 0 for tasks within a run, 1 for epochs within a task, and so on.
+
+        `done` steps were finished by an earlier process (a resumed run) and do not count for the time left.
 
         On a terminal a tqdm bar with the time left; elsewhere plain lines on standard error: the first step, the last,
         and between them at most one in `every` seconds. Nothing goes to the log files.
         """
-        return Bar(total, text, level, every, self.console)
+        return Bar(total, text, level, every, self.console, done)
 
 
 def _lock(file: TextIO, folder: Path) -> None:
@@ -372,9 +374,9 @@ def _lock(file: TextIO, folder: Path) -> None:
 class Bar:
     """Progress of one loop: `with log.bar(5, "tasks") as bar: bar.update(1, loss=.2)`, or `for i in log.bar(5, "")`."""
 
-    def __init__(self, total: int, text: str, level: int, every: float, console: bool):
+    def __init__(self, total: int, text: str, level: int, every: float, console: bool, done: int):
         self.total, self.text, self.level, self.every = total, text, level, every
-        self.done, self._start, self._last = 0, time.monotonic(), -math.inf
+        self.done, self._first, self._start, self._last = done, done, time.monotonic(), -math.inf
         self._lines = console and not sys.stderr.isatty()
         self._tqdm = None
         if console and not self._lines:
@@ -382,6 +384,7 @@ class Bar:
             sized = shutil.get_terminal_size((0, 0)).columns > 0
             self._tqdm = tqdm(
                 total=total,
+                initial=done,
                 desc=text,
                 position=level,
                 leave=False,
@@ -399,9 +402,9 @@ class Bar:
         self.close()
 
     def __iter__(self) -> Iterator[int]:
-        """Yield 0 .. total-1, one step after each."""
+        """Yield the steps left, from `done` to total-1, and count one after each."""
         with self:
-            for i in range(self.total):
+            for i in range(self._first, self.total):
                 yield i
                 self.update(1)
 
@@ -414,12 +417,12 @@ class Bar:
             self._tqdm.update(n)
         elif self._lines:
             now = time.monotonic()
-            if self.done >= self.total or now - self._last >= self.every:
+            if n > 0 and (self.done >= self.total or now - self._last >= self.every):
                 self._last = now
                 _say(self._line(now - self._start, shown), sys.stderr)
 
     def _line(self, elapsed: float, shown: dict[str, str]) -> str:
-        left = elapsed / max(self.done, 1) * max(self.total - self.done, 0)
+        left = elapsed / max(self.done - self._first, 1) * max(self.total - self.done, 0)
         time_text = f"{clock(elapsed)} left {clock(left)}" if self.done < self.total else f"took {clock(elapsed)}"
         tail = "".join(f" {key}={value}" for key, value in shown.items())
         return f"{'  ' * self.level}{self.text} {self.done}/{self.total}, {time_text}{tail}"

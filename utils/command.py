@@ -1,0 +1,119 @@
+"""The command line: its options, and what it says apart from a run's log: `--list`, `--check`, one line for an error."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from textwrap import shorten, wrap
+from typing import Any
+
+from utils.data import DATASETS
+from utils.strict_json import read_json
+
+WIDTH = 100
+# Errors of the operating system that mean a wrong path was given; others, such as a full disk, are no fault of the input.
+WRONG_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+EXAMPLES = """five commands to start with:
+  python main.py --config exps/quickstart.json
+  python main.py --config exps/sema_glyphs.json --check
+  python main.py --config exps/quickstart.json --set exp_threshold=1 --set seed=[1,2,3]
+  python main.py --config exps/sema_cifar.json --data-root ~/data --device cuda
+  python main.py --list"""
+
+
+def parser(about: str) -> argparse.ArgumentParser:
+    """Options of main.py; `about` opens the help."""
+    ask = argparse.ArgumentParser(
+        prog="main.py", description=about, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    ask.add_argument("--config", type=Path, metavar="FILE", help="experiment JSON")
+    ask.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key (JSON value, else string)"
+    )
+    ask.add_argument(
+        "--out", type=Path, default=Path("logs"), metavar="DIR", help="where run folders go (default: logs)"
+    )
+    ask.add_argument("--data-root", metavar="DIR", help="folder that holds the data sets (overrides the key data_root)")
+    ask.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (overrides the key device)")
+    ask.add_argument("--check", action="store_true", help="validate, show settings, tasks and parameters, and stop")
+    ask.add_argument(
+        "--resume", choices=("auto", "never"), default="auto", help="never: start afresh, old folders are kept"
+    )
+    ask.add_argument("--list", action="store_true", help="show methods, data sets, backbones and experiment files")
+    ask.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return ask
+
+
+def verdict(error: Exception) -> tuple[int, str]:
+    """Exit code and message for an error: 2 where the user can mend the input, else 1."""
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename and error.strerror else ""
+        text = f"{where}{error.strerror}" if error.strerror else str(error)
+        if isinstance(error, WRONG_PATH):
+            return 2, text
+        return 1, f"{text}; what is finished is saved, the same command goes on from there"
+    if isinstance(error, ValueError):
+        return 2, str(error)
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return (
+            1,
+            "the memory is full: lower batch_size, eval_batch_size or detect_batch_size, or take a smaller backbone",
+        )
+    text = (str(error).splitlines() or [""])[0][:300]
+    return 1, f"{type(error).__name__}: {text} (a fault of the program, not of your input; --debug shows where)"
+
+
+def listing(experiments: Path, methods: Mapping[str, str], backbones: Sequence[str]) -> str:
+    """Methods, data sets, backbones and the shipped experiments with the start of their `about`."""
+    lines = ["methods", *(_entry(name, 14, text) for name, text in methods.items()), "", "data sets"]
+    lines += [_entry(i.name, 14, f"{i.num_classes or '?':>4} classes  {i.source}") for i in DATASETS.values()]
+    plain = [name for name in backbones if "." not in name]
+    lines += ["", f"backbones (timm's also as name.tag, {len(backbones)} in all)"]
+    lines += wrap(", ".join(plain), WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+    lines += ["", "experiments"]
+    for path in sorted(experiments.glob("*.json")):
+        try:
+            about = str(read_json(path)[0].get("about", ""))
+        except ValueError as error:
+            about = str(error)
+        lines.append(_entry(f"{path.parent.name}/{path.name}", 42, about))
+    return "\n".join(lines)
+
+
+def _entry(name: str, width: int, text: str) -> str:
+    return f"  {name:<{width}}{text if '  ' in text else shorten(text, WIDTH - width - 2, placeholder=' ...')}"
+
+
+def settings_table(values: Mapping[str, Any], given: Iterable[str]) -> str:
+    """Every key with its value; those not in the file are marked as defaults."""
+    stated = set(given)
+    lines = ["settings"]
+    for key, value in values.items():
+        text = json.dumps(value, ensure_ascii=False)
+        text = text if len(text) <= 62 or key != "about" else f'{text[:57]} ..."'
+        lines.append(f"  {key:<26}{text}{'' if key in stated else '   (default)'}")
+    return "\n".join(lines)
+
+
+def split_table(sizes: Sequence[int], order: Sequence[int], seed: int | None) -> str:
+    """Classes of each task in order of arrival; a last task of another size is pointed out. `seed` None: natural order."""
+    source = "in their natural order" if seed is None else f"class order of seed {seed}"
+    lines = [f"tasks ({len(order)} classes in {len(sizes)} tasks, {source})"]
+    first = 0
+    for task, size in enumerate(sizes, start=1):
+        ids = " ".join(str(c) for c in order[first : first + size])
+        ragged = "  (the rest)" if task == len(sizes) > 2 and size != sizes[1] else ""
+        lines.append(f"  {task:>3}: {size:>3} classes{ragged}  {shorten(ids, 72, placeholder=' ...')}")
+        first += size
+    return "\n".join(lines)
+
+
+def parameter_table(planned: Sequence[tuple[str, int]], total: int) -> str:
+    """Trainable parameters by occasion, and all parameters at the start."""
+    lines = [
+        "trainable parameters",
+        *(f"  {count:>12,}  {what}" for what, count in planned or [("nothing is trained", 0)]),
+    ]
+    return "\n".join([*lines, f"  {total:>12,}  all parameters at the start, the frozen backbone included"])
