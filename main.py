@@ -7,13 +7,14 @@ evaluate, record; then report. Exit codes: 0 done, 2 bad input, 75 interrupted a
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import time
 import traceback
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import models
 from backbone import catalogue
@@ -48,6 +49,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted: what is finished is saved, the same command goes on from there", file=sys.stderr)
         return 75
+    except BrokenPipeError:  # the reader has left, as in `main.py --list | head`; nothing more can be said to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception as error:
         code, text = command.verdict(error)
         if args.debug:
@@ -71,8 +75,8 @@ def load(args: argparse.Namespace) -> Resolved:
     )
 
 
-def places(resolved: Resolved) -> dict[str, Path | None]:
-    """Where the data are looked for."""
+def places(resolved: Resolved) -> dict[str, Any]:
+    """Where the data are looked for: arguments of `data.load` and its relatives."""
     root, path = resolved.settings.data_root, resolved.settings.data_path
     return {"root": Path(root).expanduser(), "path": Path(path).expanduser() if path else None}
 

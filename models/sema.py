@@ -16,8 +16,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from backbone.adapter import Adapter, mixture
+from backbone.adapter import Adapter
 from backbone.descriptor import Descriptor
+from backbone.expansion import ExpandableLayer
+from backbone.router import RouterColumn
 from models.base import Learner as Base
 from models.base import LinearHead, cross_entropy_among, fit
 from utils.config import Trained
@@ -91,38 +93,6 @@ class Settings(Trained):
             yield ("min_lr", "rd_lr"), f"min_lr: {self.min_lr} is above rd_lr {self.rd_lr}"
 
 
-class RouterColumn(nn.Linear):
-    """One adapter's routing logit from the mean token, [B, D] -> [B, 1]; starts as torch's Linear does."""
-
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        bound = self.in_features**-0.5
-        nn.init.uniform_(self.weight, -bound, bound, generator=generator)
-        nn.init.uniform_(self.bias, -bound, bound, generator=generator)
-
-
-class SemaLayer(nn.Module):
-    """The slot of one block: adapters, and where the layer may expand, one descriptor and one router column for each."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.adapters = nn.ModuleList()
-        self.descriptors = nn.ModuleList()
-        self.columns = nn.ModuleList()
-
-    def __len__(self) -> int:
-        return len(self.adapters)
-
-    def gates(self, mean_token: Tensor) -> Tensor:
-        """Softmax over the adapters' logits, [B, D] -> [B, E] (paper eq. 6)."""
-        return torch.cat([column(mean_token) for column in self.columns], dim=1).softmax(dim=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The mixture of the adapters' outputs, [B, N, D] -> [B, N, D] (paper eq. 5)."""
-        if not self.columns:
-            return self.adapters[-1](x)
-        return mixture(x, cast(list[Adapter], list(self.adapters)), self.gates(x.mean(dim=1)))
-
-
 class Learner(Base):
     """Expands layer by layer where a task is new; trains only what was added, and the head."""
 
@@ -136,13 +106,13 @@ class Learner(Base):
             )
         self.expandable = range(self.cfg.adapt_start_layer, self.cfg.adapt_end_layer + 1)
         for layer in range(self.backbone.depth):
-            self.backbone.fill(layer, SemaLayer())
+            self.backbone.fill(layer, ExpandableLayer())
             self._grow(layer)
         self.head = self.place("head", LinearHead(self.backbone.width, self.num_classes))
 
-    def _layer(self, layer: int) -> SemaLayer:
+    def _layer(self, layer: int) -> ExpandableLayer:
         slot = self.backbone.slots[str(layer)]
-        assert isinstance(slot, SemaLayer)
+        assert isinstance(slot, ExpandableLayer)
         return slot
 
     def _grow(self, layer: int) -> None:
@@ -151,7 +121,7 @@ class Learner(Base):
         name = f"layers.{layer}.adapters.{len(slot)}"
         adapter = Adapter(width, cfg.ffn_num, cfg.ffn_adapter_scalar, cfg.ffn_adapter_dropout)
         if layer in self.expandable:
-            slot.columns.append(self.place(f"layers.{layer}.router.{len(slot)}", RouterColumn(width, 1)))
+            slot.router.columns.append(self.place(f"layers.{layer}.router.{len(slot)}", RouterColumn(width)))
             slot.descriptors.append(self.place(f"{name}.rd", Descriptor(width, cfg.rd_dim, cfg.buffer_size)))
         slot.adapters.append(self.place(f"{name}.functional", adapter))
 
@@ -168,10 +138,13 @@ class Learner(Base):
     def _scan_and_expand(self, task: Task) -> set[int]:
         """Scans until nothing is added; the lowest layer that asks expands at once, each at most once a task. Returns them."""
         expanded: set[int] = set()
+        before = -1
         for scan in itertools.count():
+            if len(expanded) in (before, len(self.expandable)):
+                break
             before = len(expanded)
             highest: dict[int, Tensor] = {}
-            for scores in self._scan(task, scan, expanded):
+            for scores in self._scan(task, scan):
                 for layer, per_adapter in scores.items():
                     if layer not in highest or per_adapter.min() > highest[layer].min():
                         highest[layer] = per_adapter
@@ -179,11 +152,11 @@ class Learner(Base):
                 if asking:
                     expanded.add(asking[0])
                     self._expand(task, asking[0], scores[asking[0]], len(expanded))
+                if len(expanded) == len(self.expandable):
+                    break  # nothing is left that could grow
             for layer, per_adapter in highest.items():
                 self._log_scan(task, scan, layer, per_adapter, layer in expanded)
-            if len(expanded) in (before, len(self.expandable)):
-                return expanded
-        raise AssertionError("unreachable")
+        return expanded
 
     def _expand(self, task: Task, layer: int, scores: Tensor, number: int) -> None:
         index = len(self._layer(layer))
@@ -195,7 +168,7 @@ class Learner(Base):
         self._grow(layer)
         self._train_added(task, [layer], f" {number}")
 
-    def _scan(self, task: Task, scan: int, expanded: set[int]) -> Iterator[dict[int, Tensor]]:
+    def _scan(self, task: Task, scan: int) -> Iterator[dict[int, Tensor]]:
         """Scores [E] of each layer, for one batch after the other or once for the whole task (`detect_scope`).
 
         A score is the mean over samples of how many deviations a reconstruction loss lies from those remembered."""
@@ -246,9 +219,9 @@ class Learner(Base):
         parameters = list(self.head.parameters())
         for slot in map(self._layer, layers):
             parameters += slot.adapters[-1].parameters()
-            parameters += [p for c in slot.columns[-1:] for p in c.parameters()]
-            if self.cfg.train_first_router_column and len(slot.columns) == 2:
-                parameters += slot.columns[0].parameters()
+            parameters += [p for c in slot.router.columns[-1:] for p in c.parameters()]
+            if self.cfg.train_first_router_column and len(slot.router) == 2:
+                parameters += slot.router.columns[0].parameters()
 
         def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             features, means = self.backbone.encode(images, tap=watched)

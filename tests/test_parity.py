@@ -171,14 +171,16 @@ def check_sema(run: Recorded, tmp_path: Path, monkeypatch) -> None:
                 close(tensor, run.arrays[f"{at}.adapters.{k}.rd.{name}"], f"layer {layer} descriptor {k} {name}")
             record = run.arrays[f"final_record/layers.{layer}.adapters.{k}"]
             close(descriptor.record[: len(record)], record, f"layer {layer} record {k}")
-        if (
-            slot.columns
-        ):  # the original also makes routers where a layer never expands; they stay at their start and unused
+        if len(slot.router):
             close(
-                torch.cat([c.weight for c in slot.columns]), run.arrays[f"{at}.router.weight"], f"layer {layer} router"
+                torch.cat([c.weight for c in slot.router.columns]),
+                run.arrays[f"{at}.router.weight"],
+                f"layer {layer} router",
             )
             close(
-                torch.cat([c.bias for c in slot.columns]), run.arrays[f"{at}.router.bias"], f"layer {layer} router bias"
+                torch.cat([c.bias for c in slot.router.columns]),
+                run.arrays[f"{at}.router.bias"],
+                f"layer {layer} router bias",
             )
 
 

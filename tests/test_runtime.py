@@ -107,15 +107,15 @@ def broken_import(error):
         ImportError("libcudart.so.13: cannot open shared object file"),
     ],
 )
-@pytest.mark.parametrize(("cuda", "index"), [(None, "/whl/cpu"), ("13.2", "/whl/cu132")])
-def test_torchvision_of_another_build_gives_two_lines(monkeypatch, error, cuda, index):
+@pytest.mark.parametrize(("cuda", "build"), [(None, "CPU-only"), ("13.2", "CUDA 13.2")])
+def test_torchvision_of_another_build_gives_two_lines(monkeypatch, error, cuda, build):
     monkeypatch.setattr(importlib, "import_module", broken_import(error))
     monkeypatch.setattr(torch.version, "cuda", cuda)
     with pytest.raises(SetupError) as caught:
         runtime.check_torchvision()
     wrong, fix = str(caught.value).split("\n")
-    assert "different builds" in wrong and str(error).splitlines()[0] in wrong
-    assert fix.startswith("Fix: pip install ") and fix.endswith(index)
+    assert "different builds" in wrong and str(error).splitlines()[0] in wrong and build in wrong
+    assert fix == "Fix: pip uninstall -y torch torchvision && pip install torch torchvision"
     assert isinstance(caught.value, ValueError)
 
 
@@ -331,3 +331,12 @@ def test_console_without_utf8(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3661, "1:01:01")])
 def test_clock(seconds, text):
     assert runtime.clock(seconds) == text
+
+
+def test_what_stopped_a_run_stands_in_its_log(tmp_path):
+    with pytest.raises(RuntimeError), RunLog(tmp_path, console=False) as log:
+        log.info("so far")
+        log.sync()
+        raise RuntimeError("the reason")
+    text = (tmp_path / "run.log").read_text(encoding="utf-8")
+    assert " STOP  Traceback" in text and text.endswith("RuntimeError: the reason\n")

@@ -24,7 +24,7 @@ def test_first_task_has_one_adapter_in_every_layer_and_parts_only_in_range(toy_l
     learner = toy_learner("sema")
     assert learner.adapters_per_layer() == [1, 1, 1]
     assert [len(learner._layer(n).descriptors) for n in range(3)] == [0, 1, 1]
-    assert [len(learner._layer(n).columns) for n in range(3)] == [0, 1, 1]
+    assert [len(learner._layer(n).router) for n in range(3)] == [0, 1, 1]
 
 
 def test_a_threshold_out_of_reach_trains_the_head_alone(toy_learner):
@@ -78,10 +78,10 @@ def test_router_column_of_the_first_adapter(toy_learner):
         learner = learned(
             toy_learner("sema", exp_threshold=0.0, weight_decay=0.0, train_first_router_column=flag), stream, 1
         )
-        before = learner._layer(1).columns[0].weight.clone()
+        before = learner._layer(1).router.columns[0].weight.clone()
         learned_more = learner.learn(stream.task(1))
         assert learned_more is None
-        return not torch.equal(before, learner._layer(1).columns[0].weight)
+        return not torch.equal(before, learner._layer(1).router.columns[0].weight)
 
     assert not moved(False) and moved(True)
 
@@ -109,7 +109,7 @@ def test_one_strange_partial_batch_expands_only_batchwise(scope, grows, toy_lear
 def test_task_scope_averages_over_samples(toy_learner):
     stream = toy_stream()
     learner = toy_learner("sema", detect_scope="task")
-    (only,) = scored(learner, [1.0, 2.0, 6.0])._scan(stream.task(0), 0, set())
+    (only,) = scored(learner, [1.0, 2.0, 6.0])._scan(stream.task(0), 0)
     assert only[1].item() == pytest.approx((1 * 8 + 2 * 8 + 6 * 4) / 20)
 
 
@@ -183,9 +183,9 @@ def test_gates_are_a_softmax_of_the_mean_token(toy_learner):
     learner._grow(1)
     slot, x = learner._layer(1), torch.randn(3, 5, 16)
     mean = x.mean(1)
-    logits = torch.stack([mean @ c.weight[0] + c.bias for c in slot.columns], dim=1)
-    torch.testing.assert_close(slot.gates(mean), logits.softmax(1))
+    logits = torch.stack([mean @ c.weight[0] + c.bias for c in slot.router.columns], dim=1)
+    torch.testing.assert_close(slot.router(mean), logits.softmax(1))
     for adapter in slot.adapters:
         torch.nn.init.normal_(adapter.up_proj.weight)
-    by_hand = sum(slot.gates(mean)[:, i, None, None] * a(x) for i, a in enumerate(slot.adapters))
+    by_hand = sum(slot.router(mean)[:, i, None, None] * a(x) for i, a in enumerate(slot.adapters))
     torch.testing.assert_close(slot(x), by_hand)

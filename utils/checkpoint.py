@@ -34,6 +34,8 @@ class Restorable(Protocol):
     def restore(self, structure: dict[str, Any]) -> None: ...
     def own_state(self) -> dict[str, Tensor]: ...
     def load_own_state(self, state: dict[str, Tensor]) -> None: ...
+    def eval(self) -> Any: ...
+    def requires_grad_(self, requires_grad: bool = True) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Checkpoint:
 
 def save(folder: Path, task: int, learner: Restorable, record: dict[str, Any], log: RunLog, weight_hash: str) -> None:
     """Writes the state after `task` into the run's `checkpoints/`. OSError if the disk is full or read-only."""
+    log.sync()
     facts = {"structure": learner.structure(), "record": record, "rows": log.rows, "weight_hash": weight_hash}
     write(folder / "checkpoints", Checkpoint(task, facts, learner.own_state()))
 
@@ -59,12 +62,16 @@ def resume(folder: Path, learner: Restorable, log: RunLog, weight_hash: str) -> 
     for complaint in complaints:
         log.warn(complaint)
     if saved is None:
+        if complaints:
+            log.warn("no whole checkpoint is left: this run starts from its first task")
         log.truncate_rows(0)
         return None
     if saved.facts["weight_hash"] != weight_hash:
         raise ValueError(f"{folder}: the backbone's weights changed since this run began; --resume never starts afresh")
     learner.restore(saved.facts["structure"])
     learner.load_own_state(saved.tensors)
+    learner.eval()  # both as the end of a task left them: torch picks other kernels, hence other roundings, for parameters
+    learner.requires_grad_(False)  # that require gradients, even where none are taken
     if log.rows < saved.facts["rows"]:
         log.warn(f"{folder / 'metrics.jsonl'} has lost {saved.facts['rows'] - log.rows} rows of finished tasks")
     log.truncate_rows(min(log.rows, saved.facts["rows"]))
@@ -95,7 +102,7 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         try:
             return read(path), complaints
         except ValueError as error:
-            complaints.append(f"{error}; the one before it is used")
+            complaints.append(f"{error}; trying the one before it")
     return None, complaints
 
 

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from importlib import metadata
@@ -123,11 +124,11 @@ def check_torchvision() -> None:
     except (ImportError, RuntimeError, OSError, AttributeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         cuda = _torch_cuda()
-        ours, index = ("CPU-only", "cpu") if cuda is None else (f"CUDA {cuda}", "cu" + cuda.replace(".", ""))
+        ours = "CPU-only" if cuda is None else f"CUDA {cuda}"
         raise SetupError(
             f"torchvision cannot be imported beside this torch ({_version('torch')}, {ours}; torchvision"
             f" {_version('torchvision')}): they are different builds ({reason}).\n"
-            f"Fix: pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/{index}"
+            "Fix: pip uninstall -y torch torchvision && pip install torch torchvision"
         ) from error
 
 
@@ -286,7 +287,9 @@ class RunLog:
     def __enter__(self) -> RunLog:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None:  # the console gets one line, the log says where it happened
+            self._write("STOP ", "".join(traceback.format_exception(error)).rstrip())
         self.close()
 
     def close(self) -> None:
@@ -334,6 +337,11 @@ class RunLog:
         self._table.flush()
         self.rows += 1
         return line
+
+    def sync(self) -> None:
+        """Bring metrics.jsonl to the disk, so that it survives a power cut; a checkpoint counts its rows after this."""
+        self._table.flush()
+        os.fsync(self._table.fileno())
 
     def truncate_rows(self, count: int | None) -> None:
         """Cut metrics.jsonl back to its first `count` rows (None: to its complete rows); ValueError if it has fewer."""

@@ -85,13 +85,13 @@ def chaos_game(
     picked = (draws[..., None] > odds[None, :, None, :-1]).sum(-1) + (np.arange(batch) * count)[None, :, None]
     table = maps.reshape(-1, 6)
     x, y = np.zeros((batch, chains)), np.zeros((batch, chains))
-    points = np.empty((batch, steps - burn, chains, 2))
+    visited = np.empty((batch, steps - burn, chains, 2))
     for step in range(steps):
         a, b, c, d, e, f = np.moveaxis(table[picked[step]], -1, 0)
         x, y = a * x + b * y + e, c * x + d * y + f
         if step >= burn:
-            points[:, step - burn, :, 0], points[:, step - burn, :, 1] = x, y
-    points = points.reshape(batch, -1, 2)
+            visited[:, step - burn, :, 0], visited[:, step - burn, :, 1] = x, y
+    points = visited.reshape(batch, -1, 2)
     points = points - np.round(points.mean(1, keepdims=True), 6)
     spread = np.sqrt((points * points).mean((1, 2)))
     return points / np.round(np.maximum(spread, 1e-3), 6)[:, None, None]
@@ -130,11 +130,14 @@ def move_points(points: np.ndarray, views: np.ndarray) -> np.ndarray:
     return np.stack([a * x + b * y + e, c * x + d * y + f], axis=-1)
 
 
-def draw_fractals(systems: np.ndarray, rng: np.random.RandomState, strength: float = 1.0, side: int = SIDE) -> np.ndarray:
+def draw_fractals(
+    systems: np.ndarray, rng: np.random.RandomState, strength: float = 1.0, side: int = SIDE
+) -> np.ndarray:
     """One random view of each system [B, M, 8] as coverage [B, side, side]; `strength` (0 to 1) scales the variation."""
     varied = np.where(systems[..., 2:3] > 0, _perturb(systems, rng, 0.15 * strength), systems)
     points = chaos_game(*affine_maps(varied), rng)
-    views = view_transforms(len(systems), rng, 0.35 * strength, (0.17 * side, 0.27 * side), 0.15 * strength, 0.09 * side * strength)
+    scale = (0.17 * side, 0.27 * side)
+    views = view_transforms(len(systems), rng, 0.35 * strength, scale, 0.15 * strength, 0.09 * side * strength)
     return rasterise(move_points(points, views) + side / 2, side)
 
 

@@ -59,10 +59,10 @@ def _add_stroke(sign: Sign, rng: np.random.RandomState) -> Sign:
         angles, radius = rng.uniform(0, 2 * np.pi), rng.uniform(0.35, 1.0, 2) * (0.6 if sign.strokes else 1.0)
         span = 2 * np.pi * 7 / 8 if name == "closed" else rng.uniform(0.7, 1.8) * np.pi
         turn = angles + np.linspace(0, span, 8 if name == "closed" else 6)
-        wave = 1.0
+        wave = np.ones_like(turn)
         if rng.random_sample() < 0.4:  # a radial contour: harmonics on the circle
             wave = 1 + rng.uniform(0.1, 0.35) * np.cos(rng.randint(2, 5) * turn + rng.uniform(0, 2 * np.pi))
-        points = np.stack([radius[0] * np.cos(turn), radius[1] * np.sin(turn)], -1) * np.reshape(wave, (-1, 1))
+        points = np.stack([radius[0] * np.cos(turn), radius[1] * np.sin(turn)], -1) * wave[:, None]
         points = points + rng.uniform(-0.5, 0.5, 2)
     elif name == "dot":
         points = rng.uniform(-0.9, 0.9, (1, 2)) + np.array([[0, 0], [0.02, 0.02]])
@@ -155,7 +155,7 @@ def tabulate(signs: list[Sign]) -> SignTable:
         marks = np.round(shares * (POINTS - 3 * len(lengths))).astype(int) + 3 * np.arange(len(lengths) + 1)
         for stroke, begin, end in zip(sign.strokes, marks[:-1], marks[1:], strict=True):
             part = _stroke_basis(stroke.kind, len(stroke.controls), end - begin)
-            np.add.at(basis[s, begin:end], (slice(None), list(stroke.controls)), part)
+            np.add.at(basis[s, begin:end].T, np.array(stroke.controls), part.T)  # a control may occur twice
             first[s, begin] = 1
     return SignTable(basis, controls, first)
 
@@ -176,11 +176,15 @@ def draw_signs(
     batch = len(labels)
     jitter = strength * rng.uniform(0.01, 0.11, (batch, 1, 1)) * rng.standard_normal((batch, CONTROLS, 2))
     path = table.basis[labels] @ (table.controls[labels] + jitter.astype(np.float32))
-    views = view_transforms(batch, rng, 0.3 * strength, ((0.4 - 0.16 * strength) * side, 0.43 * side), 0.35 * strength, 0.08 * side * strength)
+    scale = ((0.4 - 0.16 * strength) * side, 0.43 * side)
+    views = view_transforms(batch, rng, 0.3 * strength, scale, 0.35 * strength, 0.08 * side * strength)
     path = move_points(path, views).astype(np.float32)
     path += np.float32(side / 2)
     width = np.exp(rng.uniform(np.log(0.45), np.log(2.3), (batch, 1))) * side / 32  # pen radius, pixels
-    contrast, nib = rng.uniform(0, 0.6, (batch, 1)) * (rng.random_sample((batch, 1)) < 0.6), rng.uniform(0, np.pi, (batch, 1))
+    contrast, nib = (
+        rng.uniform(0, 0.6, (batch, 1)) * (rng.random_sample((batch, 1)) < 0.6),
+        rng.uniform(0, np.pi, (batch, 1)),
+    )
     step = np.diff(path, axis=1, append=path[:, -1:])
     step = np.where(np.roll(table.first[labels], -1, axis=1)[..., None] > 0, np.roll(step, 1, axis=1), step)
     angle = np.arctan2(step[..., 1], step[..., 0])

@@ -1,0 +1,70 @@
+"""Chooses an experiment's settings without its test set: `python -m benchmarks.tune exps/sema_digits.json key=v1,v2 ...`
+
+Runs the grid on the training images alone, a fifth of each class held out in place of the test images, with seeds (and so
+class orders) that the reported runs do not use. Prints one line a grid point, best average accuracy first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import main as program
+from utils import config, data
+from utils.data.images import ImageArray
+from utils.metrics import summarise
+from utils.runtime import RunLog, named_seed
+
+
+def without_test(dataset: data.Dataset, share: float = 0.2) -> data.Dataset:
+    """The data set with its test images replaced by a seeded share of each class's training images."""
+    rng = np.random.default_rng(named_seed("tune", dataset.name))
+    labels = dataset.train.labels
+    held = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        held[rng.permutation(rows)[: round(share * len(rows))]] = True
+    images = dataset.train.images  # type: ignore[attr-defined]  # embedded sets are arrays
+
+    def part(mask: np.ndarray) -> ImageArray:
+        return ImageArray(images[torch.from_numpy(mask)], labels[mask])
+
+    return data.Dataset(dataset.name, dataset.class_names, part(~held), part(held), dataset.transforms)
+
+
+def main() -> None:
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("experiment", type=Path)
+    ask.add_argument("grid", nargs="*", metavar="key=v1,v2")
+    ask.add_argument("--seeds", type=int, nargs="+", default=[7])
+    args = ask.parse_args()
+    torch.set_num_threads(1)
+    keys = [text.partition("=")[0] for text in args.grid]
+    found = []
+    for point in itertools.product(*(text.partition("=")[2].split(",") for text in args.grid)):
+        overrides = [f"{k}={v}" for k, v in zip(keys, point, strict=True)]
+        resolved = program.load(argparse.Namespace(config=args.experiment, set=overrides, data_root=None, device="cpu"))
+        dataset = without_test(data.load(resolved.settings.dataset))
+        results = []
+        for seed in args.seeds:
+            with tempfile.TemporaryDirectory() as folder, RunLog(Path(folder), console=False) as log:
+                program.run_seed(resolved, seed, dataset, torch.device("cpu"), log)
+                results.append(json.loads((Path(folder) / "results.json").read_text()))
+        cells = [summarise(r[k] for r in results).mean for k in ("average_accuracy", "last_accuracy", "forgetting")]
+        adapters = summarise(float(sum(r["adapters_per_layer"][-1].values())) for r in results).mean
+        seconds = summarise(sum(sum(t.values()) for t in r["seconds"]) for r in results).mean
+        found.append((cells, adapters, seconds, " ".join(overrides)))
+        print(f"average {cells[0]:.1f} last {cells[1]:.1f} adapters {adapters:.1f} {seconds:.0f} s  {' '.join(overrides)}", flush=True)
+    print("\nbest average first")
+    for cells, adapters, seconds, text in sorted(found, key=lambda f: -(f[0][0] or 0)):
+        print(f"average {cells[0]:.1f}  last {cells[1]:.1f}  forgetting {cells[2] or 0:.1f}  adapters {adapters:.1f}  {seconds:.0f} s  {text}")
+
+
+if __name__ == "__main__":
+    main()
