@@ -45,7 +45,10 @@ def cell(values: list[float | None]) -> str:
 
 
 def table(found: dict[tuple[str, str], list[dict]]) -> str:
-    lines = ["| data | method | n | last | average | forgetting | adapters | seconds |", "|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| data | method | n | last | average | forgetting | adapters | seconds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for (name, method), results in found.items():
         cells = [cell([r[column] for r in results]) for column in COLUMNS]
         adapters = cell([float(sum(r["adapters_per_layer"][-1].values())) for r in results])

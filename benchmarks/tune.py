@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 import main as program
-from utils import config, data
+from utils import data
 from utils.data.images import ImageArray
 from utils.metrics import summarise
-from utils.runtime import RunLog, named_seed
+from utils.runlog import RunLog
+from utils.runtime import named_seed
 
 
 def without_test(dataset: data.Dataset, share: float = 0.2) -> data.Dataset:
@@ -59,11 +60,11 @@ def main() -> None:
         cells = [summarise(r[k] for r in results).mean for k in ("average_accuracy", "last_accuracy", "forgetting")]
         adapters = summarise(float(sum(r["adapters_per_layer"][-1].values())) for r in results).mean
         seconds = summarise(sum(sum(t.values()) for t in r["seconds"]) for r in results).mean
-        found.append((cells, adapters, seconds, " ".join(overrides)))
-        print(f"average {cells[0]:.1f} last {cells[1]:.1f} adapters {adapters:.1f} {seconds:.0f} s  {' '.join(overrides)}", flush=True)
-    print("\nbest average first")
-    for cells, adapters, seconds, text in sorted(found, key=lambda f: -(f[0][0] or 0)):
-        print(f"average {cells[0]:.1f}  last {cells[1]:.1f}  forgetting {cells[2] or 0:.1f}  adapters {adapters:.1f}  {seconds:.0f} s  {text}")
+        average, last, forgetting = (f"{cell or 0:.1f}" for cell in cells)
+        line = f"average {average}  last {last}  forgetting {forgetting}  adapters {adapters:.1f}  {seconds:.0f} s"
+        found.append((cells[0] or 0.0, f"{line}  {' '.join(overrides)}"))
+        print(found[-1][1], flush=True)
+    print("\nbest average first", *(line for _, line in sorted(found, reverse=True)), sep="\n")
 
 
 if __name__ == "__main__":

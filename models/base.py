@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from backbone.vit import SlottedViT
 from utils.config import Trained
-from utils.runtime import RunLog, named_generator
+from utils.runlog import RunLog
+from utils.runtime import named_generator
 from utils.tasks import Task
 
 

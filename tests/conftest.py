@@ -10,7 +10,7 @@ from backbone.vit import SlottedViT
 from models.base import SeededInit
 from utils.data import Dataset
 from utils.data.images import ImageArray
-from utils.runtime import RunLog
+from utils.runlog import RunLog
 from utils.tasks import TaskStream
 
 torch.set_num_threads(1)  # toy sizes: a second thread only costs

@@ -9,7 +9,7 @@ from conftest import toy_stream
 import models
 from utils import checkpoint
 from utils.checkpoint import Checkpoint
-from utils.runtime import RunLog
+from utils.runlog import RunLog
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "empty": torch.zeros(0, 4), "half": torch.ones(3, dtype=torch.float16)}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import main
-from utils.runtime import CONTROL, RunLog
+from utils.runlog import CONTROL, RunLog
 from utils.strict_json import read_json
 
 ROOT = Path(__file__).resolve().parent.parent

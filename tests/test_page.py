@@ -8,7 +8,7 @@ import pytest
 from utils.metrics import Score
 from utils.page import load_rows, write_report
 from utils.report import RunRecord, results_json
-from utils.runtime import RunLog
+from utils.runlog import RunLog
 
 VOID = {"meta", "br", "hr", "link", "img"}
 

@@ -17,7 +17,7 @@ from torch import nn
 
 import models
 from backbone.vit import SlottedViT
-from utils.runtime import RunLog
+from utils.runlog import RunLog
 
 FOLDER = Path(os.environ.get("PARITY_DIR", Path(__file__).parent / "fixtures" / "parity"))
 PAIRS = sorted(p for p in FOLDER.glob("*/*.json") if p.with_suffix(".npz").is_file())

@@ -21,7 +21,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from utils.report import write_bytes
-from utils.runtime import RunLog, plain
+from utils.runlog import RunLog
+from utils.strict_json import plain
 
 FORMAT = 1
 KEPT = 2  # newest checkpoints that stay: if the last is damaged the one before it is used

@@ -10,7 +10,7 @@ from typing import Any
 
 from utils import plots
 from utils.report import number, write_bytes
-from utils.runtime import clock
+from utils.runlog import clock
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #5b6570; --paper: #ffffff; --tile: #f2f4f7; --line: #d5dae0; }

@@ -13,7 +13,8 @@ from typing import Any
 
 from utils import metrics
 from utils.metrics import Score
-from utils.runtime import clock, plain
+from utils.runlog import clock
+from utils.strict_json import plain
 
 WIDTH = 100  # columns of console text; run folders and commands may stand out, since a broken path cannot be copied
 PHASES = ("train", "detect", "evaluate")  # keys of `seconds`

@@ -1,4 +1,4 @@
-"""Reads JSON as strictly as an experiment needs: what a plain parser lets through (doubled keys, NaN, 1e999) is a fault.
+"""JSON as strict as an experiment needs, read and written: what Python lets through (doubled keys, NaN, 1e999) is a fault.
 
 Reading collects faults instead of stopping at the first; `utils.config` adds its own and reports them together.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +106,29 @@ def shown(value: Any) -> str:
     """A value as JSON for a message, cut where it is long."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:56] + " ..."
+
+
+def plain(value: Any, where: str = "") -> Any:
+    """`value` as strict JSON data: numpy and torch numbers and arrays become Python's, paths text, tuples lists.
+
+    NaN and infinity raise ValueError, other types TypeError; both name the field, as in `seconds.train` or `scores[2]`.
+    """
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"field '{where}' is {float(value)}, not a finite number (did the training diverge?)")
+        return float(value)
+    if isinstance(value, Mapping):
+        if bad := [key for key in value if not isinstance(key, (str, int)) or isinstance(key, bool)]:
+            raise TypeError(f"field '{where}': key {bad[0]!r} is neither text nor a whole number")
+        return {str(key): plain(item, f"{where}.{key}" if where else str(key)) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist") and hasattr(value, "shape"):  # numpy scalar or array, torch tensor
+        return plain(value.tolist(), where)
+    raise TypeError(f"field '{where}': {type(value).__name__} cannot be written as JSON")
