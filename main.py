@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 
+
 def main(argv: list[str] | None = None) -> int:
     # OpenMP threads that spin while they wait make small models up to 20 times slower once the cores are shared. torch
     # reads these when it is imported, which happens later.

@@ -8,6 +8,17 @@ loss had hardly moved after 64,000 views, with Muon it had after 25,000), AdamW 
 cosine driven by the share of the time budget that is used up (so a run ends on time on any machine), gradient clipping,
 bf16 autocast, and an exponential moving average of the weights, which is what is exported, its stream rescaled
 (backbone/export.py). A checkpoint is written every few minutes; `--resume` goes on from it.
+
+What was run: `python -m backbone.pretrain` with these settings on a busy machine of 2 CPU cores, one thread to train and
+one to draw: 54 minutes, 8,012 steps, 1,025,536 views; at the end 84 % of the views, of 3,200 classes, named rightly. Not
+repeatable to the bit: the schedule follows the clock, the first 4 minutes had two threads (four times slower in
+contention), and the budget was 75 minutes for the first 20. What it gave, in percent of the test images of data it never
+saw (`python -m benchmarks.floors`; NCM nearest class mean, probe logistic regression, choices on held-out training data):
+
+    features       digits NCM  probe   glyphs NCM  probe   fractals NCM  probe
+    raw pixels           90.5   96.4         42.1   60.0           18.7   18.9
+    random ViT           67.4   93.9          6.3   23.1            1.9    5.0
+    embedded ViT         98.1   99.2         98.1   99.7           96.2   98.5
 """
 
 from __future__ import annotations
@@ -50,7 +61,7 @@ ARCHITECTURE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Settings:
-    minutes: float = 75.0  # training time, or
+    minutes: float = 54.0  # training time, or
     steps: int | None = None  # number of steps, if given (the schedule is then exactly repeatable)
     batch_size: int = 128
     lr: float = 4e-3  # of Muon (updates scaled to AdamW's size)
