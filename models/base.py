@@ -119,7 +119,7 @@ class Learner(nn.Module):
         return []
 
     def selections(self) -> list[dict[str, Any]]:
-        """Choices made on held-out training data, for results.json; empty for methods that select nothing."""
+        """Choices the current task made on held-out training data, for results.json; empty where nothing is selected."""
         return []
 
     def place(self, name: str, module: nn.Module) -> Any:
