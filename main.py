@@ -26,6 +26,8 @@ from utils.runtime import check_torchvision, environment, peak_memory, pick_devi
 if TYPE_CHECKING:
     import torch
 
+    from backbone.vit import SlottedViT
+    from backbone.weights import BackboneFacts
     from models.base import Learner
     from utils.tasks import TaskStream
 
@@ -89,61 +91,97 @@ def places(resolved: Resolved) -> dict[str, Any]:
 def check(resolved: Resolved) -> None:
     """Shows what a run would do and what it lacks on this machine."""
     check_torchvision()
-    import torch
-
     from backbone import weights
     from utils.tasks import class_order, task_sizes
 
     cfg, where = resolved.settings, places(resolved)
-    print(command.settings_table(resolved.values, resolved.given))
     if (count := data.count_classes(cfg.dataset, **where)) is not None:
         order_seed = cfg.seed[0] if cfg.class_order_seed is None else cfg.class_order_seed
         sizes, order = task_sizes(count, cfg.init_cls, cfg.increment), class_order(count, order_seed, cfg.shuffle)
+        learner = outline(resolved, count)
+        print(command.settings_table(resolved.values, resolved.given, cfg.descriptions()))
         print(command.split_table(sizes, order, order_seed if cfg.shuffle else None))
-        backbone, _ = weights.build(cfg, with_weights=False)
-        with torch.device("meta"):  # shapes only: nothing is allocated and nothing gets start values
-            learner = models.learner_of(cfg.model_name)(cfg, backbone, count, lambda name, module: None, None)
         print(command.parameter_table(learner.planned_parameters(), sum(p.numel() for p in learner.parameters())))
+    else:
+        print(command.settings_table(resolved.values, resolved.given, cfg.descriptions()))
     missing = [text for text in (data.missing(cfg.dataset, **where), weights.missing(cfg)) if text]
     print("\n".join(f"note: {line}" for line in (*resolved.notes, *missing)))
     print("the settings are valid" + ("; what is missing on this machine is listed above" if missing else ""))
+
+
+def outline(resolved: Resolved, count: int) -> Learner:
+    """The method over the backbone's shapes alone: finds in a moment what does not fit, and counts parameters."""
+    import torch
+
+    from backbone import weights
+
+    cfg = resolved.settings
+    backbone, _ = weights.build(cfg, with_weights=False)
+    with torch.device("meta"):  # nothing is allocated and nothing gets start values
+        return models.learner_of(cfg.model_name)(cfg, backbone, count, lambda name, module: None, None)
+
+
+def result_of(folder: Path) -> dict[str, Any] | None:
+    """The results of a finished run; None if it is not finished or, said aloud, if the file is damaged."""
+    path = folder / "results.json"
+    if not path.is_file():
+        return None
+    try:
+        return strict_json.read_json(path)[0]
+    except strict_json.ConfigError as error:
+        print(f"warning: {error}; the run is finished anew from its last checkpoint", file=sys.stderr)
+        return None
 
 
 def run(resolved: Resolved, args: argparse.Namespace) -> None:
     """Every seed in turn, then their mean and standard deviation."""
     cfg = resolved.settings
     folders = {seed: args.out / args.config.stem / resolved.hash / f"seed_{seed}" for seed in cfg.seed}
-    finished = {s for s, folder in folders.items() if args.resume == "auto" and (folder / "results.json").is_file()}
-    if len(finished) < len(folders):
+    results = {s: result_of(folder) for s, folder in folders.items() if args.resume == "auto"}
+    if not all(results.get(s) for s in folders):
         check_torchvision()
+        from backbone import weights
         from utils import checkpoint
 
         device, warning = pick_device(cfg.device)
+        notes = [*resolved.notes, *([warning] if warning else [])]
+        if (count := data.count_classes(cfg.dataset, **places(resolved))) is not None:
+            outline(resolved, count)
         dataset = data.load(cfg.dataset, **places(resolved), test_ratio=cfg.test_ratio)
+    told: set[str] = set()
     for seed, folder in folders.items():
-        if seed in finished:
+        if results.get(seed):
             print(f"seed {seed} is finished: {folder / 'results.json'}")
             continue
+        built = weights.build(cfg)  # before the run has a folder: bad weights are bad input
         if args.resume == "never" and (kept := checkpoint.move_aside(folder)):
             print(f"seed {seed} starts afresh, the folder of the earlier run is kept: {kept}")
         with RunLog(folder) as log:
             checkpoint.point_latest(args.out / "latest", folder)
-            for line in (*resolved.notes, *([warning] if warning else [])):
-                log.warn(line)
-            run_seed(resolved, seed, dataset, device, log)
-    results = [strict_json.read_json(folder / "results.json")[0] for folder in folders.values()]
-    print("\n" + report.seed_table(results, folders[cfg.seed[0]].parent))
+            for line in notes:
+                log.warn(line, console=line not in told)
+                told.add(line)
+            results[seed] = run_seed(resolved, seed, dataset, built, device, log)
+    print("\n" + report.seed_table([r for s in folders if (r := results[s]) is not None], folders[cfg.seed[0]].parent))
 
 
-def run_seed(resolved: Resolved, seed: int, dataset: data.Dataset, device: torch.device, log: RunLog) -> None:
-    """One run: all tasks of one seed, from its newest checkpoint if there is one, to results.json."""
-    from backbone import weights
+def run_seed(
+    resolved: Resolved,
+    seed: int,
+    dataset: data.Dataset,
+    built: tuple[SlottedViT, BackboneFacts],
+    device: torch.device,
+    log: RunLog,
+) -> dict[str, Any]:
+    """One run: all tasks of one seed, from its newest checkpoint if there is one. Writes and returns results.json.
+
+    `built` is the backbone as `weights.build` gives it; the run fills its slots."""
     from models.base import SeededInit
     from utils import checkpoint, page
     from utils.tasks import TaskStream
 
     cfg, folder = resolved.settings, log.folder
-    backbone, facts = weights.build(cfg)
+    backbone, facts = built
     stream = TaskStream(
         dataset,
         init_cls=cfg.init_cls,
@@ -188,6 +226,7 @@ def run_seed(resolved: Resolved, seed: int, dataset: data.Dataset, device: torch
     results = report.results_json(record)
     page.write_report(folder, results, settings, machine)
     report.write_json(folder / "results.json", results)  # last: a folder with it is finished
+    return results
 
 
 def learn_and_score(learner: Learner, stream: TaskStream, index: int, record: report.RunRecord) -> None:
@@ -209,9 +248,9 @@ def learn_and_score(learner: Learner, stream: TaskStream, index: int, record: re
         total_parameters=sum(p.numel() for p in learner.parameters()),
         seconds=seconds,
         images=learner.views,
+        selections=learner.selections(),
         peak_memory_bytes=peak_memory(device),
     )
-    record.selection_history += learner.selections()
     accuracy = [s.correct / max(s.samples, 1) for s in scores]
     learner.log.row("task", task=index, accuracy=accuracy, adapters=learner.adapters_per_layer(), seconds=seconds)
 

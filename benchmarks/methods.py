@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -33,8 +34,8 @@ def run(experiment: Path, seed: int, out: Path) -> dict | None:
     if done.returncode:
         print(f"{experiment.stem}, seed {seed}: exit {done.returncode}, see {log}", file=sys.stderr)
         return None
-    (path,) = (out / experiment.stem).glob(f"*/seed_{seed}/results.json")
-    return json.loads(path.read_text())
+    (folder,) = re.findall(r"^run folder: (.+)$", log.read_text(), re.MULTILINE)
+    return json.loads((Path(folder) / f"seed_{seed}" / "results.json").read_text())
 
 
 def cell(values: list[float | None]) -> str:

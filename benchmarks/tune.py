@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import tempfile
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 
 import main as program
+from backbone import weights
 from utils import data
 from utils.data.images import ImageArray
 from utils.metrics import summarise
@@ -55,8 +55,8 @@ def main() -> None:
         results = []
         for seed in args.seeds:
             with tempfile.TemporaryDirectory() as folder, RunLog(Path(folder), console=False) as log:
-                program.run_seed(resolved, seed, dataset, torch.device("cpu"), log)
-                results.append(json.loads((Path(folder) / "results.json").read_text()))
+                built = weights.build(resolved.settings)
+                results.append(program.run_seed(resolved, seed, dataset, built, torch.device("cpu"), log))
         cells = [summarise(r[k] for r in results).mean for k in ("average_accuracy", "last_accuracy", "forgetting")]
         adapters = summarise(float(sum(r["adapters_per_layer"][-1].values())) for r in results).mean
         seconds = summarise(sum(sum(t.values()) for t in r["seconds"]) for r in results).mean

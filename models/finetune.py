@@ -20,7 +20,7 @@ from utils.tasks import Task
 
 
 # 1. Settings. `Trained` brings optimizer, rates, batch size and the keys all methods share; add only what is new. Every key is
-# typed and bounded, and its description says meaning, unit and source: --check and the README's table are made from it.
+# typed and bounded, and its description says meaning, unit and source: --check shows it.
 class Settings(Trained):
     epochs: int = Field(20, ge=0, description="passes over each task")
     trainable: Literal["adapters", "head"] = Field("adapters", description="adapters and head, or the head alone")

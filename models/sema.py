@@ -9,6 +9,7 @@ included; each fault is a key, see `Settings`. Shapes: B batch, N tokens, D widt
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any, Literal, cast
 
@@ -48,8 +49,10 @@ class Settings(Trained):
     exp_threshold: float = Field(
         2.0, ge=0, description="score above which a layer asks for an adapter, standard deviations"
     )
-    adapt_start_layer: int = Field(9, ge=0, description="first layer that may expand, counted from 0")
-    adapt_end_layer: int = Field(11, ge=0, description="last layer that may expand")
+    adapt_start_layer: int | None = Field(
+        None, ge=0, description="first layer that may expand, counted from 0; null: the last three, as in the paper"
+    )
+    adapt_end_layer: int | None = Field(None, ge=0, description="last layer that may expand; null: the backbone's last")
 
     ffn_adapter_scalar: float = Field(
         1.0, gt=0, description="factor on every adapter's output; the original configures 0.1 and never applies it"
@@ -84,7 +87,7 @@ class Settings(Trained):
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()
-        if self.adapt_start_layer > self.adapt_end_layer:
+        if (self.adapt_start_layer or 0) > (self.adapt_end_layer if self.adapt_end_layer is not None else math.inf):
             yield (
                 ("adapt_start_layer", "adapt_end_layer"),
                 f"adapt_start_layer: {self.adapt_start_layer} lies above adapt_end_layer {self.adapt_end_layer}",
@@ -100,11 +103,15 @@ class Learner(Base):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        if self.cfg.adapt_end_layer >= self.backbone.depth:
+        top = self.backbone.depth - 1
+        end = top if self.cfg.adapt_end_layer is None else self.cfg.adapt_end_layer
+        start = max(0, end - 2) if self.cfg.adapt_start_layer is None else self.cfg.adapt_start_layer
+        if not start <= end <= top:
             raise ValueError(
-                f"adapt_end_layer: {self.cfg.adapt_end_layer} is beyond the backbone's layers 0..{self.backbone.depth - 1}"
+                f"adapt_start_layer, adapt_end_layer: {start}..{end} do not lie within the backbone's layers 0..{top}; "
+                f"the last three are {max(0, top - 2)} and {top}"
             )
-        self.expandable = range(self.cfg.adapt_start_layer, self.cfg.adapt_end_layer + 1)
+        self.expandable = range(start, end + 1)
         for layer in range(self.backbone.depth):
             self.backbone.fill(layer, ExpandableLayer())
             self._grow(layer)
@@ -137,34 +144,37 @@ class Learner(Base):
 
     def _scan_and_expand(self, task: Task) -> set[int]:
         """Scans until nothing is added; the lowest layer that asks expands at once, each at most once a task. Returns them."""
+        threshold = self.cfg.exp_threshold
         expanded: set[int] = set()
-        before = -1
         for scan in itertools.count():
-            if len(expanded) in (before, len(self.expandable)):
-                break
-            before = len(expanded)
-            highest: dict[int, Tensor] = {}
+            highest: dict[int, Tensor] = {}  # each layer's most extreme scores, for the log
+            grown: dict[int, Tensor] = {}  # the scores at which it expanded
             for scores in self._scan(task, scan):
-                for layer, per_adapter in scores.items():
-                    if layer not in highest or per_adapter.min() > highest[layer].min():
-                        highest[layer] = per_adapter
-                asking = [n for n, s in scores.items() if n not in expanded and s.min() > self.cfg.exp_threshold]
+                asking = [n for n, s in scores.items() if n not in expanded and s.min() > threshold]
+                for layer, new in scores.items():
+                    if layer not in highest or lowest(new) > lowest(highest[layer]):
+                        highest[layer] = new
                 if asking:
-                    expanded.add(asking[0])
-                    self._expand(task, asking[0], scores[asking[0]], len(expanded))
+                    layer = asking[0]
+                    expanded.add(layer)
+                    grown[layer] = scores[layer]
+                    self._expand(task, layer, scan, scores[layer], len(expanded))
                 if len(expanded) == len(self.expandable):
                     break  # nothing is left that could grow
-            for layer, per_adapter in highest.items():
-                self._log_scan(task, scan, layer, per_adapter, layer in expanded)
+            for layer, seen in highest.items():
+                values = finite(grown.get(layer, seen))
+                fields = {"scores": values, "threshold": threshold, "expanded": layer in grown}
+                self.log.row("detect", task=task.index, scan=scan, layer=layer, **fields)
+            if not grown or len(expanded) == len(self.expandable):
+                break
         return expanded
 
-    def _expand(self, task: Task, layer: int, scores: Tensor, number: int) -> None:
-        index = len(self._layer(layer))
+    def _expand(self, task: Task, layer: int, scan: int, scores: Tensor, number: int) -> None:
+        index, threshold = len(self._layer(layer)), self.cfg.exp_threshold
         text = ", ".join(f"{s:.2f}" for s in scores.tolist())
-        self.log.info(
-            f"layer {layer}: scores {text} are all above {self.cfg.exp_threshold:g}, adapter {index} is added and trained"
-        )
-        self.log.row("expand", task=task.index, layer=layer, adapter=index, threshold=self.cfg.exp_threshold)
+        self.log.info(f"layer {layer}: scores {text} are all above {threshold:g}, adapter {index} is added and trained")
+        fields = {"adapter": index, "scores": finite(scores), "threshold": threshold}
+        self.log.row("expand", task=task.index, scan=scan, layer=layer, **fields)
         self._grow(layer)
         self._train_added(task, [layer], f" {number}")
 
@@ -174,14 +184,17 @@ class Learner(Base):
         A score is the mean over samples of how many deviations a reconstruction loss lies from those remembered."""
         totals: dict[int, Tensor] = {}
         count = 0
-        for images, *_ in task.train.batches(self.cfg.detect_batch_size, epoch=scan, stream="detect"):
+        batches = iter(task.train.batches(self.cfg.detect_batch_size, epoch=scan, stream="detect"))
+        while True:
             with self.timed("detect"):
-                scores = self.scores(images)
+                if (batch := next(batches, None)) is None:
+                    break
+                scores = self.scores(batch[0])
             if self.cfg.detect_scope == "batch":
                 yield scores
             else:
-                totals = {n: totals.get(n, 0) + s * len(images) for n, s in scores.items()}
-                count += len(images)
+                totals = {n: totals.get(n, 0) + s * len(batch[0]) for n, s in scores.items()}
+                count += len(batch[0])
         if totals:
             yield {n: s / count for n, s in totals.items()}
 
@@ -318,9 +331,12 @@ class Learner(Base):
             ("each added adapter with descriptor and router column", size(slot)),
         ]
 
-    def _log_scan(self, task: Task, scan: int, layer: int, scores: Tensor, expanded: bool) -> None:
-        finite = [s if s == s and abs(s) != float("inf") else None for s in scores.tolist()]
-        threshold = self.cfg.exp_threshold
-        self.log.row(
-            "detect", task=task.index, scan=scan, layer=layer, scores=finite, threshold=threshold, expanded=expanded
-        )
+
+def lowest(scores: Tensor) -> float:
+    """The smallest of scores [E]; below everything where one is not a number."""
+    return float(scores.min().nan_to_num(nan=float("-inf"), posinf=float("inf")))
+
+
+def finite(scores: Tensor) -> list[float | None]:
+    """Scores [E] for the log; None where a record without deviation made one infinite or not a number."""
+    return [s if math.isfinite(s) else None for s in scores.tolist()]

@@ -54,6 +54,7 @@ class Learner(Base):
         sums = self.prototypes.new_zeros(task.total - task.first, self.backbone.width)
         for images, labels, *_ in task.train.batches(self.cfg.eval_batch_size, augment=False, shuffle=False):
             features = self.backbone(images.to(sums.device))
+            self.views += len(images)
             sums.index_add_(0, (labels - task.first).to(sums.device), features)
         counts = torch.bincount(task.train.labels - task.first, minlength=len(sums)).to(sums)
         self.prototypes = torch.cat([self.prototypes, sums / counts[:, None]])

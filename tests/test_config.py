@@ -186,7 +186,8 @@ def test_one_seed_may_stand_without_a_list():
 
 def test_ragged_and_one_class_splits_are_allowed():
     for init_cls, increment in ((10, 1), (1, 1), (3, 4), (4, 100)):
-        resolve(GOOD | {"init_cls": init_cls, "increment": increment})
+        settings = resolve(GOOD | {"init_cls": init_cls, "increment": increment}).settings
+        assert (settings.init_cls, settings.increment) == (init_cls, increment)
 
 
 def test_unknown_method_lists_the_known_and_still_judges_common_keys():

@@ -56,7 +56,7 @@ def folder(tmp_path):
             record.add_task(
                 [Score(8, 7 - t, None, 8)] * (t + 1),
                 adapters_per_layer={3: t + 1}, trainable_parameters=1234, total_parameters=56789,
-                seconds={"train": 2.0}, images=10, selection={"winner": "<k>"},
+                seconds={"train": 2.0}, images=10, selections=[{"winner": "<k>"}],
             )  # fmt: skip
     settings = {
         "about": "50 % <b>of & all</b>",

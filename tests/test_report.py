@@ -65,7 +65,7 @@ def small():
         record,
         [Score(10, 8, 10, 9), Score(30, 24, 29, 27)],
         later,
-        selection={"kept": np.int64(1)},
+        selections=[{"kept": np.int64(1)}],
         peak_memory_bytes=8,
     )
     return record

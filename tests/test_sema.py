@@ -57,8 +57,40 @@ def test_one_func_phase_and_one_rd_phase_for_each_expansion(toy_learner):
     ]  # fmt: skip
 
 
-def test_descriptor_training_needs_no_gradient_through_the_network(toy_learner):
+def test_unset_layers_are_the_backbones_last_three(toy_learner):
+    assert toy_learner("sema", adapt_start_layer=None, adapt_end_layer=None).expandable == range(0, 3)
+    assert toy_learner("sema", adapt_start_layer=None, adapt_end_layer=1).expandable == range(0, 2)
+    assert toy_learner("sema", adapt_start_layer=2, adapt_end_layer=None).expandable == range(2, 3)
+
+
+def test_rows_tell_expansions_with_the_scores_that_caused_them(toy_learner):
+    stream = toy_stream()
+    learner = learned(toy_learner("sema", exp_threshold=2.0, func_epoch=1, rd_epoch=1), stream, 1)
+    scored(learner, [3.0, 9.0, 0.5, 1.0, 0.0, 0.0]).learn(stream.task(1))  # batches of scan 0, then of scan 1
+    (grown,) = rows(learner, "expand")
+    assert (grown["layer"], grown["scan"], grown["scores"]) == (1, 0, [3.0])
+    told = [(r["scan"], r["layer"], r["scores"], r["expanded"]) for r in rows(learner, "detect")]
+    assert told == [(0, 1, [3.0], True), (0, 2, [0.0], False), (1, 1, [1.0], False), (1, 2, [0.0], False)]
+
+
+def test_scores_that_are_not_finite_are_logged_as_null_and_forgotten_by_the_next(toy_learner):
+    stream = toy_stream()
+    learner = learned(toy_learner("sema", exp_threshold=1e9, func_epoch=1, rd_epoch=1), stream, 1)
+    scored(learner, [float("nan"), 0.5, float("nan")]).learn(stream.task(1))
+    assert [r["scores"] for r in rows(learner, "detect")] == [[0.5], [0.0]]
+    scored(learner, [float("inf"), 0.5, 0.5]).learn(stream.task(1))
+    assert rows(learner, "expand")[-1]["scores"] == [None] and learner.adapters_per_layer() == [1, 2, 1]
+
+
+def test_descriptors_train_without_gradients_through_the_network(toy_learner, monkeypatch):
     learner = toy_learner("sema")
+    real = learner.backbone.mean_tokens
+
+    def watched(images, tap):
+        assert not torch.is_grad_enabled()
+        return real(images, tap)
+
+    monkeypatch.setattr(learner.backbone, "mean_tokens", watched)
     learned(learner, toy_stream(), 1)
     descriptor = learner._layer(1).descriptors[0]
     assert int(descriptor.count) == 30  # 2+2 epochs of 20 images fill a record of 30
@@ -174,7 +206,9 @@ def test_adapter_scale_and_dropout_are_applied_when_asked_for(toy_learner):
 
 
 def test_a_layer_beyond_the_backbone_is_refused(toy_learner):
-    with pytest.raises(ValueError, match=r"adapt_end_layer: 9 is beyond the backbone's layers 0..2"):
+    with pytest.raises(
+        ValueError, match=r"1\.\.9 do not lie within the backbone's layers 0\.\.2; the last three are 0 and 2"
+    ):
         toy_learner("sema", adapt_end_layer=9)
 
 

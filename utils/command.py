@@ -86,14 +86,15 @@ def _entry(name: str, width: int, text: str) -> str:
     return f"  {name:<{width}}{text if '  ' in text else shorten(text, WIDTH - width - 2, placeholder=' ...')}"
 
 
-def settings_table(values: Mapping[str, Any], given: Iterable[str]) -> str:
-    """Every key with its value; those not in the file are marked as defaults."""
+def settings_table(values: Mapping[str, Any], given: Iterable[str], descriptions: Mapping[str, str]) -> str:
+    """Every key with its value and, below, its meaning; keys that are not in the file are marked as defaults."""
     stated = set(given)
     lines = ["settings"]
     for key, value in values.items():
         text = json.dumps(value, ensure_ascii=False)
         text = text if len(text) <= 62 or key != "about" else f'{text[:57]} ..."'
         lines.append(f"  {key:<26}{text}{'' if key in stated else '   (default)'}")
+        lines += wrap(descriptions.get(key, ""), WIDTH, initial_indent=" " * 30, subsequent_indent=" " * 30)
     return "\n".join(lines)
 
 

@@ -94,6 +94,10 @@ class Experiment(BaseModel):
     batch_size: int = Field(32, ge=1, description="training images per step")
     eval_batch_size: int = Field(256, ge=1, description="images per step in evaluation")
 
+    def descriptions(self) -> dict[str, str]:
+        """What each key means, with unit and source."""
+        return {key: field.description or "" for key, field in type(self).model_fields.items()}
+
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         """Yields (keys involved, fault) for rules that span several keys. Skipped when one of the keys is itself faulty."""
         if len(set(self.seed)) != len(self.seed) or not self.seed:

@@ -186,13 +186,14 @@ def detections(rows: Rows) -> Figure | None:
     figure = _figure(0.6 + (1.9 if len(layers) <= 4 else 1.4) * len(layers))
     for panel, layer in enumerate(layers):
         own = [row for row in events if row["layer"] == layer]
-        x = [i for i, row in enumerate(own) for _ in row["scores"]]
-        y = [score for row in own for score in row["scores"]]
+        # a score is null where a record without deviation made it infinite: there is no place for it on the axis
+        points = [(i, score) for i, row in enumerate(own) for score in row["scores"] if score is not None]
+        x, y = [i for i, _ in points], [score for _, score in points]
         axes = figure.add_subplot(len(layers), 1, panel + 1)
         many = len(y) > 1000  # then smaller dots, and in the SVG one embedded image instead of thousands of elements
         axes.scatter(x, y, s=3 if many else 14, color=COLOURS[0], rasterized=many, label="score of an adapter")
         if grown := [i for i, row in enumerate(own) if row["expanded"]]:
-            lowest = [min(own[i]["scores"]) for i in grown]
+            lowest = [min((s for s in own[i]["scores"] if s is not None), default=own[i]["threshold"]) for i in grown]
             axes.scatter(grown, lowest, s=80, facecolors="none", edgecolors=COLOURS[1], zorder=4, label="expanded")
         limits = [row["threshold"] for row in own]
         axes.step(range(len(own)), limits, where="mid", color=COLOURS[2], linewidth=1.2, zorder=3, label="threshold")

@@ -58,13 +58,13 @@ class RunRecord:
         total_parameters: int,
         seconds: Mapping[str, float],
         images: int,
-        selection: Any = None,
+        selections: Sequence[Any] = (),
         test_evaluations: int = 1,
         peak_memory_bytes: int = 0,
     ) -> None:
         """Append the next task t: `scores[k]` for k = 0..t, adapters by layer, seconds of train, detect and evaluate.
 
-        `images` counts the training views shown (with repeats); `selection`, if any, joins `selection_history`.
+        `images` counts the training views shown (with repeats); `selections` join `selection_history`.
         Raises ValueError where the number of scores, the sizes of earlier test sets or the phases do not fit.
         """
         t = len(self.correct)
@@ -84,8 +84,7 @@ class RunRecord:
         self.total_parameters.append(int(total_parameters))
         self.seconds.append({phase: float(seconds.get(phase, 0.0)) for phase in PHASES})
         self.images.append(int(images))
-        if selection is not None:
-            self.selection_history.append(plain(selection, "selection"))
+        self.selection_history += plain(list(selections), "selections")
         self.test_evaluations += test_evaluations
         self.peak_memory_bytes = max(self.peak_memory_bytes, int(peak_memory_bytes))
 

@@ -83,10 +83,10 @@ class RunLog:
         if self.console:
             _say(text, sys.stdout)
 
-    def warn(self, text: str) -> None:
-        """To run.log and, if `console`, standard error."""
+    def warn(self, text: str, console: bool = True) -> None:
+        """To run.log and, if the log has a console and `console` is not false, to standard error."""
         self._write("WARN ", text)
-        if self.console:
+        if self.console and console:
             _say(f"warning: {text}", sys.stderr)
 
     def _write(self, level: str, text: str) -> None:
