@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,8 +25,22 @@ from backbone.catalogue import EMBEDDED, SEMA_CL_NAMES, timm_tag
 from backbone.vit import SlottedViT
 from utils.config import Experiment
 from utils.runtime import named_seed
+from utils.strict_json import nearest
 
 EMBEDDED_FILE = Path(__file__).with_name("embedded.safetensors")
+WORDS = ("pretrained", "random")  # what backbone_weights may be besides a file
+# Whatever the reader of a .pth file stumbles over when its bytes are no tensors.
+TORCH_LOAD_ERRORS = (
+    torch.serialization.pickle.UnpicklingError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    AssertionError,
+    struct.error,
+)
 # A classifier in the file is not part of a feature extractor; nothing else may be missing or left over.
 CLASSIFIER = ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias")
 
@@ -52,25 +69,22 @@ def input_size(cfg: Experiment) -> int:
 def build(cfg: Experiment, *, with_weights: bool = True) -> tuple[SlottedViT, BackboneFacts]:
     """The backbone `cfg` names and the facts about it. `with_weights=False` builds its shapes alone, on the meta device.
 
-    Raises ValueError for an unsupported model, weights that do not fit or are damaged, or a failed download."""
-    size = input_size(cfg)
+    Raises ValueError for an unsupported model or image size, weights that do not exist, do not fit or are damaged, or
+    a failed download."""
+    if fault := _no_such_weights(cfg):
+        raise ValueError(fault)
+    size, tag, source = input_size(cfg), timm_tag(cfg.backbone_type), cfg.backbone_weights
+    vit = _shapes(cfg, size)
     if cfg.backbone_type == EMBEDDED:
-        if cfg.backbone_weights not in ("pretrained", "random"):
-            raise ValueError(f"backbone_weights: embedded takes 'pretrained' or 'random', got {cfg.backbone_weights!r}")
-        facts = _embedded_facts()
-        mean, std = facts["mean"], facts["std"]
-        with _seeded(), torch.device("cpu" if with_weights else "meta"):
-            vit: VisionTransformer = VisionTransformer(**{**facts["architecture"], "img_size": size, "num_classes": 0})
-        tag, source = "embedded", str(EMBEDDED_FILE.name)
-        state = load_file(EMBEDDED_FILE) if cfg.backbone_weights == "pretrained" and with_weights else None
+        mean, std = _embedded_facts()["mean"], _embedded_facts()["std"]
+        path = EMBEDDED_FILE if source == "pretrained" else None
+        source = EMBEDDED_FILE.name if path else source
     else:
-        tag = timm_tag(cfg.backbone_type)
-        source = cfg.backbone_weights
-        vit = _timm_model(tag, size, pretrained=source == "pretrained" and with_weights, meta=not with_weights)
         mean, std = _timm_facts(cfg.backbone_type).mean, _timm_facts(cfg.backbone_type).std
-        local = source not in ("pretrained", "random")
-        state = read_weights(Path(source)) if local and with_weights else None
-    source = "random" if cfg.backbone_weights == "random" else source
+        path = _local_file(cfg)
+    if with_weights:
+        vit = _create(tag, size, pretrained=source == "pretrained")
+    state = read_weights(path) if path and with_weights else None
     if state is not None:
         load_strictly(vit, state, source)
     normalise = cfg.input_normalisation
@@ -83,14 +97,20 @@ def build(cfg: Experiment, *, with_weights: bool = True) -> tuple[SlottedViT, Ba
 
 def missing(cfg: Experiment) -> str | None:
     """None if the weights `cfg` needs are on this machine, else where they were looked for and how to get them."""
+    if fault := _no_such_weights(cfg):
+        return fault
     if cfg.backbone_type == EMBEDDED or cfg.backbone_weights == "random":
         return None
-    if cfg.backbone_weights != "pretrained":
-        path = Path(cfg.backbone_weights)
-        return None if path.is_file() else f"backbone_weights: no file {path}"
+    if path := _local_file(cfg):
+        return None if path.is_file() else _no_file(path)
     from huggingface_hub import constants, try_to_load_from_cache
 
     pretrained = _timm_facts(cfg.backbone_type)
+    if not pretrained.hf_hub_id:  # a few are at their makers' only
+        folder, url = Path(torch.hub.get_dir()) / "checkpoints", str(pretrained.url)
+        if (folder / url.rpartition("/")[2]).is_file():
+            return None
+        return f"weights of {timm_tag(cfg.backbone_type)}: not in {folder}; they are downloaded from {url} on the first run"
     repository = pretrained.hf_hub_id or ""
     repository += f"{pretrained.architecture}.{pretrained.tag}" if repository.endswith("/") else ""
     for file in ("model.safetensors", "pytorch_model.bin"):
@@ -105,27 +125,54 @@ def missing(cfg: Experiment) -> str | None:
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Tensors of a .safetensors or .pth/.bin file. Raises ValueError with the path if it is missing or damaged."""
     if not path.is_file():
-        raise ValueError(
-            f"backbone_weights: there is no file {path}; give a .safetensors or .pth file, 'pretrained' or 'random'"
-        )
+        raise ValueError(_no_file(path))
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        SafetensorError,
-        OSError,
-        RuntimeError,
-        ValueError,
-        EOFError,
-        torch.serialization.pickle.UnpicklingError,
-    ) as error:
+    except (SafetensorError, OSError) as error:
         cause = str(error).splitlines()[0][:150] if str(error) else type(error).__name__
-        raise ValueError(f"backbone_weights: {path} is damaged or not a plain weight file ({cause})") from None
+        raise ValueError(f"backbone_weights: {path} is damaged or cannot be read ({cause})") from None
+    except TORCH_LOAD_ERRORS:  # torch's own text advises to switch the protection off
+        raise ValueError(
+            f"backbone_weights: {path} is damaged or foreign: it is no plain tensor file; pickled code is never run"
+        ) from None
     state = state.get("model", state.get("state_dict", state)) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()
+    ):
         raise ValueError(f"backbone_weights: {path} holds no mapping of names to tensors")
     return state
+
+
+def _local_file(cfg: Experiment) -> Path | None:
+    """The weight file that `cfg` names, None for the words that stand for other sources."""
+    named = cfg.backbone_weights not in WORDS
+    return Path(os.path.expanduser(cfg.backbone_weights)) if named else None
+
+
+def _no_file(path: Path) -> str:
+    word = not path.suffix and len(path.parts) == 1  # more likely a misspelt word than a file
+    return (
+        f"backbone_weights: there is no file {path.absolute()}; give a .safetensors or .pth file, 'pretrained' or "
+        f"'random'{nearest(path.name, WORDS) if word else ''}"
+    )
+
+
+def _no_such_weights(cfg: Experiment) -> str | None:
+    """One line if the backbone has no weights of the kind `cfg` asks for, wherever one looks."""
+    if cfg.backbone_type == EMBEDDED:
+        if cfg.backbone_weights in WORDS:
+            return None
+        return (
+            f"backbone_weights: embedded takes 'pretrained' or 'random', got {cfg.backbone_weights!r}"
+            f"{nearest(cfg.backbone_weights, WORDS)}"
+        )
+    tag = timm_tag(cfg.backbone_type)
+    facts = _registered(tag)
+    if cfg.backbone_weights != "pretrained" or (facts is not None and facts.has_weights):
+        return None
+    return f"timm has no pretrained weights called {tag}; set backbone_weights to a file or 'random'"
 
 
 def load_strictly(vit: VisionTransformer, state: dict[str, torch.Tensor], source: str) -> None:
@@ -157,22 +204,52 @@ def hash_weights(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def _registered(tag: str) -> PretrainedCfg | None:
+    try:
+        return timm.get_pretrained_cfg(tag)
+    except RuntimeError:  # a model timm has, with a tag it has not
+        return None
+
+
 def _timm_facts(backbone_type: str) -> PretrainedCfg:
-    facts = timm.get_pretrained_cfg(timm_tag(backbone_type))
+    facts = _registered(timm_tag(backbone_type))
     if facts is None:
         raise ValueError(f"backbone_type: timm {timm.__version__} knows no weights called {timm_tag(backbone_type)!r}")
     return facts
 
 
-def _timm_model(tag: str, size: int, *, pretrained: bool, meta: bool) -> Any:
+def _shapes(cfg: Experiment, size: int) -> VisionTransformer:
+    """The model on the meta device. ValueError if it cannot take images of `size` pixels, before any weight is fetched.
+
+    timm cuts off the pixels beyond the last whole patch without a word. A few models are made so (SigLIP, 384 px and
+    patches of 14): their own size passes."""
+    vit = _create(timm_tag(cfg.backbone_type), size, meta=True)
+    own = size == input_size(cfg.model_copy(update={"image_size": None}))
+    height, width = vit.patch_embed.patch_size
+    step = math.lcm(height, width)
+    if not own and size % step:
+        patch = height if height == width else f"{height}x{width}"
+        raise ValueError(
+            f"image_size: {size} is no multiple of the patch size {patch} of {cfg.backbone_type}; "
+            f"nearest: {max(step, (size + step // 2) // step * step)}"
+        )
+    return vit
+
+
+def _create(tag: str, size: int, *, pretrained: bool = False, meta: bool = False) -> Any:
+    """The embedded architecture or timm's model `tag` for `size` pixels; `pretrained` has timm fetch its weights."""
     try:
         with _seeded(), torch.device("meta" if meta else "cpu"):
+            if tag == EMBEDDED:
+                return VisionTransformer(**{**_embedded_facts()["architecture"], "img_size": size, "num_classes": 0})
             return timm.create_model(tag, pretrained=pretrained, num_classes=0, img_size=size)
     except TypeError as error:
         raise ValueError(f"backbone {tag} cannot be built at {size} px: {error}") from None
     except (OSError, RuntimeError) as error:  # the hub client's network and cache errors are of both kinds
         if not pretrained:
-            raise
+            raise ValueError(
+                f"backbone {tag} cannot be built at {size} px: {str(error).splitlines()[0][:150]}"
+            ) from None
         raise ValueError(
             f"the weights of {tag} could not be loaded from the Hugging Face hub ({str(error).splitlines()[0][:150]}); on a "
             f"machine without internet set backbone_weights to a local .safetensors file, or backbone_type to 'embedded'"

@@ -3,6 +3,7 @@
 import timm
 
 from backbone import catalogue
+from utils.strict_json import nearest
 
 
 def test_names_are_timms():
@@ -14,3 +15,15 @@ def test_names_are_timms():
     assert set(timm.list_models(module="vision_transformer")) <= plain  # none is forgotten
     patterns = ["vit_base_patch16_224.*", "deit3_small_patch16_224.*", "vit_small_patch14_dinov2.*"]
     assert set(timm.list_pretrained(patterns)) <= rest
+
+
+def test_did_you_mean_prefers_names_that_begin_with_what_was_typed():
+    names = catalogue.names()
+    begun = nearest("vit_base", names)
+    assert "'vit_base_patch16_224'" in begun and begun.count("'vit_base") == begun.count(" or ") + 1 == 3
+    assert nearest("vit_base_patch16_22", names).startswith("; did you mean 'vit_base_patch16_224' or ")
+    assert nearest("embeded", names) == "; did you mean 'embedded'?"
+    assert nearest("lr", ["lrate", "lrs"]) == nearest(
+        "lr", ["lrs"]
+    )  # two letters begin too much: only closeness counts
+    assert nearest("", names) == ""

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -356,6 +357,36 @@ def test_a_gpu_that_is_not_here_is_one_warning(tiny, tmp_path, monkeypatch, caps
     warnings = [line for line in capsys.readouterr().err.splitlines() if "cuda:0" in line]
     assert len(warnings) == 1 and "using the CPU" in warnings[0]
     assert read_json(tmp_path / "latest" / "results.json")[0]["test_evaluations"] == TASKS
+
+
+def test_warnings_come_once_for_all_seeds_but_stand_in_each_log(finished):
+    folders, printed, errors = finished
+    assert (printed + errors).count("memory_size") == 1  # TINY has two seeds and one key that never acted
+    assert all("memory_size" in (folder / "run.log").read_text(encoding="utf-8") for folder in folders)
+
+
+@pytest.mark.parametrize("change", ["adapt_end_layer=40", "image_size=30", "backbone_weights=nowhere.pth"])
+def test_what_does_not_fit_the_backbone_is_refused_before_there_is_a_run_folder(change, tiny, tmp_path, capsys):
+    assert main.main(["--config", str(tiny), "--out", str(tmp_path / "out"), "--set", change]) == 2
+    assert change.partition("=")[0] in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_minimal_settings_fit_the_default_backbone(tmp_path, capsys):
+    path = tmp_path / "minimal.json"
+    path.write_text('{"model_name": "sema", "dataset": "digits", "init_cls": 2, "increment": 2}', encoding="utf-8")
+    assert main.main(["--config", str(path), "--check"]) == 0
+    assert "each added adapter" in capsys.readouterr().out
+
+
+def test_damaged_results_are_made_anew_from_the_last_checkpoint(finished, tiny, tmp_path, capsys):
+    out = tmp_path / "logs"
+    shutil.copytree(finished[0][0].parent.parent.parent, out, symlinks=True)
+    damaged = out / finished[0][0].relative_to(finished[0][0].parent.parent.parent) / "results.json"
+    damaged.write_bytes(b"")
+    assert main.main(["--config", str(tiny), "--out", str(out)]) == 0
+    assert "results.json" in capsys.readouterr().err
+    assert_same_run(damaged.parent, finished[0][0])
 
 
 def test_check_shows_defaults_tasks_and_parameters(tiny, capsys):

@@ -339,8 +339,31 @@ def test_pilot_layout(tmp_path, monkeypatch):
 
 def test_a_wrong_class_count_names_both_numbers(tmp_path):
     two_parts(tmp_path / "vtab", ["a", "b", "c"])
-    with pytest.raises(ValueError, match=r"vtab/train holds 3 class folders, expected 50"):
+    with pytest.raises(ValueError, match=r"vtab/train holds 3 class folders, expected 50") as error:
         data.load("vtab", root=tmp_path)
+    assert data.missing("vtab", root=tmp_path) == str(error.value)
+
+
+def test_missing_lists_folders_and_opens_no_image(tmp_path):
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / part / name).mkdir(parents=True)
+    assert data.missing("folder", path=tmp_path) is None  # whether they hold images is for load to see
+    (tmp_path / "alone").mkdir()
+    assert "alone: holds no class folders" in str(data.missing("folder", path=tmp_path / "alone"))
+    (tmp_path / "train" / "c").symlink_to(tmp_path / "gone")
+    assert "train/c: is a dangling link" in str(data.missing("folder", path=tmp_path))
+
+
+def test_an_unreadable_folder_is_a_line_not_a_traceback(tmp_path, monkeypatch):
+    two_parts(tmp_path, ["a"])
+
+    def refuse(place):
+        raise PermissionError(13, "Permission denied", str(place))
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    message = data.missing("folder", path=tmp_path)
+    assert message == f"dataset folder: {tmp_path / 'train'} cannot be read: Permission denied"
 
 
 def test_folder_with_train_and_test(tmp_path):
@@ -362,7 +385,7 @@ def test_folder_split_by_ratio(tmp_path):
     assert np.bincount(loaded.test.labels).tolist() == [3, 1, 2]
     assert len({*loaded.train.paths, *loaded.test.paths}) == 17
     assert data.load("folder", path=tmp_path, test_ratio=0.3).test.paths == loaded.test.paths
-    assert data.load("folder", path=tmp_path, test_ratio=0.3, split_seed=1).test.paths != loaded.test.paths
+    assert names_of(loaded.test) == ["4.png", "5.png", "8.png", "1.png", "1.png", "3.png"]  # always the same share
     with pytest.raises(ValueError, match=r"test_ratio: must lie between 0 and 1, got 1\.5"):
         data.load("folder", path=tmp_path, test_ratio=1.5)
     picture(tmp_path / "d" / "alone.png")
@@ -397,11 +420,13 @@ def test_classes_of_one_part_only(tmp_path):
     picture(tmp_path / "test" / "new" / "0.png")
     with pytest.raises(
         ValueError, match=r"1 class folders of .+test are not in .+train: new \(2 .+ train, 3 in test\)"
-    ):
+    ) as error:
         data.load("folder", path=tmp_path)
+    assert data.missing("folder", path=tmp_path) == str(error.value)
     (tmp_path / "test" / "new").rename(tmp_path / "train" / "old")
-    with pytest.raises(ValueError, match=r"1 class folders of .+train are not in .+test: old"):
+    with pytest.raises(ValueError, match=r"1 class folders of .+train are not in .+test: old") as error:
         data.load("folder", path=tmp_path)
+    assert data.missing("folder", path=tmp_path) == str(error.value)
 
 
 def test_what_counts_as_an_image(tmp_path):

@@ -112,6 +112,14 @@ def test_detection_marks_the_expanded_ones():
     assert expanded.get_offsets().tolist() == [[0, 1.5], [2, 1.5]]
 
 
+def test_scores_without_a_number_are_left_out_of_the_picture():
+    event = {"kind": "detect", "task": 1, "scan": 0, "layer": 2, "threshold": 2.0, "expanded": True}
+    axes = plots.detections([event | {"scores": [None, 3.0]}, event | {"scores": [None]}]).axes[0]
+    scores, expanded = axes.collections
+    assert scores.get_offsets().tolist() == [[0, 3.0]]
+    assert expanded.get_offsets().tolist() == [[0, 3.0], [1, 2.0]]  # without a score, on the threshold
+
+
 def test_adapters_stack_to_the_total():
     axes = plots.adapters(results(4, layers=12)).axes[0]
     tops = [bar.get_y() + bar.get_height() for bar in axes.containers[-1]]

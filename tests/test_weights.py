@@ -109,19 +109,143 @@ def test_damaged_and_foreign_files_are_refused_with_their_path(tiny, tmp_path):
     torch.save({"model": print}, code)  # a pickle that refers to code
     listed = tmp_path / "list.pth"
     torch.save([1, 2], listed)
+    numbered = tmp_path / "numbered.pth"
+    torch.save({0: torch.zeros(1)}, numbered)
+    junk = tmp_path / "junk.pth"
+    junk.write_bytes(b"hello, world")
     for file, cause in (
         (path, "damaged"),
-        (code, "damaged"),
+        (code, "is no plain tensor file; pickled code is never run"),
+        (junk, "is no plain tensor file; pickled code is never run"),
+        (numbered, "no mapping of names"),
         (listed, "no mapping"),
         (tmp_path / "none.pth", "no file"),
     ):
         with pytest.raises(ValueError, match=cause) as error:
             weights.build(tiny_settings(file))
-        assert str(file) in str(error.value)
+        assert str(file) in str(error.value) and "weights_only" not in str(error.value)
+
+
+@pytest.mark.parametrize("with_weights", [False, True])
+@pytest.mark.parametrize(
+    ("name", "size", "patch", "near"),
+    [
+        ("embedded", 30, 8, 32),
+        ("embedded", 11, 8, 8),
+        ("vit_tiny_patch16_224", 8, 16, 16),
+        ("vit_tiny_patch16_224", 30, 16, 32),
+        ("vit_small_patch14_dinov2", 224 + 8, 14, 238),
+    ],
+)
+def test_a_size_the_patches_do_not_fill_is_refused_before_weights_are_fetched(name, size, patch, near, with_weights):
+    with pytest.raises(ValueError) as error:
+        weights.build(settings(backbone_type=name, image_size=size), with_weights=with_weights)
+    assert str(error.value) == (
+        f"image_size: {size} is no multiple of the patch size {patch} of {name}; nearest: {near}"
+    )
+
+
+def test_patches_that_are_not_square_count_with_both_sides(monkeypatch):
+    real = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *args, **kwargs: real(*args, **kwargs, patch_size=(16, 12)))
+    tiny = {"backbone_type": "vit_tiny_patch16_224", "backbone_weights": "random"}
+    with pytest.raises(ValueError, match=r"image_size: 64 is no multiple of the patch size 16x12 of .+; nearest: 48"):
+        weights.build(settings(**tiny, image_size=64))
+    assert weights.build(settings(**tiny, image_size=96), with_weights=False)[1].image_size == 96
+
+
+def test_a_models_own_size_passes_even_if_timm_cuts_pixels_off():
+    name = {"backbone_type": "vit_so400m_patch14_siglip_384"}
+    assert weights.build(settings(**name), with_weights=False)[1].image_size == 384
+    assert weights.build(settings(**name, image_size=384), with_weights=False)[1].image_size == 384
+    with pytest.raises(ValueError, match=r"image_size: 385 is no multiple of the patch size 14 .+ nearest: 392"):
+        weights.build(settings(**name, image_size=385), with_weights=False)
+
+
+def test_what_timm_cannot_build_is_one_line(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise RuntimeError("zero patches\nlong trace")
+
+    monkeypatch.setattr(timm, "create_model", refuse)
+    with pytest.raises(ValueError, match=r"backbone vit_tiny_patch16_224 cannot be built at 64 px: zero patches$"):
+        weights.build(settings(backbone_type="vit_tiny_patch16_224", image_size=64), with_weights=False)
+
+
+@pytest.mark.parametrize("size", [8, 64])
+def test_embedded_weights_load_at_another_size(size):
+    backbone, facts = weights.build(settings(image_size=size))
+    own = weights.build(settings())[0].vit.state_dict()
+    for key, value in backbone.vit.state_dict().items():
+        if key == "pos_embed":
+            assert value.shape[1] - own[key].shape[1] == (size // 8) ** 2 - 16
+        else:
+            assert torch.equal(value, own[key]), key
+    features = backbone(torch.rand(2, 3, size, size))
+    assert facts.image_size == size and features.shape == (2, backbone.width) and features.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_plus_240", "vit_base_patch16_224.nonsense"])
+def test_a_timm_model_without_weights_is_refused(name):
+    line = f"timm has no pretrained weights called {name}; set backbone_weights to a file or 'random'"
+    assert weights.missing(settings(backbone_type=name)) == line
+    for with_weights in (False, True):
+        with pytest.raises(ValueError) as error:
+            weights.build(settings(backbone_type=name), with_weights=with_weights)
+        assert str(error.value) == line
+
+
+def test_a_timm_model_without_weights_can_start_from_random_ones():
+    cfg = settings(backbone_type="vit_base_patch16_plus_240", backbone_weights="random")
+    assert weights.missing(cfg) is None
+    assert weights.build(cfg, with_weights=False)[1].image_size == 240
+    with pytest.raises(ValueError, match=r"knows no weights called 'vit_base_patch16_224.nonsense'"):
+        weights.build(settings(backbone_type="vit_base_patch16_224.nonsense", backbone_weights="random"))
+
+
+def test_weights_that_are_not_on_the_hub_are_looked_for_where_torch_puts_them(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    cfg = settings(backbone_type="vit_huge_patch14_gap_224")
+    file = timm.get_pretrained_cfg(cfg.backbone_type).url
+    line = str(weights.missing(cfg))
+    assert str(tmp_path / "checkpoints") in line and file in line
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / file.split("/")[-1]).write_bytes(b"")
+    assert weights.missing(cfg) is None
+
+
+def test_a_file_below_the_home_folder(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_file(tiny.state_dict(), tmp_path / "w.safetensors")
+    cfg = tiny_settings("~/w.safetensors")
+    assert weights.missing(cfg) is None
+    assert torch.equal(weights.build(cfg)[0].vit.state_dict()["norm.weight"], tiny.state_dict()["norm.weight"])
+
+
+def test_a_misspelt_word_is_told_from_a_file_that_is_not_there(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    advice = "give a .safetensors or .pth file, 'pretrained' or 'random'"
+    for text, meant in (
+        ("pretraind", "; did you mean 'pretrained'?"),
+        ("Random", "; did you mean 'random'?"),
+        ("random.pth", ""),
+        ("nets/random", ""),
+    ):
+        cfg = settings(backbone_type="vit_tiny_patch16_224", backbone_weights=text)
+        line = f"backbone_weights: there is no file {tmp_path / text}; {advice}{meant}"
+        assert weights.missing(cfg) == line
+        with pytest.raises(ValueError) as error:
+            weights.build(cfg)
+        assert str(error.value) == line
+    cfg = settings(backbone_weights="pretraind")
+    assert "embedded takes 'pretrained' or 'random', got 'pretraind'; did you mean" in str(weights.missing(cfg))
 
 
 def test_a_failed_download_says_what_to_do(monkeypatch):
-    def refuse(*args, **kwargs):
+    real = timm.create_model
+
+    def refuse(*args, pretrained, **kwargs):
+        if not pretrained:
+            return real(*args, pretrained=False, **kwargs)
         raise OSError("We couldn't connect to the hub\nlong trace")
 
     monkeypatch.setattr(timm, "create_model", refuse)

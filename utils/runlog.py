@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import shutil
 import sys
 import time
 import traceback
@@ -154,6 +153,15 @@ def _lock(file: TextIO, folder: Path) -> None:
         pass  # file systems without locks (some network ones): the guard is a courtesy, not a condition
 
 
+def _has_size(stream: TextIO) -> bool:
+    """Whether a terminal reports its width and height; one that does not (a container's) would get empty bars."""
+    try:
+        size = os.get_terminal_size(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return size.columns > 0 and size.lines > 0
+
+
 class Bar:
     """Progress of one loop: `with log.bar(5, "tasks") as bar: bar.update(1, loss=.2)`, or `for i in log.bar(5, "")`."""
 
@@ -163,8 +171,7 @@ class Bar:
         self._lines = console and not sys.stderr.isatty()
         self._tqdm = None
         if console and not self._lines:
-            # a terminal that reports no width (a container's) would get empty bars: take 80 by 20 there
-            sized = shutil.get_terminal_size((0, 0)).columns > 0
+            sized = _has_size(sys.stderr)
             self._tqdm = tqdm(
                 total=total,
                 initial=done,

@@ -23,8 +23,10 @@ class ConfigError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A did-you-mean clause for `name`, empty if nothing is close."""
-    close = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.6)
+    """A did-you-mean clause of at most three names, empty if nothing is close; names that `name` begins come first."""
+    name, known = str(name), list(known)
+    begun = sorted((k for k in known if len(name) >= 3 and k.startswith(name)), key=lambda k: (len(k), k))
+    close = list(dict.fromkeys([*begun, *difflib.get_close_matches(name, known, n=3, cutoff=0.6)]))[:3]
     return f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
 
 

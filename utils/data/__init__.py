@@ -79,12 +79,11 @@ def load(
     root: Path | None = None,
     path: Path | None = None,
     test_ratio: float = 0.2,
-    split_seed: int = 0,
     download: bool = True,
 ) -> Dataset:
     """The data set `name`: embedded sets and CIFAR in memory, folder sets as lists of checked files.
 
-    `root` is the data root that holds each set's folder; `path`, `test_ratio` and `split_seed` matter to `folder` only.
+    `root` is the data root that holds each set's folder; `path` and `test_ratio` matter to `folder` only.
     CIFAR is downloaded to `root` if it is not there and `download` is true.
     Raises FileNotFoundError where data are missing and ValueError where they are not what they should be; both messages
     name the path looked in and say what to do."""
@@ -98,12 +97,14 @@ def load(
     from utils.data import folders
 
     if info.folder is None:
-        return folders.load(info, _needs(info, path, "data_path"), test_ratio=test_ratio, split_seed=split_seed)
+        return folders.load(info, _needs(info, path, "data_path"), test_ratio=test_ratio)
     return folders.load(info, _needs(info, root, "data_root") / info.folder)
 
 
 def missing(name: str, *, root: Path | None = None, path: Path | None = None) -> str | None:
-    """None if the data are here, else one line with the path looked in and how to get them. Opens no image."""
+    """None if the data are here, else one line with the path looked in and how to get them. Opens no image.
+
+    Of folder sets the names of the class folders are compared with what `load` expects too."""
     info = _info(name)
     if info.kind == "embedded":
         return None

@@ -14,7 +14,22 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".we
 
 
 def missing(info: DatasetInfo, place: Path | None) -> str | None:
-    """None if the folder stands where it should, else one line for the user."""
+    """None if the folder stands where it should with the class folders it should have, else one line for the user.
+
+    Directories are listed, no image is looked at."""
+    try:
+        fault = _absent(info, place)
+        if fault is None and place is not None:
+            _class_names(info, place)
+    except ValueError as error:
+        return str(error)
+    except OSError as error:
+        return f"dataset {info.name}: {error.filename} cannot be read: {error.strerror}"
+    return fault
+
+
+def _absent(info: DatasetInfo, place: Path | None) -> str | None:
+    """One line on the folder that is not there, None if all are."""
     if place is None:
         key = "data_path" if info.folder is None else "data_root"
         return f"dataset {info.name}: the key {key} must say where the images are ({info.source})"
@@ -34,36 +49,52 @@ def count_classes(path: Path) -> int | None:
         return None
 
 
-def load(info: DatasetInfo, place: Path, *, test_ratio: float = 0.2, split_seed: int = 0) -> Dataset:
+def load(info: DatasetInfo, place: Path, *, test_ratio: float = 0.2) -> Dataset:
     """Lists the images below `place`, classes and files in plain string order as torchvision's ImageFolder has them.
 
     A class folder is read to any depth. Files without an image suffix (any case) and hidden files are passed over;
     empty image files, dangling links and class folders without an image are refused. Links to class folders and to
     files are followed, links below a class folder and links back to a folder above are not.
-    Without train/ and test/ (`folder` only) a seeded share `test_ratio` of each class, at least one image, is held out.
+    Without train/ and test/ (`folder` only) a share `test_ratio` of each class, at least one image, is held out: always
+    the same one for the same file names, so that runs of every seed are tested on the same images.
     A train/ that holds images and no folders is a class of that name.
     Raises FileNotFoundError if the folder is missing, ValueError with both numbers if the count of classes is wrong."""
     from utils.data import Dataset
     from utils.data.images import ImageFiles
 
-    fault = missing(info, place)
+    fault = _absent(info, place)
     if fault:
         raise FileNotFoundError(fault)
-    if info.folder is not None or _holds_folders(place / "train"):
-        names = _class_folders(place / "train")
-        if info.num_classes is not None and len(names) != info.num_classes:
-            raise ValueError(
-                f"dataset {info.name}: {place / 'train'} holds {len(names)} class folders, expected "
-                f"{info.num_classes}; needed: {info.source}"
-            )
-        _same_classes(info.name, place, names, _class_folders(place / "test"))
-        train, test = _images(place / "train"), _images(place / "test")
+    names = _class_names(info, place)
+    if _in_parts(info, place):
+        train, test = _images(place / "train", names), _images(place / "test", names)
     else:
-        train, test = _split(_images(place), test_ratio, split_seed)
-    names = list(train)
+        train, test = _split(_images(place, names), test_ratio)
     parts = [[(file, label) for label, name in enumerate(names) for file in part[name]] for part in (train, test)]
     sets = [ImageFiles([file for file, _ in part], [label for _, label in part]) for part in parts]
     return Dataset(info.name, names, sets[0], sets[1], info.transforms)
+
+
+def _in_parts(info: DatasetInfo, place: Path) -> bool:
+    """Whether `place` is read as train/ and test/ instead of as class folders."""
+    return info.folder is not None or _holds_folders(place / "train")
+
+
+def _class_names(info: DatasetInfo, place: Path) -> list[str]:
+    """Names of the classes, sorted. ValueError if there are none, not as many as known, or not the same in both parts."""
+    parts = _in_parts(info, place)
+    folder = place / "train" if parts else place
+    names = _class_folders(folder)
+    if info.num_classes is not None and len(names) != info.num_classes:
+        raise ValueError(
+            f"dataset {info.name}: {folder} holds {len(names)} class folders, expected "
+            f"{info.num_classes}; needed: {info.source}"
+        )
+    if not names:
+        raise ValueError(f"{folder}: holds no class folders; expected {folder}/<class>/<image>")
+    if parts:
+        _same_classes(info.name, place, names, _class_folders(place / "test"))
+    return names
 
 
 def _holds_folders(place: Path) -> bool:
@@ -83,11 +114,8 @@ def _class_folders(place: Path) -> list[str]:
     return [name for name in names if os.path.isdir(os.path.join(place, name))]
 
 
-def _images(place: Path) -> dict[str, list[str]]:
-    """Class name to its image files, both sorted."""
-    names = _class_folders(place)
-    if not names:
-        raise ValueError(f"{place}: holds no class folders; expected {place}/<class>/<image>")
+def _images(place: Path, names: Sequence[str]) -> dict[str, list[str]]:
+    """Class name to its image files, these sorted."""
     return {name: _files(place / name) for name in names}
 
 
@@ -133,8 +161,8 @@ def _same_classes(name: str, place: Path, train: Sequence[str], test: Sequence[s
             )
 
 
-def _split(images: dict[str, list[str]], ratio: float, seed: int) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Holds out a share of every class. A class's draw depends on the seed and its own name and files only."""
+def _split(images: dict[str, list[str]], ratio: float) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Holds out a share of every class. A class's draw depends on its own name and number of files only."""
     import torch
 
     from utils.runtime import named_generator
@@ -149,7 +177,7 @@ def _split(images: dict[str, list[str]], ratio: float, seed: int) -> tuple[dict[
                 f"{files[0]}: is the only image of class {name}; at least two are needed for train and test"
             )
         count = min(max(round(ratio * len(files)), 1), len(files) - 1)
-        draw = torch.randperm(len(files), generator=named_generator("folder split", seed, name)).tolist()
+        draw = torch.randperm(len(files), generator=named_generator("folder split", name)).tolist()
         held = set(draw[:count])
         train[name] = [file for k, file in enumerate(files) if k not in held]
         test[name] = [file for k, file in enumerate(files) if k in held]
