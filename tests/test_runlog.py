@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import sys
 
@@ -213,3 +214,18 @@ def test_what_stopped_a_run_stands_in_its_log(tmp_path):
         raise RuntimeError("the reason")
     text = (tmp_path / "run.log").read_text(encoding="utf-8")
     assert " STOP  Traceback" in text and text.endswith("RuntimeError: the reason\n")
+
+
+def test_a_terminal_without_a_size_is_told_from_one_with():
+    pty = pytest.importorskip("pty")
+    termios, fcntl = pytest.importorskip("termios"), pytest.importorskip("fcntl")
+    master, slave = pty.openpty()
+    try:
+        with open(slave, "w", closefd=False) as stream:
+            for lines, columns, known in ((0, 0, False), (0, 100, False), (24, 80, True)):
+                fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+                assert runlog._has_size(stream) is known
+    finally:
+        os.close(master)
+        os.close(slave)
+    assert not runlog._has_size(io.StringIO())
