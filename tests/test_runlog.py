@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import struct
 import sys
 
 import numpy as np
