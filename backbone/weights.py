@@ -111,7 +111,7 @@ def missing(cfg: Experiment) -> str | None:
         if (folder / url.rpartition("/")[2]).is_file():
             return None
         return f"weights of {timm_tag(cfg.backbone_type)}: not in {folder}; they are downloaded from {url} on the first run"
-    repository = pretrained.hf_hub_id or ""
+    repository = pretrained.hf_hub_id
     repository += f"{pretrained.architecture}.{pretrained.tag}" if repository.endswith("/") else ""
     for file in ("model.safetensors", "pytorch_model.bin"):
         if isinstance(try_to_load_from_cache(repository, file), str):

@@ -149,3 +149,8 @@ def test_grouped_keeps_the_last_class():
     }
     first = m.grouped(np.array([0, 1]), np.array([0, 0]), known=0, sizes=[2])
     assert first == {"total": 50.0, "00-01": 50.0, "old": 0.0, "new": 50.0}
+
+
+def test_top5_counts_the_fifth_place_and_not_the_sixth():
+    scores = np.arange(7.0, 0.0, -1.0)[None].repeat(2, axis=0)  # class k has place k + 1
+    assert m.score(scores, [4, 5], [range(7)]).correct_top5 == 1
