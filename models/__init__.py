@@ -13,13 +13,14 @@ from typing import Any
 from utils.config import Experiment
 
 _FOLDER = Path(__file__).parent
+_SHARED = {"__init__", "base", "training", "settings"}  # files of this folder that are no method
 # Imported in no time, so what a Settings class takes from them can be had without the rest of its file.
-_LIGHT = {*sys.stdlib_module_names, "pydantic", "utils.config"}
+_LIGHT = {*sys.stdlib_module_names, "pydantic", "utils.config", "models.settings"}
 
 
 def available() -> list[str]:
     """Names of all methods, sorted."""
-    return sorted(p.stem for p in _FOLDER.glob("*.py") if p.stem not in ("__init__", "base"))
+    return sorted(p.stem for p in _FOLDER.glob("*.py") if p.stem not in _SHARED)
 
 
 def summaries() -> dict[str, str]:

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from backbone.vit import SlottedViT
-from utils.config import Trained
 from utils.runlog import RunLog
 from utils.runtime import named_generator
 from utils.tasks import Task
@@ -137,102 +135,3 @@ class Learner(nn.Module):
         start = time.perf_counter()
         yield
         self.seconds[purpose] = self.seconds.get(purpose, 0.0) + time.perf_counter() - start
-
-
-def optimizer_for(
-    learner: Learner, parameters: Iterable[nn.Parameter], cfg: Trained, *, epochs: int, lr: float
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """SGD with momentum 0.9, or AdamW, over `parameters`, with a cosine from `lr` to `cfg.min_lr` stepped once an epoch.
-
-    Only what is handed over is trained: everything else in the learner is frozen."""
-    chosen = list(parameters)
-    learner.requires_grad_(False)
-    for parameter in chosen:
-        parameter.requires_grad_(True)
-        learner.trained[id(parameter)] = parameter
-    if cfg.optimizer == "sgd":
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(chosen, lr=lr, momentum=0.9, weight_decay=cfg.weight_decay)
-    else:
-        optimizer = torch.optim.AdamW(chosen, lr=lr, weight_decay=cfg.weight_decay)
-    return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(epochs, 1), eta_min=cfg.min_lr)
-
-
-Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
-
-
-def fit(
-    learner: Learner,
-    task: Task,
-    step: Step,
-    parameters: Iterable[nn.Parameter],
-    *,
-    phase: str,
-    epochs: int,
-    lr: float,
-    batches: Callable[[int], Iterable[Any]] | None = None,
-    after_step: Callable[[], None] | None = None,
-) -> list[float]:
-    """Trains `parameters` for `epochs` passes over the task and returns the loss of every step.
-
-    `step(images [B,3,H,W], labels [B])` returns the loss and, where there are scores to judge, how many of the batch are
-    right (a scalar tensor). `batches(epoch)` replaces the task's own augmented, shuffled batches. Writes one `epoch` row
-    per epoch. Raises ValueError before the optimizer steps if a loss is not finite. All methods share this one loop.
-    """
-    cfg = learner.cfg
-    device = next(learner.backbone.vit.parameters()).device
-    optimizer, scheduler = optimizer_for(learner, parameters, cfg, epochs=epochs, lr=lr)
-    source = batches or (lambda epoch: task.train.batches(cfg.batch_size, epoch=epoch, stream=phase))
-    history: list[float] = []
-    with learner.log.bar(epochs, f"task {task.index + 1} {phase}", level=1) as bar:
-        for epoch in range(epochs):
-            start = time.perf_counter()
-            losses: list[float] = []
-            right, count = 0.0, 0
-            judged = False
-            rate = optimizer.param_groups[0]["lr"]
-            for images, labels, *_ in source(epoch):
-                loss, correct = step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
-                value = loss.item()
-                if not math.isfinite(value):
-                    raise ValueError(
-                        f"the loss is {value} at task {task.index + 1}, phase {phase}, epoch {epoch + 1}, "
-                        f"step {len(losses) + 1}; "
-                        f"nothing was updated with it. Lower the learning rate ({lr}) or look at the input."
-                    )
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                if after_step is not None:
-                    after_step()
-                losses.append(value)
-                count += len(labels)
-                if correct is not None:
-                    judged, right = True, right + float(correct)
-            scheduler.step()
-            mean = sum(losses) / max(len(losses), 1)
-            accuracy = right / max(count, 1) if judged else None
-            learner.log.row(
-                "epoch",
-                task=task.index,
-                phase=phase,
-                epoch=epoch + 1,
-                epochs=epochs,
-                loss=mean,
-                accuracy=accuracy,
-                lr=rate,
-                images=count,
-                seconds=time.perf_counter() - start,
-            )
-            history += losses
-            learner.views += count
-            bar.update(1, loss=f"{mean:.4f}", **({"acc": f"{100 * accuracy:.1f}"} if accuracy is not None else {}))
-    return history
-
-
-def cross_entropy_among(scores: Tensor, labels: Tensor, first: int, total: int) -> tuple[Tensor, Tensor]:
-    """Cross-entropy over the classes first..total-1 alone, and how many are right among them.
-
-    scores [B, C], labels [B] -> two scalars. Equal to setting the other scores to -inf (Ahn et al. 2021's separated
-    softmax, LAMDA-PILOT's mask), without infinities in the graph."""
-    among = scores[:, first:total]
-    return F.cross_entropy(among, labels - first), (among.argmax(dim=1) == labels - first).sum()

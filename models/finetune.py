@@ -14,7 +14,8 @@ from torch import Tensor
 
 from backbone.adapter import Adapter
 from models.base import Learner as Base
-from models.base import LinearHead, cross_entropy_among, fit
+from models.base import LinearHead
+from models.training import cross_entropy_among, fit
 from utils.config import Trained
 from utils.tasks import Task
 

@@ -22,7 +22,8 @@ from backbone.descriptor import Descriptor
 from backbone.expansion import ExpandableLayer
 from backbone.router import RouterColumn
 from models.base import Learner as Base
-from models.base import LinearHead, cross_entropy_among, fit
+from models.base import LinearHead
+from models.training import cross_entropy_among, fit
 from utils.config import Trained
 from utils.tasks import Task
 

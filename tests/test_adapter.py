@@ -7,9 +7,10 @@ from torch.nn import functional as F
 from backbone.adapter import Adapter, mixture
 
 
-def experts_of(ranks, width=12, scales=None, seed=0):
+def experts_of(ranks, width=12, scales=None, seed=0, activation="relu"):
     torch.manual_seed(seed)
-    made = [Adapter(width, rank, scale) for rank, scale in zip(ranks, scales or [1.0] * len(ranks), strict=True)]
+    scales = scales or [1.0] * len(ranks)
+    made = [Adapter(width, rank, scale, activation=activation) for rank, scale in zip(ranks, scales, strict=True)]
     for expert in made:
         expert.double()
         for parameter in expert.parameters():
@@ -28,15 +29,15 @@ def loop(x, experts, gates, activation=F.relu):
 
 @pytest.mark.parametrize("ranks", [(4,), (3, 3), (1, 5, 2, 7)])
 @pytest.mark.parametrize("per", ["sample", "token"])
-@pytest.mark.parametrize("activation", [F.relu, torch.tanh, lambda h: h], ids=["relu", "tanh", "none"])
+@pytest.mark.parametrize("activation", ["relu", "none"])
 def test_equals_the_loop_with_its_gradients(ranks, per, activation):
-    experts = experts_of(ranks, scales=[0.1 + i for i in range(len(ranks))])
+    experts = experts_of(ranks, scales=[0.1 + i for i in range(len(ranks))], activation=activation)
     x = torch.randn(3, 5, 12, dtype=torch.float64, requires_grad=True)
     shape = (3, len(ranks)) if per == "sample" else (3, 5, len(ranks))
     gates = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(3, 5, 12, dtype=torch.float64)
     inputs = [x, gates, *(p for e in experts for p in e.parameters())]
-    ours, plain = mixture(x, experts, gates, activation), loop(x, experts, gates, activation)
+    ours, plain = mixture(x, experts, gates), loop(x, experts, gates, F.relu if activation == "relu" else lambda h: h)
     assert (ours - plain).abs().max() < 1e-12
     for a, b in zip(
         torch.autograd.grad((ours * weight).sum(), inputs),

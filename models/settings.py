@@ -1,0 +1,112 @@
+"""JSON keys that several methods share: those of adapters with a slow and a fast time scale (Nested LoRA).
+
+Imports nothing heavy, so that bad input is refused before torch is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field
+
+from utils.config import Trained
+
+
+class NestedSettings(Trained):
+    """Keys of slow and fast adapters, of what merges them, and of rates by parameter group."""
+
+    head_lr: float | None = Field(None, ge=0, le=100, description="learning rate of the head; null: init_lr")
+    nested_lora_rank: int = Field(16, ge=1, le=4096, description="rank of each slow and each fast adapter")
+    nested_lora_activation: Literal["relu", "none"] = Field(
+        "relu", description="between the two projections: relu, as SEMA's adapter, or none, the true LoRA"
+    )
+    nested_lora_levels: int = Field(
+        2,
+        ge=1,
+        le=8,
+        description="time scales: 1 a single adapter (the control), 2 slow and fast, more: some in between",
+    )
+    nested_lora_lr_fast: float | None = Field(
+        None, ge=0, le=100, description="learning rate of the fast adapters; null: init_lr, 0: frozen"
+    )
+    nested_lora_lr_slow: float | None = Field(
+        None, ge=0, le=100, description="learning rate of the slow adapter; null: init_lr, 0: frozen"
+    )
+    nested_lora_update_interval_slow: int = Field(1, ge=1, description="the slow adapter steps at every n-th step only")
+    nested_lora_skipped_gradients: Literal["drop", "accumulate"] = Field(
+        "drop", description="slow gradients of the steps between: dropped, or accumulated and their mean taken"
+    )
+    nested_lora_level_lrs: tuple[float, ...] | None = Field(
+        None, description="rates of the levels between, from slow to fast; null: geometric between slow and fast"
+    )
+    nested_lora_level_intervals: tuple[int, ...] | None = Field(
+        None, description="step intervals of the levels between, from slow to fast; null: geometric, rounded"
+    )
+    nested_lora_use_consolidation: bool = Field(
+        True, description="merge fast into slow at the end of a task; false: both go on as they are"
+    )
+    nested_lora_consolidation_method: Literal["task_arithmetic", "pam_lite", "concat", "svd", "ema", "ties", "pam"] = (
+        Field("concat", description="how fast is merged into slow, see backbone/consolidation.py")
+    )
+    nested_lora_consolidation_alpha: float = Field(
+        1.0, ge=0, le=10, description="weight of fast in the merge; 1 keeps the function the head was trained on"
+    )
+    nested_lora_consolidation_interval: int = Field(1, ge=1, description="tasks between two merges")
+    nested_lora_consolidation_rank: int | None = Field(
+        None, ge=1, description="largest rank of slow after concat; beyond it slow is compressed; null: it grows"
+    )
+    nested_lora_reset: Literal["fresh", "zero"] = Field(
+        "fresh",
+        description="fast after a merge: fresh LoRA start values, or all zero as the original, which can never learn again",
+    )
+    nested_lora_eval: Literal["combined", "slow", "fast"] = Field(
+        "combined", description="which part is evaluated: slow and fast together, or one alone"
+    )
+    head_recalibration: bool = Field(
+        False, description="refit the task's rows of the linear head on the merged features of its training images"
+    )
+
+    @property
+    def rate_slow(self) -> float:
+        return self.init_lr if self.nested_lora_lr_slow is None else self.nested_lora_lr_slow
+
+    @property
+    def rate_fast(self) -> float:
+        return self.init_lr if self.nested_lora_lr_fast is None else self.nested_lora_lr_fast
+
+    @property
+    def rate_head(self) -> float:
+        return self.init_lr if self.head_lr is None else self.head_lr
+
+    def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        yield from super().cross_checks()
+        method, activation = self.nested_lora_consolidation_method, self.nested_lora_activation
+        if method == "ties" and activation == "relu" and self.nested_lora_use_consolidation:
+            yield (
+                ("nested_lora_consolidation_method", "nested_lora_activation"),
+                "nested_lora_consolidation_method: ties elects signs in the product of the two projections, which is the "
+                'function only for nested_lora_activation "none"; set that, or take concat, svd or ema',
+            )
+        between = max(self.nested_lora_levels - 2, 0)
+        for key in ("nested_lora_level_lrs", "nested_lora_level_intervals"):
+            values = getattr(self, key)
+            if values is not None and len(values) != between:
+                yield (
+                    (key, "nested_lora_levels"),
+                    f"{key}: {len(values)} values, but nested_lora_levels {self.nested_lora_levels} has {between} levels "
+                    "between slow and fast",
+                )
+            elif values is not None and min(values, default=1) <= 0:
+                yield (key,), f"{key}: every value must be above 0; got {list(values)}"
+        if self.nested_lora_levels == 1:
+            for key in ("nested_lora_lr_fast", "nested_lora_eval", "nested_lora_consolidation_method"):
+                if key in self.model_fields_set:
+                    yield (
+                        (key, "nested_lora_levels"),
+                        f"{key}: acts on fast adapters, and with nested_lora_levels 1 there are none",
+                    )
+        for key in ("head_lr", "nested_lora_lr_slow", "nested_lora_lr_fast"):
+            rate = getattr(self, key)
+            if rate is not None and 0 < rate < self.min_lr:
+                yield ("min_lr", key), f"min_lr: {self.min_lr} is above {key} {rate}"

@@ -1,0 +1,194 @@
+"""The one training loop all methods share, and the parameter groups it takes: whose rates differ, and who steps when.
+
+Shapes: B batch, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.base import Learner
+from utils.config import Trained
+from utils.tasks import Task
+
+Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
+
+
+@dataclass
+class Group:
+    """Parameters with a learning rate of their own, handed over as objects.
+
+    With `interval` n > 1 they step at every n-th step only. On the others their gradients are None, never zero: with a zero
+    gradient momentum and weight decay would move them all the same. `skipped`: gradients of skipped steps are dropped, or
+    accumulated, and the n-th step takes their mean. A rate of 0 means frozen. `divide`: their gradient is divided by it.
+    """
+
+    name: str
+    parameters: Sequence[nn.Parameter]
+    lr: float
+    interval: int = 1
+    skipped: Literal["drop", "accumulate"] = "drop"
+    divide: int = 1
+    _kept: list[Tensor] | None = field(default=None, repr=False)
+
+    def before_step(self, number: int) -> None:
+        """Between backward and the optimizer's step `number` (from 1): takes gradients away where none is due."""
+        if self.divide != 1:
+            for p in self.parameters:
+                if p.grad is not None:
+                    p.grad /= self.divide
+        if self.interval == 1:
+            return
+        due = number % self.interval == 0
+        if self.skipped == "accumulate":
+            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+            self._kept = grads if self._kept is None else [k + g for k, g in zip(self._kept, grads, strict=True)]
+        for i, p in enumerate(self.parameters):
+            if not due:
+                p.grad = None
+            elif self._kept is not None:
+                p.grad = self._kept[i] / self.interval
+        if due:
+            self._kept = None
+
+
+def optimizer_for(
+    learner: Learner, groups: Sequence[Group], cfg: Trained, *, epochs: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """SGD with momentum 0.9, or AdamW, with a cosine from each group's rate to `cfg.min_lr` stepped once an epoch.
+
+    Only what is handed over is trained: everything else in the learner is frozen. Raises ValueError for a parameter that is
+    in two groups."""
+    learner.requires_grad_(False)
+    chosen = []
+    for group in groups:
+        if group.lr > 0 and group.parameters:
+            chosen.append({"params": list(group.parameters), "lr": group.lr})
+            for parameter in group.parameters:
+                parameter.requires_grad_(True)
+                learner.trained[id(parameter)] = parameter
+    if cfg.optimizer == "sgd":
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(chosen, lr=0.0, momentum=0.9, weight_decay=cfg.weight_decay)
+    else:
+        optimizer = torch.optim.AdamW(chosen, lr=0.0, weight_decay=cfg.weight_decay)
+    return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(epochs, 1), eta_min=cfg.min_lr)
+
+
+def fit(
+    learner: Learner,
+    task: Task,
+    step: Step,
+    parameters: Iterable[nn.Parameter] | Sequence[Group],
+    *,
+    phase: str,
+    epochs: int,
+    lr: float | None = None,
+    batches: Callable[[int], Iterable[Any]] | None = None,
+    after_step: Callable[[], None] | None = None,
+) -> list[float]:
+    """Trains `parameters` for `epochs` passes over the task and returns the loss of every step.
+
+    `parameters` are groups, or plain parameters that form one group with rate `lr`.
+    `step(images [B,3,H,W], labels [B])` returns the loss and, where there are scores to judge, how many of the batch are
+    right (a scalar tensor). `batches(epoch)` replaces the task's own augmented, shuffled batches. Writes one `epoch` row
+    per epoch. Raises ValueError before the optimizer steps if a loss is not finite. All methods share this one loop.
+    """
+    cfg = learner.cfg
+    device = next(learner.backbone.vit.parameters()).device
+    groups = _grouped(parameters, phase, lr)
+    _tell(learner, groups, task, phase)
+    optimizer, scheduler = optimizer_for(learner, groups, cfg, epochs=epochs)
+    source = batches or (lambda epoch: task.train.batches(cfg.batch_size, epoch=epoch, stream=phase))
+    history: list[float] = []
+    steps = 0
+    with learner.log.bar(epochs, f"task {task.index + 1} {phase}", level=1) as bar:
+        for epoch in range(epochs):
+            start = time.perf_counter()
+            losses: list[float] = []
+            right, count = 0.0, 0
+            judged = False
+            rates = [g["lr"] for g in optimizer.param_groups]
+            for images, labels, *_ in source(epoch):
+                loss, correct = step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
+                value = loss.item()
+                if not math.isfinite(value):
+                    raise ValueError(
+                        f"the loss is {value} at task {task.index + 1}, phase {phase}, epoch {epoch + 1}, "
+                        f"step {len(losses) + 1}; "
+                        f"nothing was updated with it. Lower the learning rate "
+                        f"({', '.join(f'{g.lr:g}' for g in groups)}) or look at the input."
+                    )
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                steps += 1
+                for group in groups:
+                    group.before_step(steps)
+                optimizer.step()
+                if after_step is not None:
+                    after_step()
+                losses.append(value)
+                count += len(labels)
+                if correct is not None:
+                    judged, right = True, right + float(correct)
+            scheduler.step()
+            mean = sum(losses) / max(len(losses), 1)
+            accuracy = right / max(count, 1) if judged else None
+            learner.log.row(
+                "epoch",
+                task=task.index,
+                phase=phase,
+                epoch=epoch + 1,
+                epochs=epochs,
+                loss=mean,
+                accuracy=accuracy,
+                lr=rates[0] if len(rates) == 1 else rates,
+                images=count,
+                seconds=time.perf_counter() - start,
+            )
+            history += losses
+            learner.views += count
+            bar.update(1, loss=f"{mean:.4f}", **({"acc": f"{100 * accuracy:.1f}"} if accuracy is not None else {}))
+    return history
+
+
+def _grouped(parameters: Iterable[nn.Parameter] | Sequence[Group], phase: str, lr: float | None) -> list[Group]:
+    chosen = list(parameters)
+    if all(isinstance(item, Group) for item in chosen):
+        return [g for g in chosen if isinstance(g, Group)]
+    assert lr is not None, "plain parameters need a rate"
+    return [Group(phase, [p for p in chosen if isinstance(p, nn.Parameter)], lr)]
+
+
+def _tell(learner: Learner, groups: Sequence[Group], task: Task, phase: str) -> None:
+    """Logs each group with its rate and size; the console hears of them in the first task."""
+    if len(groups) < 2:
+        return
+    facts: list[dict[str, Any]] = [
+        {"group": g.name, "lr": g.lr, "parameters": sum(p.numel() for p in g.parameters), "interval": g.interval}
+        for g in groups
+    ]
+    learner.log.row("groups", task=task.index, phase=phase, groups=facts)
+    if task.index == 0:
+        parts = [
+            f"{f['group']} {f['parameters']:,} at rate {f['lr']:g}"
+            + (f" every {f['interval']} steps" if f["interval"] > 1 else "")
+            for f in facts
+        ]
+        learner.log.info(f"parameter groups of phase {phase}: {', '.join(parts)}")
+
+
+def cross_entropy_among(scores: Tensor, labels: Tensor, first: int, total: int) -> tuple[Tensor, Tensor]:
+    """Cross-entropy over the classes first..total-1 alone, and how many are right among them.
+
+    scores [B, C], labels [B] -> two scalars. Equal to setting the other scores to -inf (Ahn et al. 2021's separated
+    softmax, LAMDA-PILOT's mask), without infinities in the graph."""
+    among = scores[:, first:total]
+    return F.cross_entropy(among, labels - first), (among.argmax(dim=1) == labels - first).sum()
