@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import models
 from backbone import catalogue
-from utils import command, config, data, metrics, report, strict_json
+from utils import command, config, data, legacy, metrics, report, strict_json
 from utils.config import Resolved
 from utils.runlog import RunLog
 from utils.runtime import check_torchvision, environment, peak_memory, pick_device, seed_everything
@@ -26,6 +26,7 @@ from utils.runtime import check_torchvision, environment, peak_memory, pick_devi
 if TYPE_CHECKING:
     import torch
 
+    from backbone.heads import StatisticsHead
     from backbone.vit import SlottedViT
     from backbone.weights import BackboneFacts
     from models.base import Learner
@@ -69,7 +70,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def load(args: argparse.Namespace) -> Resolved:
     """The experiment file with the command line's overrides, checked in full before anything heavy is imported."""
-    values, faults = strict_json.read_json(args.config)
+    written, faults = strict_json.read_json(args.config)
+    values, notes, older = legacy.translate(written)
     overrides, more = strict_json.parse_set(args.set)
     overrides |= {k: v for k in ("data_root", "device") if (v := getattr(args, k)) is not None}
     return config.resolve(
@@ -78,7 +80,8 @@ def load(args: argparse.Namespace) -> Resolved:
         settings_of=models.settings_of,
         methods=models.available(),
         backbones=catalogue.names,
-        faults=faults + more,
+        faults=faults + older + more,
+        notes=notes,
     )
 
 
@@ -234,13 +237,15 @@ def learn_and_score(learner: Learner, stream: TaskStream, index: int, record: re
     seed_everything(record.seed, "task", index)
     learner.begin_task()
     device, start = next(learner.parameters()).device, time.perf_counter()
-    task = stream.task(index, with_past=learner.uses_past)
+    task = stream.task(index, with_past=learner.uses_past, with_test=learner.uses_test)
     learner.learn(task)
     learner.consolidate(task)
     learned = time.perf_counter()
-    scores = evaluate(learner, stream, index, device)
+    renewed = renewed_statistics(learner, stream, index)
+    ready = time.perf_counter()
+    scores, by_renewed = evaluate(learner, stream, index, device, renewed)
     detect = learner.seconds.get("detect", 0.0)
-    seconds = {"train": learned - start - detect, "detect": detect, "evaluate": time.perf_counter() - learned}
+    seconds = {"train": learned - start - detect, "detect": detect, "evaluate": time.perf_counter() - ready}
     record.add_task(
         scores,
         adapters_per_layer=dict(enumerate(learner.adapters_per_layer())),
@@ -250,25 +255,79 @@ def learn_and_score(learner: Learner, stream: TaskStream, index: int, record: re
         images=learner.views,
         selections=learner.selections(),
         peak_memory_bytes=peak_memory(device),
+        head_drift=drift_of(learner, stream, index, renewed, scores, by_renewed, seconds=ready - learned),
     )
     accuracy = [s.correct / max(s.samples, 1) for s in scores]
     learner.log.row("task", task=index, accuracy=accuracy, adapters=learner.adapters_per_layer(), seconds=seconds)
 
 
-def evaluate(learner: Learner, stream: TaskStream, index: int, device: torch.device) -> list[metrics.Score]:
-    """Scores of tasks 0..index on their test images, by the last weights: the only place that reads test data."""
+def evaluate(
+    learner: Learner, stream: TaskStream, index: int, device: torch.device, renewed: StatisticsHead | None = None
+) -> tuple[list[metrics.Score], list[metrics.Score]]:
+    """Scores of tasks 0..index on their test images, by the last weights: the only place that reads test data.
+
+    With `renewed`, the second list has that head's scores of the same features, from the same pass; else it is empty."""
     import torch
 
     learner.eval()
-    found, size = [], learner.cfg.eval_batch_size
+    size, sizes = learner.cfg.eval_batch_size, stream.sizes[: index + 1]
+    found: tuple[list[metrics.Score], list[metrics.Score]] = ([], [])
     with torch.inference_mode():
         for earlier in range(index + 1):
-            scores, truth = [], []
+            batches: list[list[torch.Tensor]] = []  # scores of each head, [B, C seen]
+            truth = []
             for images, labels, *_ in stream.test(earlier).batches(size, augment=False, shuffle=False):
-                scores.append(learner.logits(images.to(device)).float().cpu())
+                if renewed is None:
+                    scores = [learner.logits(images.to(device))]
+                else:
+                    features = learner.features(images.to(device))
+                    scores = [learner.scores(features), renewed(features)[:, : learner.seen]]
+                batches.append([s.float().cpu() for s in scores])
                 truth.append(labels)
-            found.append(metrics.score(torch.cat(scores), torch.cat(truth), spans(stream.sizes[: index + 1])))
+            for results, parts in zip(found, zip(*batches, strict=True), strict=False):
+                results.append(metrics.score(torch.cat(parts), torch.cat(truth), spans(sizes)))
     return found
+
+
+# What the age of class statistics costs ------------------------------------------------------------------------------
+
+
+def renewed_statistics(learner: Learner, stream: TaskStream, index: int) -> StatisticsHead | None:
+    """The class statistics of tasks 0..index gathered anew with today's features; None where they cannot have aged.
+
+    A measurement: it reads training images of earlier tasks, which the learner itself never sees, and throws all away."""
+    if index == 0 or not learner.cfg.head_drift or not learner.statistics_age:
+        return None
+    assert learner.statistics is not None
+    renewed = learner.statistics.emptied()
+    for earlier in range(index + 1):
+        renewed.add(*learner.features_of(stream.task(earlier).train))
+    renewed.solve()
+    return renewed
+
+
+def drift_of(
+    learner: Learner,
+    stream: TaskStream,
+    index: int,
+    renewed: StatisticsHead | None,
+    scores: list[metrics.Score],
+    by_renewed: list[metrics.Score],
+    seconds: float,
+) -> dict[str, Any] | None:
+    """Logs and returns accuracies over all test images so far with the statistics as they are and renewed, as fractions.
+
+    `cosine`: mean over the classes of earlier tasks of the cosine between their mean as it is and renewed."""
+    if renewed is None or learner.statistics is None:
+        return None
+    stale, fresh = (sum(s.correct for s in part) / sum(s.samples for s in part) for part in (scores, by_renewed))
+    cosine = learner.statistics.cosine(renewed, classes=sum(stream.sizes[:index]))
+    learner.log.row("drift", task=index, stale=stale, recomputed=fresh, cosine=cosine, seconds=seconds)
+    learner.log.info(
+        f"class statistics as gathered {100 * stale:.2f} %, recomputed {100 * fresh:.2f} %, "
+        f"mean cosine of old class means {cosine:.4f}"
+    )
+    return {"task": index, "stale": stale, "recomputed": fresh, "cosine": cosine}
 
 
 def spans(sizes: list[int]) -> list[range]:

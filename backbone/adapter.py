@@ -36,6 +36,10 @@ class Adapter(nn.Module):
     def rank(self) -> int:
         return self.down_proj.out_features
 
+    def parts(self) -> list[Adapter]:
+        """The adapters whose sum is the output: itself alone."""
+        return [self]
+
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         nn.init.kaiming_uniform_(self.down_proj.weight, a=math.sqrt(5), generator=generator)
         for zero in (self.down_proj.bias, self.up_proj.weight, self.up_proj.bias):

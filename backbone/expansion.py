@@ -26,7 +26,12 @@ class ExpandableLayer(nn.Module):
         return len(self.adapters)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The mixture of the adapters' outputs, [B, N, D] -> [B, N, D] (paper eq. 5)."""
+        """The mixture of the adapters' outputs, [B, N, D] -> [B, N, D] (paper eq. 5). The parts of a nested adapter share
+        its gate."""
         if not len(self.router):
             return self.adapters[-1](x)
-        return mixture(x, cast(list[Adapter], list(self.adapters)), self.router(x.mean(dim=1)))
+        gates = self.router(x.mean(dim=1))
+        parts = [adapter.parts() for adapter in cast(list[Adapter], list(self.adapters))]
+        if any(len(own) > 1 for own in parts):
+            gates = gates[:, [owner for owner, own in enumerate(parts) for _ in own]]
+        return mixture(x, [expert for own in parts for expert in own], gates)

@@ -57,13 +57,16 @@ class SlottedViT(nn.Module):
             raise ValueError(f"layer {layer} does not exist, the backbone has layers 0..{self.depth - 1}")
         self.slots[str(layer)] = slot
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Pooled features [B, D] of images [B, 3, H, W] in [0, 1], as timm's forward_head(.., pre_logits=True) gives them."""
-        return self.encode(images)[0]
+    def forward(self, images: Tensor, branches: int = 1) -> Tensor:
+        """Pooled features [B, D] of images [B, 3, H, W] in [0, 1], as timm's forward_head(.., pre_logits=True) gives them.
 
-    def encode(self, images: Tensor, tap: Collection[int] = ()) -> tuple[Tensor, dict[int, Tensor]]:
+        With K `branches`, [K B, D]: K copies of the batch one after the other, for slots that treat them differently. What
+        is equal for all copies, up to the first slot's input and its block's MLP, is computed once."""
+        return self.encode(images, branches=branches)[0]
+
+    def encode(self, images: Tensor, tap: Collection[int] = (), branches: int = 1) -> tuple[Tensor, dict[int, Tensor]]:
         """`forward`, and for each layer in `tap` the mean token [B, D] of the stream its slot reads."""
-        stream, means = self._blocks(self.stem(images), tap)
+        stream, means = self._blocks(self.stem(images), tap, branches=branches)
         return self.vit.forward_head(self.vit.norm(stream), pre_logits=True), means
 
     def mean_tokens(self, images: Tensor, tap: Collection[int]) -> dict[int, Tensor]:
@@ -78,7 +81,9 @@ class SlottedViT(nn.Module):
         vit = self.vit
         return vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
 
-    def _blocks(self, x: Tensor, tap: Collection[int], stop: int | None = None) -> tuple[Tensor, dict[int, Tensor]]:
+    def _blocks(
+        self, x: Tensor, tap: Collection[int], stop: int | None = None, branches: int = 1
+    ) -> tuple[Tensor, dict[int, Tensor]]:
         means: dict[int, Tensor] = {}
         blocks = cast(list[Block], self.vit.blocks)
         for layer, block in enumerate(blocks):
@@ -92,8 +97,12 @@ class SlottedViT(nn.Module):
             if layer == stop:
                 break
             after = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
-            x = after if slot is None else after + slot(x)
-        return x, means
+            if slot is not None:
+                if branches > 1:  # the first slot: from here on the copies differ
+                    x, after, branches = x.repeat(branches, 1, 1), after.repeat(branches, 1, 1), 1
+                after = after + slot(x)
+            x = after
+        return x.repeat(branches, 1, 1) if branches > 1 else x, means
 
 
 def _check_supported(vit: nn.Module) -> None:

@@ -1,24 +1,25 @@
-"""The contract every method keeps: two verbs, `learn(task)` and `logits(images)`, plus what a checkpoint needs.
+"""The contract every method keeps: it says how it learns a task; features, class scores and what a checkpoint needs follow.
 
 A learner owns its loop over epochs and runs it through `fit`; the runner owns the loop over tasks and all test data.
-Shapes: B batch, D width, C classes.
+Shapes: n images, B batch, D width, C classes.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from backbone.heads import HELD_OUT, LinearHead, StatisticsHead
 from backbone.vit import SlottedViT
 from utils.runlog import RunLog
 from utils.runtime import named_generator
-from utils.tasks import Task
+from utils.tasks import Task, TaskData
 
 
 class Initialiser(Protocol):
@@ -37,29 +38,31 @@ class SeededInit:
         module.reset_parameters(named_generator(self.seed, "init", name))
 
 
-class LinearHead(nn.Linear):
-    """Class scores from pooled features, [B, D] -> [B, C]: uniform Kaiming weights, zero bias, as SEMA-CL's."""
-
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5), generator=generator)
-        nn.init.zeros_(self.bias)
-
-
 class Learner(nn.Module):
-    """A method. `__init__` builds what exists before the first task; `learn` grows and trains it.
+    """A method. `__init__` builds what exists before the first task, `self.head` among it; `learn` grows and trains it.
 
-    Attributes a method may set: `uses_past` (it asks for the training data of earlier tasks: no rehearsal-free method does).
+    The linear head is the training signal. With the key `head` at `ncm` or `ridge`, predictions come from `statistics`
+    instead: the features of each class, gathered at the end of its task.
+
+    Attributes a method may set: `uses_past` (it asks for the training data of earlier tasks: no rehearsal-free method does),
+    `uses_test` (a setting of its asks to select on test data),
+    `trains_features` (false: they are the same after every task, so that statistics of them never age).
     Counted in the current task: `trained`, the parameters that took gradient steps; `seconds` by purpose; `views`, the
     training images shown, repeats included.
     """
 
     uses_past: ClassVar[bool] = False
+    uses_test: bool = False
+    trains_features: ClassVar[bool] = True
+    head: LinearHead
+    statistics: StatisticsHead | None
 
     def __init__(self, cfg: Any, backbone: SlottedViT, num_classes: int, init: Initialiser, log: RunLog):
         super().__init__()
         self.cfg, self.log, self.init = cfg, log, init
         self.backbone, self.num_classes = backbone, num_classes
         self.seen = 0  # classes seen so far
+        self.statistics = None if cfg.head == "linear" else self._place_statistics(cfg.head)
         self.begin_task()
 
     def begin_task(self) -> None:
@@ -72,13 +75,75 @@ class Learner(nn.Module):
         """Learns the classes `task.first .. task.total - 1` from `task.train`."""
         raise TypeError(f"{type(self).__name__} does not say how it learns")
 
+    def features(self, images: Tensor) -> Tensor:
+        """Pooled features [B, D] of images [B, 3, H, W] as predictions use them."""
+        return self.backbone(images)
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Scores [B, classes seen] of features [B, D]."""
+        head = self.head if self.statistics is None else self.statistics
+        return head(features)[:, : self.seen]
+
     def logits(self, images: Tensor) -> Tensor:
         """Scores [B, classes seen] of images [B, 3, H, W]; the runner calls it in evaluation mode without gradients."""
-        raise TypeError(f"{type(self).__name__} does not say how it predicts")
+        return self.scores(self.features(images))
 
     def consolidate(self, task: Task) -> None:
-        """End of a task, called by the runner after `learn`: what was learned becomes fixed. Freezes everything."""
+        """End of a task, called by the runner after `learn`: what was learned becomes fixed.
+
+        Freezes everything; then gathers the class statistics if `head` asks for them, with the features as they are now. So
+        a method that still changes its features here calls this last."""
         self.requires_grad_(False)
+        if self.statistics is not None:
+            self._gather(task, self.statistics)
+
+    # Class statistics ----------------------------------------------------------------------------------------------
+
+    @property
+    def statistics_age(self) -> bool:
+        """Whether features go on changing after the statistics of a class were gathered from them."""
+        return self.statistics is not None and self.trains_features and not self.uses_past
+
+    @torch.no_grad()
+    def features_of(self, data: TaskData) -> tuple[Tensor, Tensor]:
+        """Features [n, D] and labels [n] of training images under the test transform, in the data set's order."""
+        self.eval()
+        device = next(self.backbone.vit.parameters()).device
+        batches = data.batches(self.cfg.eval_batch_size, augment=False, shuffle=False)
+        found = [(self.features(images.to(device)), labels.to(device)) for images, labels, *_ in batches]
+        features, labels = zip(*found, strict=True)
+        return torch.cat(features), torch.cat(labels)
+
+    def _gather(self, task: Task, head: StatisticsHead) -> None:
+        """Adds the task's training images to the class statistics; a learner that keeps past data starts them afresh."""
+        if self.uses_past:
+            head.clear()
+        data = task.train.join(*task.past) if task.past else task.train
+        features, labels = self.features_of(data)
+        if head.kind == "ridge":
+            self._choose_ridge(task, head, data, features)
+        head.add(features, labels)
+        head.solve()
+
+    def _choose_ridge(self, task: Task, head: StatisticsHead, data: TaskData, features: Tensor) -> None:
+        """Lambda from held-out training images; it stays as it was where a class has none to spare."""
+        errors = None
+        if min(data.labels.unique(return_counts=True)[1].tolist()) > 1:
+            held = np.isin(data.rows, data.split(HELD_OUT, stream="ridge")[1].rows)
+            errors = head.choose_ridge(features, data.labels.to(features.device), torch.from_numpy(held))
+        else:
+            text = "a class with one training image has none to choose the ridge head's lambda on"
+            self.log.info(f"task {task.index + 1}: {text}, it stays {head.ridge:g}")
+        self.log.row("head", task=task.index, head=head.kind, ridge=float(head.ridge), errors=errors)
+
+    def _place_statistics(self, kind: Literal["ncm", "ridge"]) -> StatisticsHead:
+        """A head without images in float64, whatever the backbone's precision, on its device."""
+        like = next(self.backbone.vit.parameters())
+        head = StatisticsHead(kind, self.backbone.width, self.num_classes, self.cfg.head_projection_dim)
+        self.init("statistics", head)
+        return head.to(like.device)
+
+    # What a checkpoint and the tables need -------------------------------------------------------------------------
 
     def structure(self) -> dict[str, Any]:
         """What must be rebuilt before the weights fit, as plain JSON values; `restore` is its inverse."""

@@ -1,8 +1,8 @@
 """Sequential fine-tuning: one adapter a layer and a linear head, trained on each task in turn, nothing done about forgetting.
 
 The lower bound every method must beat, and the example to copy for a new one. A method file has the same parts in the same
-order: what it is and where it comes from, `Settings` (its JSON keys), `Learner` (what it builds, how it learns, how it
-predicts, what a checkpoint must know). Shapes: B batch, D width, C classes.
+order: what it is and where it comes from, `Settings` (its JSON keys), `Learner` (what it builds, how it learns, what a
+checkpoint must know). Shapes: B batch, D width, C classes.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from backbone.adapter import Adapter
+from backbone.heads import LinearHead
 from models.base import Learner as Base
-from models.base import LinearHead
 from models.training import cross_entropy_among, fit
 from utils.config import Trained
 from utils.tasks import Task
@@ -55,9 +55,8 @@ class Learner(Base):
         parameters = [*self.backbone.slots.parameters(), *self.head.parameters()]
         fit(self, task, step, parameters, phase="func", epochs=self.cfg.epochs, lr=self.cfg.init_lr)
 
-    # 4. Prediction. Scores of the classes seen so far, [B, 3, H, W] -> [B, C]; the runner does the rest.
-    def logits(self, images: Tensor) -> Tensor:
-        return self.head(self.backbone(images))[:, : self.seen]
+    # 4. Prediction is the base's: `logits(images)` are the `scores` of the `features`, by the head the settings name. A method
+    # with other features overrides `features`; it then has every head at once.
 
     # 5. A method that grows also overrides `structure` and `restore` (see sema.py); this one keeps its shape.
     def planned_parameters(self) -> list[tuple[str, int]]:

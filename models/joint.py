@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from backbone.adapter import Adapter
+from backbone.heads import LinearHead
 from models.base import Learner as Base
-from models.base import LinearHead
 from models.training import cross_entropy_among, fit
 from utils.config import Trained
 from utils.tasks import Task
@@ -61,9 +61,6 @@ class Learner(Base):
             lr=self.cfg.init_lr,
             batches=lambda epoch: everything.batches(self.cfg.batch_size, epoch=epoch, stream="joint"),
         )
-
-    def logits(self, images: Tensor) -> Tensor:
-        return self.head(self.backbone(images))[:, : self.seen]
 
     def planned_parameters(self) -> list[tuple[str, int]]:
         return [("every task", sum(p.numel() for part in (self.backbone.slots, self.head) for p in part.parameters()))]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -20,20 +20,25 @@ from torch import Tensor, nn
 from backbone.adapter import Adapter
 from backbone.descriptor import Descriptor
 from backbone.expansion import ExpandableLayer
+from backbone.heads import LinearHead
+from backbone.nested import NestedLoRAAdapter, Part
 from backbone.router import RouterColumn
+from models import nesting
 from models.base import Learner as Base
-from models.base import LinearHead
-from models.training import cross_entropy_among, fit
-from utils.config import Trained
+from models.settings import NestedSettings
+from models.training import Group, cross_entropy_among, fit
 from utils.tasks import Task
 
 
-class Settings(Trained):
-    """Keys of SEMA. The group at the end undoes faults of the original one by one; their defaults are faithful."""
+class Settings(NestedSettings):
+    """Keys of SEMA. The group at the end undoes faults of the original one by one; their defaults are faithful.
 
-    ffn_adapter_type: Literal["adaptmlp"] = Field(
-        "adaptmlp", description="functional adapter: the AdaptFormer bottleneck"
+    The keys of slow and fast adapters act with ffn_adapter_type nested_lora, and are refused without it."""
+
+    ffn_adapter_type: Literal["adaptmlp", "nested_lora"] = Field(
+        "adaptmlp", description="functional adapter: the AdaptFormer bottleneck, or slow and fast ones in its place"
     )
+    router_lr: float | None = Field(None, ge=0, le=100, description="learning rate of router columns; null: init_lr")
     ffn_num: int = Field(16, ge=1, le=4096, description="rank of each functional adapter")
     func_epoch: int = Field(20, ge=0, description="epochs of each phase that trains adapters, router and head")
     rd_epoch: int = Field(20, ge=0, description="epochs of each phase that trains descriptors")
@@ -95,6 +100,15 @@ class Settings(Trained):
             )
         if self.min_lr > self.rd_lr:
             yield ("min_lr", "rd_lr"), f"min_lr: {self.min_lr} is above rd_lr {self.rd_lr}"
+        plain = self.ffn_adapter_type == "adaptmlp"
+        for key in sorted(self.model_fields_set):
+            if plain and (key.startswith("nested_lora_") or key == "head_recalibration"):
+                yield (
+                    (key, "ffn_adapter_type"),
+                    f'{key}: acts on slow and fast adapters only; set ffn_adapter_type to "nested_lora" or remove it',
+                )
+            elif not plain and key in ("ffn_adapter_scalar", "ffn_adapter_dropout"):
+                yield (key, "ffn_adapter_type"), f"{key}: does not act on nested_lora adapters, remove it"
 
 
 class Learner(Base):
@@ -104,15 +118,9 @@ class Learner(Base):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        top = self.backbone.depth - 1
-        end = top if self.cfg.adapt_end_layer is None else self.cfg.adapt_end_layer
-        start = max(0, end - 2) if self.cfg.adapt_start_layer is None else self.cfg.adapt_start_layer
-        if not start <= end <= top:
-            raise ValueError(
-                f"adapt_start_layer, adapt_end_layer: {start}..{end} do not lie within the backbone's layers 0..{top}; "
-                f"the last three are {max(0, top - 2)} and {top}"
-            )
-        self.expandable = range(start, end + 1)
+        self.expandable = nesting.layer_range(self.cfg.adapt_start_layer, self.cfg.adapt_end_layer, self.backbone)
+        self.is_nested = self.cfg.ffn_adapter_type == "nested_lora"
+        self.unmerged: list[tuple[int, int]] = []  # (layer, index) of nested adapters trained since the last merge
         for layer in range(self.backbone.depth):
             self.backbone.fill(layer, ExpandableLayer())
             self._grow(layer)
@@ -127,7 +135,11 @@ class Learner(Base):
         """Adds an adapter, with its descriptor and router column where the layer may expand."""
         cfg, slot, width = self.cfg, self._layer(layer), self.backbone.width
         name = f"layers.{layer}.adapters.{len(slot)}"
-        adapter = Adapter(width, cfg.ffn_num, cfg.ffn_adapter_scalar, cfg.ffn_adapter_dropout)
+        adapter = (
+            nesting.new_nested(cfg, width)
+            if self.is_nested
+            else Adapter(width, cfg.ffn_num, cfg.ffn_adapter_scalar, cfg.ffn_adapter_dropout)
+        )
         if layer in self.expandable:
             slot.router.columns.append(self.place(f"layers.{layer}.router.{len(slot)}", RouterColumn(width)))
             slot.descriptors.append(self.place(f"{name}.rd", Descriptor(width, cfg.rd_dim, cfg.buffer_size)))
@@ -138,6 +150,7 @@ class Learner(Base):
     def learn(self, task: Task) -> None:
         """The first task trains one adapter in every layer; a later one expands where it is new, else trains the head."""
         self.seen = task.total
+        self._use("combined")
         if task.index == 0:
             self._train_added(task, list(range(self.backbone.depth)), "")
         elif not self._scan_and_expand(task):
@@ -190,7 +203,7 @@ class Learner(Base):
             with self.timed("detect"):
                 if (batch := next(batches, None)) is None:
                     break
-                scores = self.scores(batch[0])
+                scores = self.shift_scores(batch[0])
             if self.cfg.detect_scope == "batch":
                 yield scores
             else:
@@ -200,7 +213,7 @@ class Learner(Base):
             yield {n: s / count for n, s in totals.items()}
 
     @torch.no_grad()
-    def scores(self, images: Tensor) -> dict[int, Tensor]:
+    def shift_scores(self, images: Tensor) -> dict[int, Tensor]:
         """Mean shift score [E] of images [B, 3, H, W] for the descriptors of every layer that may expand."""
         self.eval()
         means = self.backbone.mean_tokens(images.to(self.head.weight.device), self.expandable)
@@ -230,12 +243,13 @@ class Learner(Base):
         Returns the losses [B] of the new descriptors at every step: the original remembers those too."""
         watched = [n for n in layers if n in self.expandable] if self.cfg.record_when == "training" else []
         remembered: dict[int, list[Tensor]] = {n: [] for n in watched}
-        parameters = list(self.head.parameters())
-        for slot in map(self._layer, layers):
-            parameters += slot.adapters[-1].parameters()
-            parameters += [p for c in slot.router.columns[-1:] for p in c.parameters()]
-            if self.cfg.train_first_router_column and len(slot.router) == 2:
-                parameters += slot.router.columns[0].parameters()
+        newest = [self._layer(layer).adapters[-1] for layer in layers]
+        columns = [column for layer in layers for column in self._layer(layer).router.columns[-1:]]
+        if self.cfg.train_first_router_column:
+            columns += [self._layer(n).router.columns[0] for n in layers if len(self._layer(n).router) == 2]
+        groups = self._groups(newest, columns)
+        if self.is_nested:
+            self.unmerged += [(layer, len(self._layer(layer)) - 1) for layer in layers]
 
         def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             features, means = self.backbone.encode(images, tap=watched)
@@ -245,19 +259,22 @@ class Learner(Base):
             return cross_entropy_among(self.head(features), labels, task.first, task.total)
 
         self.train()
-        kept = [p.detach().clone() for p in self.head.parameters()]
-
-        def restore_other_rows() -> None:
-            with torch.no_grad():
-                for parameter, old in zip(self.head.parameters(), kept, strict=True):
-                    parameter[: task.first] = old[: task.first]
-                    parameter[task.total :] = old[task.total :]
-
-        after = None if self.cfg.decay_other_rows else restore_other_rows
-        fit(
-            self, task, step, parameters, phase=phase, epochs=self.cfg.func_epoch, lr=self.cfg.init_lr, after_step=after
-        )
+        after = None if self.cfg.decay_other_rows else nesting.keep_other_rows(self.head, task)
+        fit(self, task, step, groups, phase=phase, epochs=self.cfg.func_epoch, after_step=after)
         return remembered
+
+    def _groups(self, adapters: Sequence[nn.Module], columns: Sequence[nn.Module]) -> list[Group]:
+        """Adapters (or their slow and fast parts), router columns and head, each with its rate."""
+        cfg = self.cfg
+        groups = []
+        if adapters and self.is_nested:
+            groups += nesting.nested_groups(cfg, [a for a in adapters if isinstance(a, NestedLoRAAdapter)])
+        elif adapters:
+            groups.append(Group("adapters", [p for a in adapters for p in a.parameters()], cfg.init_lr))
+        if columns:
+            rate = cfg.init_lr if cfg.router_lr is None else cfg.router_lr
+            groups.append(Group("router", [p for c in columns for p in c.parameters()], rate))
+        return [*groups, Group("head", list(self.head.parameters()), cfg.rate_head)]
 
     def _train_rd(self, task: Task, descriptors: dict[int, Descriptor], phase: str) -> dict[int, list[Tensor]]:
         """New descriptors on the mean tokens, everything else fixed (paper eq. 4). Returns their losses at every step.
@@ -307,19 +324,55 @@ class Learner(Base):
         for layer, descriptor in descriptors.items():
             descriptor.observe(batches[layer])
 
-    # Prediction and bookkeeping ------------------------------------------------------------------------------------
+    def consolidate(self, task: Task) -> None:
+        """Nested adapters that were trained since the last merge: fast into slow where it is due. Freezes everything."""
+        if self.unmerged:
+            inputs = nesting.slot_inputs(self, task, sorted({layer for layer, _ in self.unmerged}))
+            found, left = {}, []
+            for layer, index in self.unmerged:
+                adapter, name = self._layer(layer).adapters[index], f"layers.{layer}.adapters.{index}.functional"
+                assert isinstance(adapter, NestedLoRAAdapter)
+                where = {"layer": layer, "adapter": index}
+                found[layer, index] = nesting.merge(self, task, name, adapter, inputs[layer], where=where)
+                if self.cfg.nested_lora_use_consolidation and not any(row["merged"] for row in found[layer, index]):
+                    left.append((layer, index))
+            nesting.tell_merge(self, task, found)
+            self.unmerged = left
+        self._use(self.cfg.nested_lora_eval)
+        if self.cfg.head_recalibration:
+            nesting.recalibrate(self, task, self.cfg.func_epoch)
+        super().consolidate(task)
 
-    def logits(self, images: Tensor) -> Tensor:
-        return self.head(self.backbone(images))[:, : self.seen]
+    def _use(self, part: Part) -> None:
+        """What of nested adapters acts from now on."""
+        for slot in map(self._layer, range(self.backbone.depth)):
+            for adapter in slot.adapters:
+                if isinstance(adapter, NestedLoRAAdapter):
+                    adapter.use(part)
+
+    # Prediction is the base's; bookkeeping -------------------------------------------------------------------------
 
     def structure(self) -> dict[str, Any]:
-        return {**super().structure(), "adapters": self.adapters_per_layer()}
+        nested = {"ranks": self._ranks(), "unmerged": self.unmerged} if self.is_nested else {}
+        return {**super().structure(), "adapters": self.adapters_per_layer(), **nested}
+
+    def _ranks(self) -> list[list[list[int]]]:
+        """Ranks of every nested adapter, layer by layer."""
+        slots = map(self._layer, range(self.backbone.depth))
+        return [[a.ranks() for a in slot.adapters if isinstance(a, NestedLoRAAdapter)] for slot in slots]
 
     def restore(self, structure: dict[str, Any]) -> None:
         super().restore(structure)
         for layer, count in enumerate(structure["adapters"]):
             while len(self._layer(layer)) < count:
                 self._grow(layer)
+        if self.is_nested:
+            self.unmerged = [(layer, index) for layer, index in structure["unmerged"]]
+            for layer, ranks in enumerate(structure["ranks"]):
+                for adapter, own in zip(self._layer(layer).adapters, ranks, strict=True):
+                    assert isinstance(adapter, NestedLoRAAdapter)
+                    adapter.resize(own)
+            self._use(self.cfg.nested_lora_eval)
 
     def planned_parameters(self) -> list[tuple[str, int]]:
         def size(*modules: nn.Module) -> int:

@@ -6,7 +6,7 @@ Imports nothing heavy, so that bad input is refused before torch is loaded.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -106,7 +106,30 @@ class NestedSettings(Trained):
                         (key, "nested_lora_levels"),
                         f"{key}: acts on fast adapters, and with nested_lora_levels 1 there are none",
                     )
+        if self.head_recalibration and self.head != "linear":
+            yield (
+                ("head_recalibration", "head"),
+                f"head_recalibration: refits the linear head, which head {self.head!r} does not predict with",
+            )
         for key in ("head_lr", "nested_lora_lr_slow", "nested_lora_lr_fast"):
             rate = getattr(self, key)
             if rate is not None and 0 < rate < self.min_lr:
                 yield ("min_lr", key), f"min_lr: {self.min_lr} is above {key} {rate}"
+
+
+class SharedAdapterSettings(NestedSettings):
+    """Keys of methods with one nested adapter a layer that all tasks share. SEMA's keys that their files carry never act."""
+
+    ignored: ClassVar[frozenset[str]] = frozenset(
+        {"ffn_adapter_type", "ffn_num", "func_epoch", "rd_epoch", "rd_lr", "rd_dim", "buffer_size"}
+        | {"detect_batch_size", "exp_threshold"}
+    )
+
+    epochs: int = Field(20, ge=0, description="passes over each task")
+    adapt_start_layer: int | None = Field(
+        None, ge=0, description="first layer with an adapter, counted from 0; null: the last three"
+    )
+    adapt_end_layer: int | None = Field(None, ge=0, description="last layer with an adapter; null: the backbone's last")
+    decay_other_rows: bool = Field(
+        False, description="weight decay also shrinks the head rows of other tasks, as in the original"
+    )

@@ -65,12 +65,14 @@ def optimizer_for(
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """SGD with momentum 0.9, or AdamW, with a cosine from each group's rate to `cfg.min_lr` stepped once an epoch.
 
-    Only what is handed over is trained: everything else in the learner is frozen. Raises ValueError for a parameter that is
-    in two groups."""
+    Only what is handed over is trained: everything else in the learner is frozen. Raises ValueError for a group without
+    parameters, whose rate would act on nothing."""
     learner.requires_grad_(False)
     chosen = []
     for group in groups:
-        if group.lr > 0 and group.parameters:
+        if not group.parameters:
+            raise ValueError(f"parameter group '{group.name}' is empty, its learning rate {group.lr:g} acts on nothing")
+        if group.lr > 0:
             chosen.append({"params": list(group.parameters), "lr": group.lr})
             for parameter in group.parameters:
                 parameter.requires_grad_(True)

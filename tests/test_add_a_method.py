@@ -20,8 +20,8 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor
 
+from backbone.heads import LinearHead
 from models.base import Learner as Base
-from models.base import LinearHead
 from models.training import cross_entropy_among, fit
 from utils.config import Trained
 from utils.tasks import Task
@@ -43,9 +43,6 @@ class Learner(Base):
             return cross_entropy_among(self.head(self.backbone(images)), labels, task.first, task.total)
 
         fit(self, task, step, self.head.parameters(), phase="func", epochs=self.cfg.toy_epochs, lr=self.cfg.init_lr)
-
-    def logits(self, images: Tensor) -> Tensor:
-        return self.head(self.backbone(images))[:, : self.seen]
 '''
 EXPERIMENT = {
     "about": "A toy.", "model_name": "toy", "dataset": "digits", "init_cls": 4, "increment": 3, "batch_size": 128,

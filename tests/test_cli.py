@@ -30,7 +30,7 @@ FIELDS = {
     "model_name", "dataset", "seed", "class_order", "task_classes", "accuracy_matrix", "top1_curve", "top5_curve",
     "last_accuracy", "average_accuracy", "final_task_mean", "forgetting", "backward_transfer", "task_oracle_accuracy",
     "adapters_per_layer", "trainable_parameters", "total_parameters", "selection_history", "test_evaluations", "seconds",
-    "images_per_second", "peak_memory_bytes",
+    "images_per_second", "peak_memory_bytes", "head_drift",
 }  # fmt: skip
 
 

@@ -41,6 +41,7 @@ FIELDS = [
     "seconds",
     "images_per_second",
     "peak_memory_bytes",
+    "head_drift",
 ]
 
 

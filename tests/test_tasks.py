@@ -190,11 +190,13 @@ def test_a_damaged_file_is_one_plain_error(tmp_path, workers):
 
 def test_split_is_stratified_seeded_and_complete():
     train = stream(toy(per_class=10)).task(0).train
-    kept, held = train.split(0.25, seed=4)
+    kept, held = train.split(0.25, "a")
     assert held.labels.bincount().tolist() == [2, 2] and kept.labels.bincount().tolist() == [8, 8]
     assert sorted([*kept.rows, *held.rows]) == train.rows.tolist()
-    assert train.split(0.25, seed=4)[1].rows.tolist() == held.rows.tolist()
-    assert train.split(0.25, seed=5)[1].rows.tolist() != held.rows.tolist()
+    assert train.split(0.25, "a")[1].rows.tolist() == held.rows.tolist()
+    assert train.split(0.25, "b")[1].rows.tolist() != held.rows.tolist()
+    other = stream(toy(per_class=10), seed=9, class_order_seed=1).task(0).train
+    assert other.split(0.25, "a")[1].rows.tolist() != held.rows.tolist()
     # a sample keeps its augmentation whatever it is grouped with
     where = np.searchsorted(train.rows, kept.rows)
     assert torch.equal(by_index(kept.batches(3))[0], by_index(train.batches(3))[0][where])
@@ -203,12 +205,12 @@ def test_split_is_stratified_seeded_and_complete():
 def test_split_keeps_one_on_each_side():
     train = stream(toy(per_class=2)).task(0).train
     for ratio in (0.01, 0.99):
-        kept, held = train.split(ratio, seed=0)
+        kept, held = train.split(ratio, "a")
         assert kept.labels.bincount().tolist() == held.labels.bincount().tolist() == [1, 1]
     with pytest.raises(ValueError, match="class 0 of task 0 has 1 sample, too few"):
-        kept.split(0.5, seed=0)
+        kept.split(0.5, "a")
     with pytest.raises(ValueError, match="between 0 and 1, got 1"):
-        train.split(1, seed=0)
+        train.split(1, "a")
 
 
 def test_one_class_at_a_time():

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from utils import data
 from utils.strict_json import ConfigError, nearest, shown
@@ -25,15 +25,13 @@ NEVER_ACTED = frozenset({"memory_size", "memory_per_class", "fixed_memory", "vpt
 NOT_HASHED = frozenset({"about", "prefix", "seed", "device", "num_workers", "data_root", "eval_batch_size"})
 
 
-def _as_tuple(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(value)
+def _as_seeds(value: Any) -> Any:
     return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _as_device(value: Any) -> Any:
     """SEMA-CL writes `["0"]` for GPU 0 and `["-1"]` for the CPU; we also take auto, cpu, cuda and cuda:N."""
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         if len(value) != 1:
             raise ValueError('one device is needed, such as ["0"], "auto" or "cpu"')
         value = value[0]
@@ -72,7 +70,7 @@ class Experiment(BaseModel):
     class_order_seed: int | None = Field(
         None, ge=0, lt=2**32, description="seed of the class order; null: the run's seed, as SEMA-CL"
     )
-    seed: Annotated[tuple[int, ...], BeforeValidator(_as_tuple)] = Field(
+    seed: Annotated[tuple[int, ...], BeforeValidator(_as_seeds)] = Field(
         (1993,), description="run seeds; each is one run"
     )
     device: Annotated[str, BeforeValidator(_as_device)] = Field(
@@ -93,6 +91,28 @@ class Experiment(BaseModel):
     )
     batch_size: int = Field(32, ge=1, description="training images per step")
     eval_batch_size: int = Field(256, ge=1, description="images per step in evaluation")
+    head: Literal["linear", "ncm", "ridge"] = Field(
+        "linear",
+        description="what predicts: the trained linear head, the nearest class mean, or ridge regression on class statistics",
+    )
+    head_projection_dim: int | None = Field(
+        None,
+        ge=1,
+        le=50_000,
+        description="random ReLU features P that ncm and ridge work on, as RanPAC; null: the features themselves. "
+        "ridge keeps 8 P^2 bytes, 800 MB for 10,000",
+    )
+    head_drift: bool = Field(
+        True,
+        description="with ncm and ridge, measure what the age of the class statistics costs; takes one forward pass over all "
+        "past training images per task",
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: Any) -> Any:
+        """JSON has lists where the settings, being frozen, have tuples."""
+        return tuple(value) if isinstance(value, list) else value
 
     def descriptions(self) -> dict[str, str]:
         """What each key means, with unit and source."""
@@ -109,6 +129,11 @@ class Experiment(BaseModel):
             yield ("seed",), f"seed: every seed must lie in 0..{2**32 - 1}; got {list(self.seed)}"
         if (self.data_path is not None) != (self.dataset == "folder"):
             yield ("data_path", "dataset"), "data_path: is needed by, and only by, dataset 'folder'"
+        if self.head == "linear" and self.head_projection_dim is not None:
+            yield (
+                ("head_projection_dim", "head"),
+                'head_projection_dim: acts on the class statistics of head "ncm" and "ridge", not on head "linear"',
+            )
 
 
 class Trained(Experiment):
@@ -161,11 +186,12 @@ def resolve(
     methods: Sequence[str],
     backbones: Callable[[], Sequence[str]],
     faults: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> Resolved:
     """Checks `values` against the method's settings; raises ConfigError with every fault, else returns the result.
 
     `methods` and `backbones` are the known names; `settings_of(method)` is the method's Settings class. `faults` are those
-    found in reading; a key that one of them names gets no second fault."""
+    found in reading; a key that one of them names gets no second fault. `notes` come before the result's own."""
     found = list(faults)
     method = values.get("model_name")
     known = isinstance(method, str) and method in methods
@@ -199,8 +225,8 @@ def resolve(
         found += [fault for keys, fault in checks if not bad.intersection(keys)]
     if found or settings is None:
         raise ConfigError(source, list(dict.fromkeys(found)))
-    notes = [f"these keys never act for {method} and are ignored: {', '.join(dropped)}"] if dropped else []
-    return Resolved(settings, frozenset(given), tuple(notes))
+    ignored = [f"these keys never act for {method} and are ignored: {', '.join(dropped)}"] if dropped else []
+    return Resolved(settings, frozenset(given), (*notes, *ignored))
 
 
 def _name_checks(settings: Experiment, backbones: Callable[[], Sequence[str]]) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -230,7 +256,7 @@ EXPECTED = {
     "float_type": "a number is expected",
     "bool_type": "true or false is expected",
     "string_type": "a text is expected",
-    "tuple_type": "a list of whole numbers is expected",
+    "tuple_type": "a list of numbers is expected",
 }
 
 

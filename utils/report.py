@@ -48,6 +48,7 @@ class RunRecord:
     selection_history: list[Any] = field(default_factory=list)
     test_evaluations: int = 0
     peak_memory_bytes: int = 0
+    head_drift: list[dict[str, Any]] = field(default_factory=list)
 
     def add_task(
         self,
@@ -61,10 +62,12 @@ class RunRecord:
         selections: Sequence[Any] = (),
         test_evaluations: int = 1,
         peak_memory_bytes: int = 0,
+        head_drift: Mapping[str, Any] | None = None,
     ) -> None:
         """Append the next task t: `scores[k]` for k = 0..t, adapters by layer, seconds of train, detect and evaluate.
 
         `images` counts the training views shown (with repeats); `selections` join `selection_history`.
+        `head_drift`, where measured: `task`, `stale` and `recomputed` accuracies as fractions, `cosine`.
         Raises ValueError where the number of scores, the sizes of earlier test sets or the phases do not fit.
         """
         t = len(self.correct)
@@ -87,6 +90,7 @@ class RunRecord:
         self.selection_history += plain(list(selections), "selections")
         self.test_evaluations += test_evaluations
         self.peak_memory_bytes = max(self.peak_memory_bytes, int(peak_memory_bytes))
+        self.head_drift += [] if head_drift is None else [plain(dict(head_drift), "head_drift")]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a checkpoint; `from_dict` gives an equal record back."""
@@ -109,7 +113,8 @@ def results_json(record: RunRecord) -> dict[str, Any]:
     """The content of results.json; accuracies, forgetting and transfer in percent, None (null) where undefined.
 
     `accuracy_matrix[t]` has t+1 entries. `task_oracle_accuracy` is the one after the last task. `images_per_second` is
-    training views over training seconds, all tasks together. Formulas: `utils.metrics`.
+    training views over training seconds, all tasks together. `head_drift` has an entry for every task from the second on
+    where class statistics can age, and is empty otherwise. Formulas: `utils.metrics`.
     """
     matrix = metrics.accuracy_rows(record.correct, record.samples)
     curve = metrics.top1_curve(record.correct, record.samples)
@@ -141,6 +146,10 @@ def results_json(record: RunRecord) -> dict[str, Any]:
         "seconds": record.seconds,
         "images_per_second": sum(record.images) / train if train > 0 else None,
         "peak_memory_bytes": record.peak_memory_bytes,
+        "head_drift": [
+            {**entry, "stale": _percent(entry["stale"]), "recomputed": _percent(entry["recomputed"])}
+            for entry in record.head_drift
+        ],
     }
 
 

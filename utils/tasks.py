@@ -77,18 +77,22 @@ class TaskData:
         epoch draw differently. `augment=False` gives the test transform, `shuffle=False` the order of the data set."""
         if batch_size < 1:
             raise ValueError(f"the batch size must be at least 1, got {batch_size}")
-        order = torch.arange(len(self))
-        if shuffle:
-            generator = named_generator(self._source.seed, "order", self._task, stream, epoch)
-            order = torch.randperm(len(self), generator=generator)
+        order = self.order(epoch, stream) if shuffle else torch.arange(len(self))
         base = named_seed(self._source.seed, "augment", self._task, stream, epoch)
         fetch = _Fetch(self._source, self.rows, self.labels, base, augment)
         return Batches(fetch, [chunk.tolist() for chunk in order.split(batch_size) if len(chunk)])
 
-    def split(self, ratio: float, seed: int) -> tuple[TaskData, TaskData]:
+    def order(self, epoch: int, stream: str) -> torch.Tensor:
+        """The shuffled positions int64 [N] of one pass, as `batches` takes them."""
+        return torch.randperm(
+            len(self), generator=named_generator(self._source.seed, "order", self._task, stream, epoch)
+        )
+
+    def split(self, ratio: float, stream: str) -> tuple[TaskData, TaskData]:
         """(kept, held out): of every class a seeded share `ratio`, rounded but at least one sample, is held out.
 
-        Both keep the data set's order. A class is split by its own draw, the same whatever else is in the task.
+        Both keep the data set's order. A class is split by its own draw from (the run's seed, `stream`, class), the same
+        whatever else is in the task.
         Raises ValueError if the ratio is not inside (0, 1) or a class has fewer than two samples."""
         if not 0 < ratio < 1:
             raise ValueError(f"the held-out share must lie between 0 and 1, got {ratio}")
@@ -98,7 +102,9 @@ class TaskData:
             if len(own) < 2:
                 raise ValueError(f"class {label} of task {self._task} has {len(own)} sample, too few to hold one out")
             count = min(max(round(ratio * len(own)), 1), len(own) - 1)
-            draw = torch.randperm(len(own), generator=named_generator(seed, "split", label)).numpy()
+            draw = torch.randperm(
+                len(own), generator=named_generator(self._source.seed, "split", stream, label)
+            ).numpy()
             held[own[draw[:count]]] = True
         return self.subset(np.flatnonzero(~held)), self.subset(np.flatnonzero(held))
 
@@ -176,7 +182,8 @@ class Task:
     """What a learner gets: training data only.
 
     `first` classes were seen before, `total` are seen with this task; `class_ids` are the new classes' original ids.
-    `past` holds the training data of earlier tasks and is empty unless the method declares that it uses them."""
+    `past` holds the training data of earlier tasks and is empty unless the method declares that it uses them. `test` is
+    None unless a setting asks to select on test data, which spoils the result and is told in it."""
 
     index: int
     first: int
@@ -184,6 +191,7 @@ class Task:
     class_ids: tuple[int, ...]
     train: TaskData
     past: tuple[TaskData, ...] = ()
+    test: TaskData | None = None
 
 
 class TaskStream:
@@ -221,12 +229,13 @@ class TaskStream:
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def task(self, index: int, with_past: bool = False) -> Task:
-        """Task `index` with its training data, and those of the tasks before it on request."""
+    def task(self, index: int, with_past: bool = False, with_test: bool = False) -> Task:
+        """Task `index` with its training data; on request those of the tasks before it, or all test data so far."""
         span = self._span(index)
         past = tuple(self._data(self._train, earlier, index) for earlier in range(index)) if with_past else ()
         train = self._data(self._train, index, index)
-        return Task(index, span.start, span.stop, tuple(self.order[span.start : span.stop]), train, past)
+        test = self.test(0).join(*(self.test(k) for k in range(1, index + 1))) if with_test else None
+        return Task(index, span.start, span.stop, tuple(self.order[span.start : span.stop]), train, past, test)
 
     def test(self, index: int) -> TaskData:
         """The test samples of task `index`'s own classes. Only the runner calls this, never a learner."""

@@ -1,0 +1,148 @@
+"""Heads: class scores from pooled features, trained as a linear map or computed from statistics of each class.
+
+Shapes: n images, B batch, D width, P width after the random projection (D without one), C classes of the whole run.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+RIDGES = tuple(10.0**k for k in range(-8, 9))  # candidates for lambda, those of RanPAC's code
+HELD_OUT = 0.2  # share of a task's training images that lambda is chosen on, as in RanPAC's code
+ROWS = 4096  # images whose projected features are in memory at once
+
+
+class LinearHead(nn.Linear):
+    """Class scores from pooled features, [B, D] -> [B, C]: uniform Kaiming weights, zero bias, as SEMA-CL's."""
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5), generator=generator)
+        nn.init.zeros_(self.bias)
+
+
+class StatisticsHead(nn.Module):
+    """Class scores [B, C] from sums over each class's features, which grow task by task; no image is kept, nothing trained.
+
+    With `projection_dim` P the features x are first lifted to relu(x W), W ~ N(0, 1) of shape [D, P], fixed (RanPAC, McDonnell
+    et al., NeurIPS 2023, arXiv 2307.02251). `add` takes in images, `solve` makes the `weight` [C, P] that `forward` uses:
+
+    - `ncm`: the class means; a score is the cosine to one (SimpleCIL, arXiv 2303.07338).
+    - `ridge`: (G + lambda I)^-1 S with G [P, P] the Gram matrix of all features and S [P, C] the sum of each class's: least
+      squares on one-hot targets over all images ever added, the same in whatever order they came (RanPAC, section 3).
+
+    All is float64: G is ill-conditioned, and 8 P^2 bytes (800 MB at P = 10,000) is what ridge keeps. Classes without images
+    score 0.
+    """
+
+    counts: Tensor  # [C] images added
+    sums: Tensor  # [C, P] of their lifted features
+    gram: Tensor | None  # [P, P], ridge only
+    weight: Tensor  # [C, P]
+    ridge: Tensor  # [] lambda
+    projection: Tensor | None  # [D, P]
+
+    def __init__(
+        self, kind: Literal["ncm", "ridge"], width: int, num_classes: int, projection_dim: int | None = None
+    ) -> None:
+        super().__init__()
+        self.kind = kind
+        size = projection_dim or width
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64)
+
+        self.register_buffer("counts", zeros(num_classes))
+        self.register_buffer("sums", zeros(num_classes, size))
+        self.register_buffer("gram", zeros(size, size) if kind == "ridge" else None)
+        self.register_buffer("weight", zeros(num_classes, size))
+        self.register_buffer("ridge", zeros() + 1)
+        self.register_buffer("projection", zeros(width, size) if projection_dim else None)
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draws the projection; the statistics stay as they are."""
+        if self.projection is not None:
+            self.projection.normal_(generator=generator)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, D] -> [B, C] in the features' precision."""
+        lifted, weight = self.lift(features), self.weight
+        if self.kind == "ncm":
+            lifted, weight = F.normalize(lifted, dim=1), F.normalize(weight, dim=1)
+        return F.linear(lifted, weight).to(features.dtype)
+
+    def lift(self, features: Tensor) -> Tensor:
+        """[n, D] -> [n, P] in float64."""
+        x = features.double()
+        return x if self.projection is None else (x @ self.projection.double()).relu()
+
+    def means(self) -> Tensor:
+        """Mean lifted feature of each class, [C, P]; 0 for a class without images."""
+        return self.sums / self.counts.clamp(min=1)[:, None]
+
+    def cosine(self, other: StatisticsHead, classes: int) -> float:
+        """Mean over the first `classes` of the cosine between this head's class mean and the other's."""
+        return F.cosine_similarity(self.means()[:classes], other.means()[:classes]).mean().item()
+
+    def emptied(self) -> StatisticsHead:
+        """A copy with the same projection and lambda that has seen no image."""
+        other = copy.deepcopy(self)
+        other.clear()
+        return other
+
+    @torch.no_grad()
+    def clear(self) -> None:
+        """Forgets all images."""
+        for tensor in (self.counts, self.sums, self.gram, self.weight):
+            if tensor is not None:
+                tensor.zero_()
+
+    @torch.no_grad()
+    def add(self, features: Tensor, labels: Tensor) -> None:
+        """Takes in features [n, D] with labels [n]; `solve` makes them count. Raises ValueError if one is not finite."""
+        if not torch.isfinite(features).all():
+            raise ValueError("features are not finite, so no class statistics can be gathered; lower the learning rate")
+        for x, y in zip(features.split(ROWS), labels.split(ROWS), strict=True):
+            lifted, one_hot = self.lift(x), F.one_hot(y, len(self.counts)).double()
+            self.counts += one_hot.sum(dim=0)
+            self.sums += one_hot.T @ lifted  # unlike index_add_, the same on every run on a GPU
+            if self.gram is not None:
+                self.gram += lifted.T @ lifted
+
+    @torch.no_grad()
+    def solve(self) -> None:
+        """Makes `weight` from what was added. Where rounding leaves G + lambda I indefinite, lambda grows tenfold."""
+        if self.gram is None:
+            self.weight.copy_(self.means())
+            return
+        while True:
+            matrix = self.gram.clone()
+            matrix.diagonal().add_(self.ridge)
+            factor, failed = torch.linalg.cholesky_ex(matrix)
+            if not failed:
+                break
+            self.ridge *= 10
+        self.weight.copy_(torch.cholesky_solve(self.sums.T, factor).T)
+
+    @torch.no_grad()
+    def choose_ridge(self, features: Tensor, labels: Tensor, held: Tensor) -> list[float]:
+        """Sets lambda to the candidate of least squared error on a new task's held-out images; ties go to the larger one.
+
+        features [n, D], labels [n] are the whole task, not added yet; held [n] is true for those held out. Each candidate is
+        fitted on all that was added before and the rest of the task. Returns the error of each, summed over classes and
+        averaged over images. (RanPAC fits them on the task alone; lambda is weighed against the Gram matrix of all tasks.)"""
+        trial = copy.deepcopy(self)
+        trial.add(features[~held], labels[~held])
+        lifted, targets = self.lift(features[held]), F.one_hot(labels[held], len(self.counts)).double()
+        errors = []
+        for ridge in RIDGES:
+            trial.ridge.fill_(ridge)
+            trial.solve()
+            errors.append((lifted @ trial.weight.T - targets).square().sum(dim=1).mean().item())
+        self.ridge.fill_(max(ridge for ridge, error in zip(RIDGES, errors, strict=True) if error == min(errors)))
+        return errors

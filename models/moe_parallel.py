@@ -1,0 +1,280 @@
+"""Parallel competition: K fast experts learn the same batches at different rates, the best on held-out data becomes slow.
+
+Design of the public repository motsun1/Nested-LoRA. All branches share one pass: what is equal for them is computed once, and
+from the first adapter on the batch is repeated K times. Faults of the original are left out, each behind a key. Shapes:
+B batch, D width, K branches, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from backbone.heads import LinearHead
+from models import nesting
+from models.base import Learner as Base
+from models.settings import SharedAdapterSettings
+from models.training import Group, cross_entropy_among, fit
+from utils.tasks import Task, TaskData
+
+
+class Settings(SharedAdapterSettings):
+    """Keys of the competition; rates, time scales and merging are those of models/settings.py."""
+
+    num_experts: int = Field(
+        4, ge=1, le=64, description="K, fast experts in each layer (nb_tasks in Nested-LoRA's files)"
+    )
+    moe_mode: Literal["parallel", "task"] = Field(
+        "parallel", description="parallel: all experts compete in every task; task: expert t mod K is trained in task t"
+    )
+    moe_heads: Literal["shared", "per_expert"] = Field(
+        "shared", description="one linear head for all branches, or one each, of which the winner's is kept"
+    )
+    moe_loss: Literal["sum", "mean"] = Field(
+        "sum",
+        description="sum of the branches' mean losses, gradients of shared parameters divided by K; mean over all K B "
+        "samples, as the original, divides every expert's rate by K",
+    )
+    fast_lr_multipliers: tuple[float, ...] | None = Field(
+        None, description="factor on the fast rate of each expert, K values; null: 1, 1/2, 1/4, ..."
+    )
+    moe_val_ratio: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="share of each class's training images held out to select the winner; 0 only for K = 1",
+    )
+    selection_split: Literal["validation", "test"] = Field(
+        "validation", description="data the winner is selected on; test looks at test data and spoils the result"
+    )
+    moe_reset: Literal["all", "winner"] = Field(
+        "all", description="fast experts that start anew after a merge; winner: the losers go on, as in the original"
+    )
+    moe_eval: Literal["winner", "sum"] = Field(
+        "winner", description="fast experts that are evaluated beside slow: the last winner, or the sum of all"
+    )
+
+    def multipliers(self) -> tuple[float, ...]:
+        return self.fast_lr_multipliers or tuple(0.5**k for k in range(self.num_experts))
+
+    def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        yield from super().cross_checks()
+        given, count = self.fast_lr_multipliers, self.num_experts
+        if given is not None and len(given) != count:
+            yield (
+                ("fast_lr_multipliers", "num_experts"),
+                f"fast_lr_multipliers: {len(given)} values for num_experts {count}; one for each is expected",
+            )
+        elif given is not None and min(given) <= 0:
+            yield ("fast_lr_multipliers",), f"fast_lr_multipliers: every value must be above 0; got {list(given)}"
+        if count > 1 and self.moe_mode == "parallel" and not self.moe_val_ratio and self.selection_split != "test":
+            yield (
+                ("moe_val_ratio", "num_experts"),
+                f"moe_val_ratio: 0 leaves nothing to select among {count} experts on; 0.1 is usual",
+            )
+        if self.moe_mode == "task" and "selection_split" in self.model_fields_set:
+            yield (
+                ("selection_split", "moe_mode"),
+                'selection_split: nothing is selected with moe_mode "task", remove one of the two',
+            )
+        if self.nested_lora_levels == 1:
+            yield ("nested_lora_levels",), "nested_lora_levels: competition needs fast experts, so at least 2"
+
+
+class Learner(Base):
+    """A nested adapter with K fast experts in each of the layers; one head, or one for each expert."""
+
+    cfg: Settings
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        cfg, width = self.cfg, self.backbone.width
+        self.layers = nesting.layer_range(cfg.adapt_start_layer, cfg.adapt_end_layer, self.backbone)
+        nesting.fill(self, self.layers, cfg.num_experts)
+        self.head = self.place("head", LinearHead(width, self.num_classes))
+        others = cfg.num_experts - 1 if cfg.moe_heads == "per_expert" and cfg.moe_mode == "parallel" else 0
+        self.other_heads = torch.nn.ModuleList(
+            self.place("head", LinearHead(width, self.num_classes)) for _ in range(others)
+        )
+        self.winner = 0
+        self.uses_test = cfg.selection_split == "test"
+        self._selections: list[dict[str, Any]] = []
+
+    def heads(self) -> list[LinearHead]:
+        """One head for all, or K; predictions are made with the first."""
+        return [self.head, *(head for head in self.other_heads if isinstance(head, LinearHead))]
+
+    # Learning ------------------------------------------------------------------------------------------------------
+
+    def learn(self, task: Task) -> None:
+        """All K experts on each batch, or the task's own; then the selection on what was held out of the training data."""
+        self.seen = task.total
+        self._selections = []
+        train, held = self._divide(task)
+        if self.cfg.moe_mode == "task":
+            self.winner = task.index % self.cfg.num_experts
+            self._train(task, train, [self.winner])
+        else:
+            self._train(task, train, list(range(self.cfg.num_experts)))
+            if held is not None:
+                self._select(task, held)
+
+    def _divide(self, task: Task) -> tuple[TaskData, TaskData | None]:
+        """(training part, what the winner is selected on). Ids of held-out samples, rows of the data set, are logged."""
+        cfg = self.cfg
+        if cfg.moe_mode == "task":
+            return task.train, None
+        if self.uses_test:
+            assert task.test is not None, "the runner gives the test data to a learner that declares that it uses them"
+            self.log.warn(
+                f"task {task.index + 1}: the winner is selected on TEST data (selection_split), as configured"
+            )
+            return task.train, task.test
+        if not cfg.moe_val_ratio:
+            return task.train, None
+        train, held = task.train.split(cfg.moe_val_ratio, stream="selection")
+        self.log.row("held_out", task=task.index, purpose="selection", samples=held.rows.tolist())
+        return train, held
+
+    def _train(self, task: Task, data: TaskData, experts: list[int]) -> None:
+        cfg, count = self.cfg, len(experts)
+        for adapter in nesting.nested_of(self, self.layers).values():
+            adapter.use("combined", experts, branches=count > 1)
+
+        def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            scores = self._branch_scores(images, count)  # [K, B, C]
+            losses, right = zip(*(cross_entropy_among(s, labels, task.first, task.total) for s in scores), strict=True)
+            loss = torch.stack(losses)
+            return loss.sum() if cfg.moe_loss == "sum" else loss.mean(), torch.stack(right).sum() / count
+
+        self.train()
+        groups = self._groups(experts, count if cfg.moe_loss == "sum" else 1)
+        keepers = [] if cfg.decay_other_rows else [nesting.keep_other_rows(head, task) for head in self.heads()]
+
+        def keep() -> None:
+            for restore in keepers:
+                restore()
+
+        fit(
+            self,
+            task,
+            step,
+            groups,
+            phase="func",
+            epochs=cfg.epochs,
+            batches=lambda epoch: data.batches(cfg.batch_size, epoch=epoch, stream="func"),
+            after_step=keep,
+        )
+
+    def _groups(self, experts: list[int], shared_by: int) -> list[Group]:
+        """Slow, each expert at its own rate, and the heads; gradients of what branches share are divided by `shared_by`."""
+        cfg, heads = self.cfg, self.heads()
+        multipliers = cfg.multipliers() if cfg.moe_mode == "parallel" else (1.0,) * cfg.num_experts
+        adapters = list(nesting.nested_of(self, self.layers).values())
+        groups = nesting.nested_groups(cfg, adapters, active=experts, multipliers=multipliers, shared_by=shared_by)
+        for k, head in enumerate(heads):
+            name, divide = ("head", shared_by) if len(heads) == 1 else (f"head {k}", 1)
+            groups.append(Group(name, list(head.parameters()), cfg.rate_head, divide=divide))
+        return groups
+
+    def _branch_scores(self, images: Tensor, count: int) -> Tensor:
+        """Scores [K, B, C] of each branch, in one pass."""
+        features = self.backbone(images, branches=count).unflatten(0, (count, -1))
+        heads = self.heads()
+        return torch.stack([(heads[k] if len(heads) > 1 else heads[0])(f) for k, f in enumerate(features)])
+
+    @torch.no_grad()
+    def _select(self, task: Task, held: TaskData) -> None:
+        """The expert with the highest accuracy among all classes seen wins; equal ones are told apart by their loss."""
+        cfg, count = self.cfg, self.cfg.num_experts
+        self.eval()
+        right, loss = torch.zeros(count, dtype=torch.long), torch.zeros(count, dtype=torch.float64)
+        device = self.head.weight.device
+        for images, labels, *_ in held.batches(max(cfg.eval_batch_size // count, 1), augment=False, shuffle=False):
+            scores = self._branch_scores(images.to(device), count)[..., : task.total]
+            truth = labels.to(device).expand(count, -1)
+            right += (scores.argmax(-1) == truth).sum(1).cpu()
+            losses = F.cross_entropy(scores.flatten(0, 1), truth.flatten(), reduction="none")
+            loss += losses.view(count, -1).sum(1).double().cpu()
+        accuracy = [r / len(held) for r in right.tolist()]
+        mean_loss = [v / len(held) for v in loss.tolist()]
+        ranking = sorted(range(count), key=lambda k: (-right[k].item(), mean_loss[k], k))
+        self.winner = ranking[0]
+        if len(self.heads()) > 1:
+            self._keep_winners_head(task)
+        margin = accuracy[self.winner] - accuracy[ranking[1]] if count > 1 else None
+        facts: dict[str, Any] = {
+            "task": task.index,
+            "winner": self.winner,
+            "accuracies": [100 * a for a in accuracy],
+            "losses": mean_loss,
+            "margin": None if margin is None else 100 * margin,
+            "split": cfg.selection_split,
+            "samples": len(held),
+        }
+        self._selections = [facts]
+        self.log.row("selection", **facts)
+        shown = ", ".join(f"{100 * a:.1f}" for a in accuracy)
+        self.log.info(
+            f"task {task.index + 1}: expert {self.winner} wins on {len(held)} {cfg.selection_split} images, "
+            f"accuracies {shown} %" + ("" if margin is None else f", margin {100 * margin:.1f}")
+        )
+
+    def _keep_winners_head(self, task: Task) -> None:
+        """Every head takes the winner's rows of the task, so that any of them scores all classes seen."""
+        heads = self.heads()
+        rows = slice(task.first, task.total)
+        weight, bias = heads[self.winner].weight[rows].clone(), heads[self.winner].bias[rows].clone()
+        for head in heads:
+            head.weight[rows], head.bias[rows] = weight, bias
+
+    def consolidate(self, task: Task) -> None:
+        """Merges the winner into slow where it is due, starts the fast experts anew, and sets what is evaluated."""
+        self._show()
+        inputs = nesting.slot_inputs(self, task, self.layers)
+        restart = [self.winner] if self.cfg.moe_reset == "winner" else None
+        found = {
+            layer: nesting.merge(
+                self,
+                task,
+                f"layers.{layer}",
+                adapter,
+                inputs[layer],
+                expert=self.winner,
+                restart=restart,
+                where={"layer": layer},
+            )
+            for layer, adapter in nesting.nested_of(self, self.layers).items()
+        }
+        nesting.tell_merge(self, task, found)
+        if self.cfg.head_recalibration:
+            nesting.recalibrate(self, task, self.cfg.epochs)
+        super().consolidate(task)
+
+    def _show(self) -> None:
+        active = [self.winner] if self.cfg.moe_eval == "winner" else None
+        for adapter in nesting.nested_of(self, self.layers).values():
+            adapter.use(self.cfg.nested_lora_eval, active)
+
+    # Prediction is the base's; bookkeeping -------------------------------------------------------------------------
+
+    def selections(self) -> list[dict[str, Any]]:
+        return self._selections
+
+    def structure(self) -> dict[str, Any]:
+        return {**super().structure(), "ranks": nesting.ranks(self, self.layers), "winner": self.winner}
+
+    def restore(self, structure: dict[str, Any]) -> None:
+        super().restore(structure)
+        self.winner = int(structure["winner"])
+        nesting.resize(self, self.layers, structure["ranks"])
+        self._show()
+
+    def planned_parameters(self) -> list[tuple[str, int]]:
+        count = self.cfg.num_experts if self.cfg.moe_mode == "parallel" else 1
+        return nesting.planned(self._groups(list(range(count)), 1))

@@ -1,0 +1,87 @@
+"""Nested LoRA, the chain: one adapter a layer that learns on two time scales, slow and fast, merged at the end of a task.
+
+Design of the public repository motsun1/Nested-LoRA, with its faults left out: skipped slow steps are really skipped, fast
+starts anew so that it can learn, and the default merge keeps the function. Each of its choices is a key. Shapes: B batch,
+D width, C classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from backbone.heads import LinearHead
+from models import nesting
+from models.base import Learner as Base
+from models.settings import SharedAdapterSettings
+from models.training import Group, cross_entropy_among, fit
+from utils.tasks import Task
+
+
+class Settings(SharedAdapterSettings):
+    """Nothing of its own: rates, time scales and merging are the keys of models/settings.py."""
+
+
+class Learner(Base):
+    """One nested adapter in each of the layers, one linear head."""
+
+    cfg: Settings
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.layers = nesting.layer_range(self.cfg.adapt_start_layer, self.cfg.adapt_end_layer, self.backbone)
+        nesting.fill(self, self.layers)
+        self.head = self.place("head", LinearHead(self.backbone.width, self.num_classes))
+
+    # Learning ------------------------------------------------------------------------------------------------------
+
+    def learn(self, task: Task) -> None:
+        """Slow and fast together, each at its own rate, on the cross-entropy among the task's classes."""
+        self.seen = task.total
+        adapters = list(nesting.nested_of(self, self.layers).values())
+        for adapter in adapters:
+            adapter.use("combined")
+
+        def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            return cross_entropy_among(self.head(self.backbone(images)), labels, task.first, task.total)
+
+        self.train()
+        groups = [
+            *nesting.nested_groups(self.cfg, adapters),
+            Group("head", list(self.head.parameters()), self.cfg.rate_head),
+        ]
+        keep = None if self.cfg.decay_other_rows else nesting.keep_other_rows(self.head, task)
+        fit(self, task, step, groups, phase="func", epochs=self.cfg.epochs, after_step=keep)
+
+    def consolidate(self, task: Task) -> None:
+        """Merges fast into slow in every layer where it is due, refits the head on request, and sets what is evaluated."""
+        inputs = nesting.slot_inputs(self, task, self.layers)
+        found = {
+            layer: nesting.merge(self, task, f"layers.{layer}", adapter, inputs[layer], where={"layer": layer})
+            for layer, adapter in nesting.nested_of(self, self.layers).items()
+        }
+        nesting.tell_merge(self, task, found)
+        self._show()
+        if self.cfg.head_recalibration:
+            nesting.recalibrate(self, task, self.cfg.epochs)
+        super().consolidate(task)
+
+    def _show(self) -> None:
+        for adapter in nesting.nested_of(self, self.layers).values():
+            adapter.use(self.cfg.nested_lora_eval)
+
+    # Prediction is the base's; bookkeeping -------------------------------------------------------------------------
+
+    def structure(self) -> dict[str, Any]:
+        return {**super().structure(), "ranks": nesting.ranks(self, self.layers)}
+
+    def restore(self, structure: dict[str, Any]) -> None:
+        super().restore(structure)
+        nesting.resize(self, self.layers, structure["ranks"])
+        self._show()
+
+    def planned_parameters(self) -> list[tuple[str, int]]:
+        groups = nesting.nested_groups(self.cfg, list(nesting.nested_of(self, self.layers).values()))
+        groups.append(Group("head", list(self.head.parameters()), self.cfg.rate_head))
+        return nesting.planned(groups)

@@ -1,0 +1,292 @@
+"""What methods with slow and fast adapters share: their parameter groups, the merge at the end of a task, and its log.
+
+Shapes: B batch, n sampled tokens, D width, K fast experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backbone import consolidation
+from backbone.adapter import Adapter
+from backbone.nested import NestedLoRAAdapter
+from backbone.vit import SlottedViT
+from models.base import Learner
+from models.settings import NestedSettings
+from models.training import Group, cross_entropy_among, fit
+from utils.tasks import Task
+
+SAMPLED_TOKENS = 4096  # about as many inputs of a layer as the facts of a merge, and fits to them, are computed on
+
+
+def layer_range(start: int | None, end: int | None, backbone: SlottedViT) -> range:
+    """The layers `start..end`, both included; None: the last three. Raises ValueError if the backbone lacks some."""
+    top = backbone.depth - 1
+    last = top if end is None else end
+    first = max(0, last - 2) if start is None else start
+    if not first <= last <= top:
+        raise ValueError(
+            f"adapt_start_layer, adapt_end_layer: {first}..{last} do not lie within the backbone's layers 0..{top}; "
+            f"the last three are {max(0, top - 2)} and {top}"
+        )
+    return range(first, last + 1)
+
+
+def new_nested(cfg: NestedSettings, width: int, experts: int = 1) -> NestedLoRAAdapter:
+    """A nested adapter as the settings describe it, without start values."""
+    return NestedLoRAAdapter(
+        width,
+        cfg.nested_lora_rank,
+        experts,
+        levels=cfg.nested_lora_levels,
+        activation=cfg.nested_lora_activation,
+        shared_down=cfg.nested_lora_use_consolidation and cfg.nested_lora_consolidation_method == "pam",
+    )
+
+
+def fill(learner: Learner, layers: Sequence[int], experts: int = 1) -> None:
+    """Puts a nested adapter into each of the learner's layers."""
+    for layer in layers:
+        adapter = new_nested(learner.cfg, learner.backbone.width, experts)
+        learner.backbone.fill(layer, learner.place(f"layers.{layer}", adapter))
+
+
+def nested_of(learner: Learner, layers: Sequence[int]) -> dict[int, NestedLoRAAdapter]:
+    """The nested adapter of each layer."""
+    slots = {layer: learner.backbone.slots[str(layer)] for layer in layers}
+    return {layer: slot for layer, slot in slots.items() if isinstance(slot, NestedLoRAAdapter)}
+
+
+def ranks(learner: Learner, layers: Sequence[int]) -> dict[str, list[int]]:
+    """Ranks in each layer, from slow to fast, for a checkpoint; `resize` is the inverse."""
+    return {str(layer): adapter.ranks() for layer, adapter in nested_of(learner, layers).items()}
+
+
+def resize(learner: Learner, layers: Sequence[int], saved: Mapping[str, Sequence[int]]) -> None:
+    for layer, adapter in nested_of(learner, layers).items():
+        adapter.resize(saved[str(layer)])
+
+
+# Parameter groups --------------------------------------------------------------------------------------------------
+
+
+def nested_groups(
+    cfg: NestedSettings,
+    adapters: Sequence[NestedLoRAAdapter],
+    *,
+    active: Sequence[int] = (0,),
+    multipliers: Sequence[float] = (1.0,),
+    shared_by: int = 1,
+) -> list[Group]:
+    """One group a level over all layers: slow, the levels between, and each `active` fast expert with its multiplier.
+
+    `shared_by`: branches that add their gradients in what they share, which is divided by it."""
+    levels = cfg.nested_lora_levels
+    rates, intervals = level_rates(cfg), level_intervals(cfg)
+    names = ["slow", *(f"level {i}" for i in range(1, levels - 1))]
+    groups = []
+    for i, name in enumerate(names):
+        parameters = [p for a in adapters for p in a.trainable(a.adapters()[i])]
+        groups.append(
+            Group(name, parameters, rates[i], intervals[i], cfg.nested_lora_skipped_gradients, divide=shared_by)
+        )
+    if levels > 1:
+        for k in active:
+            parameters = [p for a in adapters for p in a.trainable(_fast(a, k))]
+            name = "fast" if len(adapters[0].fast) == 1 else f"fast {k}"
+            groups.append(Group(name, parameters, rates[-1] * multipliers[k]))
+    return groups
+
+
+def planned(groups: Sequence[Group]) -> list[tuple[str, int]]:
+    """Lines of --check: all that is trained in a task, and each group with its rate."""
+    parts = [(g, sum(p.numel() for p in g.parameters)) for g in groups]
+    total = sum(count for g, count in parts if g.lr > 0)
+    lines = [(f"  of these {g.name}, rate {g.lr:g}", count) for g, count in parts if g.lr > 0]
+    return [("every task", total), *lines, *((f"  {g.name} is frozen: its rate is 0", 0) for g, _ in parts if not g.lr)]
+
+
+def level_rates(cfg: NestedSettings) -> list[float]:
+    """Learning rates from slow to fast: geometric between the two ends, or even where one of them is 0."""
+    slow, fast, top = cfg.rate_slow, cfg.rate_fast, cfg.nested_lora_levels - 1
+    between = cfg.nested_lora_level_lrs
+    if between is None:
+        parts = [i / top for i in range(1, top)]
+        geometric = slow > 0 and fast > 0
+        between = tuple(slow ** (1 - t) * fast**t if geometric else slow * (1 - t) + fast * t for t in parts)
+    return [slow, *between, fast][: cfg.nested_lora_levels]
+
+
+def level_intervals(cfg: NestedSettings) -> list[int]:
+    """Steps between two updates from slow to fast: geometric down to the fast level's 1, rounded."""
+    slow, top = cfg.nested_lora_update_interval_slow, cfg.nested_lora_levels - 1
+    between = cfg.nested_lora_level_intervals
+    if between is None:
+        between = tuple(round(slow ** (1 - i / top)) for i in range(1, top))
+    return [slow, *between, 1][: cfg.nested_lora_levels]
+
+
+# End of a task -----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def slot_inputs(learner: Learner, task: Task, layers: Sequence[int]) -> dict[int, Tensor]:
+    """What the slots of `layers` read for a sample of the task's training images, [n, D] each; no old image is used."""
+    learner.eval()
+    kept: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+
+    def keep(layer: int) -> Any:
+        return lambda module, inputs: kept[layer].append(inputs[0].flatten(0, 1))
+
+    hooks = [learner.backbone.slots[str(n)].register_forward_pre_hook(keep(n)) for n in layers]
+    device = next(learner.backbone.vit.parameters()).device
+    try:
+        for images, *_ in task.train.batches(32, stream="merge", augment=False):
+            learner.backbone(images.to(device))
+            if sum(len(x) for x in kept[layers[0]]) >= SAMPLED_TOKENS:
+                break
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {layer: torch.cat(parts) for layer, parts in kept.items()}
+
+
+@torch.no_grad()
+def merge(
+    learner: Learner,
+    task: Task,
+    name: str,
+    nested: NestedLoRAAdapter,
+    x: Tensor,
+    *,
+    expert: int = 0,
+    restart: Sequence[int] | None = None,
+    where: Mapping[str, int],
+) -> list[dict[str, Any]]:
+    """Merges each level into the slower one below it where that is due, and writes a `consolidation` row a pair.
+
+    Every n = `nested_lora_consolidation_interval` tasks the fast expert is merged, every n^2 tasks the level above slow
+    with three levels, and so on; the slowest pair goes first, so that nothing falls through two levels at once. What was
+    merged starts anew, with it the fast experts `restart` (None: all). x [n, D] are inputs of the layer; `where` joins
+    the row. Returns the rows' facts; the last is that of the fast expert."""
+    cfg: NestedSettings = learner.cfg
+    path = [*range(len(nested.middle) + 1), len(nested.middle) + 1 + expert]
+    found = []
+    for i in range(1, len(path) if nested.fast else 0):
+        lower, upper = path[i - 1], path[i]
+        below, above = nested.adapters()[lower], nested.adapters()[upper]
+        every = cfg.nested_lora_consolidation_interval ** (len(path) - i)
+        due = cfg.nested_lora_use_consolidation and (task.index + 1) % every == 0
+        facts = {**where, "level": i, "expert": expert, "merged": due, **_before(below, above, x)}
+        if due:
+            method, alpha = cfg.nested_lora_consolidation_method, cfg.nested_lora_consolidation_alpha
+            rank = cfg.nested_lora_consolidation_rank
+            after = consolidation.consolidate(below, above, method, alpha, rank=rank, features=x)
+            facts["error"] = consolidation.error(below, above, after, method, alpha, x)
+            nested.replace(lower, after)
+            emptied = [upper]
+            if i == len(path) - 1:
+                others = range(len(nested.fast)) if restart is None else restart
+                emptied = sorted({upper, *(len(nested.middle) + 1 + k for k in others)})
+            for position in emptied:
+                fresh = learner.place(f"{name}.{position}.task{task.index}", nested.new())
+                if cfg.nested_lora_reset == "zero":
+                    for parameter in fresh.parameters():
+                        nn.init.zeros_(parameter)
+                nested.replace(position, fresh)
+            above = nested.adapters()[upper]
+            facts |= {"method": method, "alpha": alpha, "rank": after.rank}
+            facts |= {"slow_norm_after": norm(after), "fast_norm_after": norm(above)}
+            facts |= {"slow_output_after": size(after(x)), "fast_output_after": size(above(x))}
+        learner.log.row("consolidation", task=task.index, **facts)
+        found.append(facts)
+    return found
+
+
+def tell_merge(learner: Learner, task: Task, found: Mapping[Any, Sequence[Mapping[str, Any]]]) -> None:
+    """One line about the merges of all layers for the reader of the log."""
+    last = [rows[-1] for rows in found.values() if rows]
+    if not last:
+        return
+    share = [row["fast_share"] for row in last if row["fast_share"] is not None]
+    text = (
+        f"fast makes {100 * sum(share) / len(share):.0f} % of the adapters' output" if share else "adapters are empty"
+    )
+    if any(row["merged"] for row in last):
+        ranks = sorted({row["rank"] for row in last})
+        error = max(row["error"] for row in last)
+        text += f"; merged by {last[0]['method']} with alpha {last[0]['alpha']:g}, rank {ranks[0]}"
+        text += f" to {ranks[-1]}" if len(ranks) > 1 else ""
+        text += f", largest difference to the wanted function {error:.1e}"
+    learner.log.info(f"task {task.index + 1}: {text}")
+
+
+def recalibrate(learner: Learner, task: Task, epochs: int) -> None:
+    """Refits the task's own rows of the linear head on the merged features of its training images (test transform).
+
+    A merge with alpha other than 1, or one that is not exact, changes the function the head was trained on."""
+    cfg = learner.cfg
+    table, labels = learner.features_of(task.train)
+
+    def step(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return cross_entropy_among(learner.head(features), labels, task.first, task.total)
+
+    def batches(epoch: int) -> list[tuple[Tensor, Tensor]]:
+        order = task.train.order(epoch, "recalibrate").to(labels.device)
+        return [(table[rows], labels[rows]) for rows in order.split(cfg.batch_size)]
+
+    groups = [Group("head", list(learner.head.parameters()), cfg.rate_head)]
+    keep = keep_other_rows(learner.head, task)
+    fit(learner, task, step, groups, phase="recalibrate", epochs=epochs, batches=batches, after_step=keep)
+
+
+def keep_other_rows(head: nn.Linear, task: Task) -> Any:
+    """A function that gives the head's rows of other tasks their present values back: weight decay shrinks them."""
+    kept = [p.detach().clone() for p in head.parameters()]
+
+    @torch.no_grad()
+    def restore() -> None:
+        for parameter, old in zip(head.parameters(), kept, strict=True):
+            parameter[: task.first] = old[: task.first]
+            parameter[task.total :] = old[task.total :]
+
+    return restore
+
+
+# Facts of a pair ----------------------------------------------------------------------------------------------------
+
+
+def _before(slow: Adapter, fast: Adapter, x: Tensor) -> dict[str, float | None]:
+    s, f = slow(x), fast(x)
+    slow_size, fast_size = size(s), size(f)
+    total = slow_size + fast_size
+    both = slow_size > 0 and fast_size > 0
+    return {
+        "slow_norm": norm(slow),
+        "fast_norm": norm(fast),
+        "slow_output": slow_size,
+        "fast_output": fast_size,
+        "fast_share": fast_size / total if total > 0 else None,
+        "cosine": float(F.cosine_similarity(s.flatten(), f.flatten(), dim=0)) if both else None,
+    }
+
+
+def norm(adapter: Adapter) -> float:
+    """Euclidean norm of all its parameters, as the original logs it; it depends on LoRA's gauge."""
+    return float(torch.stack([p.square().sum() for p in adapter.parameters()]).sum().sqrt())
+
+
+def size(y: Tensor) -> float:
+    """Root mean square length of the rows of y [n, D]."""
+    return float(y.square().sum(dim=-1).mean().sqrt())
+
+
+def _fast(nested: NestedLoRAAdapter, k: int) -> Adapter:
+    expert = nested.fast[k]
+    assert isinstance(expert, Adapter)
+    return expert
