@@ -12,13 +12,14 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import models
 from backbone import catalogue
-from utils import command, config, data, legacy, metrics, report, strict_json
+from utils import command, config, data, legacy, metrics, report, strict_json, sweep
 from utils.config import Resolved
 from utils.runlog import RunLog
 from utils.runtime import check_torchvision, environment, peak_memory, pick_device, seed_everything
@@ -41,19 +42,24 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     ask = command.parser(__doc__ or "")
-    args = ask.parse_args(argv)
+    args, code = ask.parse_args(argv), 0
     try:
         if args.list:
             print(command.listing(HERE / "exps", models.summaries(), catalogue.names()))
         elif args.config is not None:
-            resolved = load(args)
-            check(resolved) if args.check else run(resolved, args)
+            loaded = load(args)
+            if isinstance(loaded, sweep.Sweep):
+                code = (
+                    check_sweep(loaded) if args.check else sweep.run(loaded, args, HERE / "main.py", ready, result_of)
+                )
+            else:
+                check(loaded) if args.check else run(loaded, args)
         elif args.check or args.set:
             ask.error("--config FILE is needed")
         else:
             ask.print_help()
         sys.stdout.flush()
-        return 0
+        return code
     except KeyboardInterrupt:
         print("\ninterrupted: what is finished is saved, the same command goes on from there", file=sys.stderr)
         return 75
@@ -68,21 +74,32 @@ def main(argv: list[str] | None = None) -> int:
         return code
 
 
-def load(args: argparse.Namespace) -> Resolved:
-    """The experiment file with the command line's overrides, checked in full before anything heavy is imported."""
+def load(args: argparse.Namespace) -> Resolved | sweep.Sweep:
+    """The experiment file with the command line's overrides, checked in full before anything heavy is imported.
+
+    A file with `sweep`, or `--jobs` above 1, gives a sweep: runs in processes of their own."""
     written, faults = strict_json.read_json(args.config)
     values, notes, older = legacy.translate(written)
     overrides, more = strict_json.parse_set(args.set)
     overrides |= {k: v for k in ("data_root", "device") if (v := getattr(args, k)) is not None}
-    return config.resolve(
-        values | overrides,
-        source=" ".join([str(args.config), *(f"--set {text}" for text in args.set)]),
-        settings_of=models.settings_of,
-        methods=models.available(),
-        backbones=catalogue.names,
-        faults=faults + older + more,
-        notes=notes,
-    )
+    values |= overrides
+    spec, source = values.pop("sweep", None), " ".join([str(args.config), *(f"--set {text}" for text in args.set)])
+    methods = models.available()
+
+    def resolve_one(values: dict[str, Any], more_notes: Sequence[str] = ()) -> Resolved:
+        return config.resolve(
+            values,
+            source=source,
+            settings_of=models.settings_of,
+            methods=methods,
+            backbones=catalogue.names,
+            faults=faults + older + more,
+            notes=[*notes, *more_notes],
+        )
+
+    if spec is None and args.jobs == 1:
+        return resolve_one(values)
+    return sweep.resolve(spec, values, source, overrides, resolve_one, models.settings_of, methods)
 
 
 def places(resolved: Resolved) -> dict[str, Any]:
@@ -94,7 +111,6 @@ def places(resolved: Resolved) -> dict[str, Any]:
 def check(resolved: Resolved) -> None:
     """Shows what a run would do and what it lacks on this machine."""
     check_torchvision()
-    from backbone import weights
     from utils.tasks import class_order, task_sizes
 
     cfg, where = resolved.settings, places(resolved)
@@ -107,9 +123,20 @@ def check(resolved: Resolved) -> None:
         print(command.parameter_table(learner.planned_parameters(), sum(p.numel() for p in learner.parameters())))
     else:
         print(command.settings_table(resolved.values, resolved.given, cfg.descriptions()))
-    missing = [text for text in (data.missing(cfg.dataset, **where), weights.missing(cfg)) if text]
-    print("\n".join(f"note: {line}" for line in (*resolved.notes, *missing)))
-    print("the settings are valid" + ("; what is missing on this machine is listed above" if missing else ""))
+    show_verdict([*resolved.notes, *(missing := lacking(resolved))], bool(missing))
+
+
+def lacking(resolved: Resolved) -> list[str]:
+    """Data and weights that this machine lacks, each with the way to get it."""
+    from backbone import weights
+
+    cfg = resolved.settings
+    return [text for text in (data.missing(cfg.dataset, **places(resolved)), weights.missing(cfg)) if text]
+
+
+def show_verdict(notes: Sequence[str], lacks: bool) -> None:
+    print("\n".join(f"note: {line}" for line in notes))
+    print("the settings are valid" + ("; what is missing on this machine is listed above" if lacks else ""))
 
 
 def outline(resolved: Resolved, count: int) -> Learner:
@@ -166,6 +193,41 @@ def run(resolved: Resolved, args: argparse.Namespace) -> None:
                 told.add(line)
             results[seed] = run_seed(resolved, seed, dataset, built, device, log)
     print("\n" + report.seed_table([r for s in folders if (r := results[s]) is not None], folders[cfg.seed[0]].parent))
+
+
+def check_sweep(swept: sweep.Sweep) -> int:
+    """Shows the cells of a sweep, and what they lack on this machine."""
+    counts = fitted(swept)
+    rows = [(cell.label, cell.resolved.hash, count) for cell, count in zip(swept.cells, counts, strict=True)]
+    print(command.cell_table(rows, len(swept.seeds)))
+    missing = [lacking(cell.resolved) for cell in swept.cells]
+    both = [[*cell.resolved.notes, *lacks] for cell, lacks in zip(swept.cells, missing, strict=True)]
+    show_verdict(swept.gather(both), any(missing))
+    return 0
+
+
+def ready(swept: sweep.Sweep) -> None:
+    """ConfigError if a cell does not fit its backbone or lacks data or weights: said before the first run begins."""
+    fitted(swept)
+    swept.refuse([lacking(cell.resolved) for cell in swept.cells])
+
+
+def fitted(swept: sweep.Sweep) -> list[int | None]:
+    """Parameters that each cell trains in its first task, None without its data. ConfigError if one does not fit."""
+    check_torchvision()
+    faults: list[list[str]] = []
+    counts: list[int | None] = []
+    for cell in swept.cells:
+        counts.append(None)
+        faults.append([])
+        try:
+            if (count := data.count_classes(cell.resolved.settings.dataset, **places(cell.resolved))) is not None:
+                planned = outline(cell.resolved, count).planned_parameters()
+                counts[-1] = planned[0][1] if planned else 0
+        except ValueError as error:
+            faults[-1] = [str(error)]
+    swept.refuse(faults)
+    return counts
 
 
 def run_seed(

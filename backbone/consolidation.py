@@ -150,8 +150,9 @@ def _build(like: Adapter, f: Factors) -> Adapter:
 
 
 def _precision(adapter: Adapter) -> float:
-    """Relative rounding of the precision the result is stored in."""
-    return torch.finfo(adapter.down_proj.weight.dtype).eps
+    """What counts as zero beside 1: below it is rounding, of the result's storage or of float64 algebra in width D."""
+    weight = adapter.down_proj.weight
+    return max(torch.finfo(weight.dtype).eps, weight.shape[1] * torch.finfo(torch.float64).eps)
 
 
 def _output(adapter: Adapter, x: Tensor) -> Tensor:
@@ -226,7 +227,7 @@ def _ties(s: Factors, f: Factors, alpha: float, rank: int, precision: float) -> 
 
     The base model has no adapter, so a task vector is an adapter's whole map [W | c]: slow's, and alpha times fast's. Trim:
     each keeps its TIES_KEPT largest entries. Elect: the sign of the larger total, that of the sum. Merge: the mean of the
-    nonzero entries of that sign. The paper's lambda on the merged vector is 1, its value without validation data: alpha in
+    entries of that sign. The paper's lambda on the merged vector is 1, its value without validation data: alpha in
     its place would shrink slow again at every merge, down to alpha^n after n tasks. Here alpha is fast's vote and weight.
     Mind what stays: where both agree the mean is half the sum, and slow is trimmed at every merge.
     """
@@ -236,7 +237,7 @@ def _ties(s: Factors, f: Factors, alpha: float, rank: int, precision: float) -> 
     sizes = trimmed.abs().flatten(1)
     least = sizes.kthvalue(sizes.shape[1] - kept + 1, dim=1).values
     trimmed = trimmed * (trimmed.abs() >= least[:, None, None])
-    agree = (trimmed.sign() == trimmed.sum(dim=0).sign()) & (trimmed != 0)
+    agree = trimmed.sign() == trimmed.sum(dim=0).sign()
     merged = (trimmed * agree).sum(dim=0) / agree.sum(dim=0).clamp(min=1)
     weight, bias = merged[:, :-1], merged[:, -1]
     none = torch.zeros_like(bias)

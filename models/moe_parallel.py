@@ -77,10 +77,15 @@ class Settings(SharedAdapterSettings):
                 ("moe_val_ratio", "num_experts"),
                 f"moe_val_ratio: 0 leaves nothing to select among {count} experts on; 0.1 is usual",
             )
-        if self.moe_mode == "task" and "selection_split" in self.model_fields_set:
+        if self.moe_mode == "task":
+            for key, why in (("selection_split", "nothing is selected"), ("moe_heads", "there is one head")):
+                if key in self.model_fields_set:
+                    yield (key, "moe_mode"), f'{key}: {why} with moe_mode "task", remove one of the two'
+        slowest = self.rate_fast * min(self.multipliers())
+        if self.moe_mode == "parallel" and 0 < slowest < self.min_lr <= self.rate_fast:
             yield (
-                ("selection_split", "moe_mode"),
-                'selection_split: nothing is selected with moe_mode "task", remove one of the two',
+                ("min_lr", "fast_lr_multipliers"),
+                f"min_lr: {self.min_lr} is above {slowest:g}, the rate of the slowest expert",
             )
         if self.nested_lora_levels == 1:
             yield ("nested_lora_levels",), "nested_lora_levels: competition needs fast experts, so at least 2"
@@ -237,7 +242,9 @@ class Learner(Base):
         """Merges the winner into slow where it is due, starts the fast experts anew, and sets what is evaluated."""
         self._show()
         inputs = nesting.slot_inputs(self, task, self.layers)
-        restart = [self.winner] if self.cfg.moe_reset == "winner" else None
+        # in mode task the others are no losers: they hold tasks that are not merged yet
+        alone = self.cfg.moe_reset == "winner" or self.cfg.moe_mode == "task"
+        restart = [self.winner] if alone else None
         found = {
             layer: nesting.merge(
                 self,
@@ -254,6 +261,8 @@ class Learner(Base):
         nesting.tell_merge(self, task, found)
         if self.cfg.head_recalibration:
             nesting.recalibrate(self, task, self.cfg.epochs)
+            for head in self.other_heads:
+                head.load_state_dict(self.head.state_dict())
         super().consolidate(task)
 
     def _show(self) -> None:

@@ -88,6 +88,12 @@ class NestedSettings(Trained):
                 "nested_lora_consolidation_method: ties elects signs in the product of the two projections, which is the "
                 'function only for nested_lora_activation "none"; set that, or take concat, svd or ema',
             )
+        if method == "ema" and self.nested_lora_consolidation_alpha > 1 and self.nested_lora_use_consolidation:
+            yield (
+                ("nested_lora_consolidation_alpha", "nested_lora_consolidation_method"),
+                "nested_lora_consolidation_alpha: ema averages slow and fast, so at most 1 is expected; got "
+                f"{self.nested_lora_consolidation_alpha:g}",
+            )
         between = max(self.nested_lora_levels - 2, 0)
         for key in ("nested_lora_level_lrs", "nested_lora_level_intervals"):
             values = getattr(self, key)
@@ -111,10 +117,11 @@ class NestedSettings(Trained):
                 ("head_recalibration", "head"),
                 f"head_recalibration: refits the linear head, which head {self.head!r} does not predict with",
             )
-        for key in ("head_lr", "nested_lora_lr_slow", "nested_lora_lr_fast"):
-            rate = getattr(self, key)
-            if rate is not None and 0 < rate < self.min_lr:
-                yield ("min_lr", key), f"min_lr: {self.min_lr} is above {key} {rate}"
+        for key in ("head_lr", "nested_lora_lr_slow", "nested_lora_lr_fast", "nested_lora_level_lrs"):
+            rates = getattr(self, key)
+            for rate in rates if isinstance(rates, tuple) else (rates,):
+                if rate is not None and 0 < rate < self.min_lr:
+                    yield ("min_lr", key), f"min_lr: {self.min_lr} is above {key} {rate}"
 
 
 class SharedAdapterSettings(NestedSettings):

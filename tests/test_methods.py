@@ -1,6 +1,7 @@
 """The contract, held for every method found in models/, those added later included."""
 
 import json
+from typing import get_args
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from conftest import toy_backbone, toy_stream
 import models
 
 METHODS = models.available()
+HEADS = [(m, h) for m in METHODS for h in get_args(models.settings_of(m).model_fields["head"].annotation)]
 
 
 def run(learner, stream, tasks=None):
@@ -29,9 +31,9 @@ def test_the_methods_of_this_issue_are_there():
     assert {"sema", "finetune", "simplecil", "joint"} <= set(METHODS)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_learns_and_predicts_over_the_classes_seen(method, toy_learner):
-    stream, learner = toy_stream(), toy_learner(method)
+@pytest.mark.parametrize(("method", "head"), HEADS)
+def test_learns_and_predicts_over_the_classes_seen(method, head, toy_learner):
+    stream, learner = toy_stream(), toy_learner(method, head=head)
     for index, seen in enumerate((2, 4, 6)):
         learner.begin_task()
         task = stream.task(index, with_past=learner.uses_past)
@@ -39,18 +41,20 @@ def test_learns_and_predicts_over_the_classes_seen(method, toy_learner):
         learner.consolidate(task)
         learner.eval()
         with torch.inference_mode():
-            scores = learner.logits(images_of(stream))
+            scores, features = learner.logits(images_of(stream)), learner.features(images_of(stream))
+            chosen = learner.head if head == "linear" else learner.statistics
+            assert torch.equal(scores, chosen(features)[:, :seen])
         assert scores.shape == (8, seen) and torch.isfinite(scores).all()
         assert not any(p.requires_grad for p in learner.parameters())
         assert len(learner.adapters_per_layer()) == learner.backbone.depth
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_backbone_never_changes_and_prediction_changes_nothing(method, toy_learner):
+@pytest.mark.parametrize(("method", "head"), HEADS)
+def test_the_backbone_never_changes_and_prediction_changes_nothing(method, head, toy_learner):
     stream = toy_stream()
     backbone = toy_backbone()
     frozen = {k: v.clone() for k, v in backbone.vit.state_dict().items()}
-    learner = run(toy_learner(method, backbone=backbone), stream)
+    learner = run(toy_learner(method, backbone=backbone, head=head), stream)
     assert all(torch.equal(v, frozen[k]) for k, v in backbone.vit.state_dict().items())
     before = {k: v.clone() for k, v in learner.state_dict().items()}
     for mode in (True, False):  # not even in training mode
@@ -61,10 +65,10 @@ def test_the_backbone_never_changes_and_prediction_changes_nothing(method, toy_l
     assert before.keys() == after.keys() and all(torch.equal(v, after[k]) for k, v in before.items())
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_sample_alone_scores_as_in_a_batch(method, toy_learner):
+@pytest.mark.parametrize(("method", "head"), HEADS)
+def test_a_sample_alone_scores_as_in_a_batch(method, head, toy_learner):
     stream = toy_stream()
-    learner = run(toy_learner(method), stream).double()
+    learner = run(toy_learner(method, head=head), stream).double()
     images = images_of(stream)
     with torch.no_grad():
         together = learner.logits(images)
@@ -84,18 +88,20 @@ def test_same_seed_same_run_other_seed_other_start(method, toy_learner):
         assert any(v.shape != other[k].shape or not torch.equal(v, other[k]) for k, v in first.items() if k in other)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_structure_and_weights_restore_exactly_and_learning_goes_on_alike(method, toy_learner):
-    stream = toy_stream()
-    whole = run(toy_learner(method), stream, tasks=2)
+@pytest.mark.parametrize(("method", "head"), HEADS)
+def test_structure_and_weights_restore_exactly_and_learning_goes_on_alike(method, head, toy_learner):
+    stream, keys = toy_stream(), {"head": head, "head_projection_dim": None if head == "linear" else 9}
+    whole = run(toy_learner(method, **keys), stream, tasks=2)
     structure = json.loads(json.dumps(whole.structure()))
     state = {k: v.clone() for k, v in whole.own_state().items()}
-    fresh = toy_learner(method)
+    fresh = toy_learner(method, **keys)
     fresh.restore(structure)
     fresh.load_own_state(state)
     for learner in (whole, fresh):
         learner.begin_task()
-        learner.learn(stream.task(2, with_past=learner.uses_past))
+        task = stream.task(2, with_past=learner.uses_past)
+        learner.learn(task)
+        learner.consolidate(task)
         learner.eval()
     with torch.inference_mode():
         assert torch.equal(whole.logits(images_of(stream)), fresh.logits(images_of(stream)))

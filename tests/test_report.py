@@ -105,6 +105,17 @@ def test_results_are_the_hand_worked_ones():
     assert json.loads(json.dumps(results, allow_nan=False)) == results
 
 
+def test_head_drift_is_kept_as_fractions_and_told_in_percent():
+    record = RunRecord("sema", "digits", 7, [0, 1], [[0], [1]])
+    add(record, [Score(10, 9, None, 10)])
+    assert record.head_drift == results_json(record)["head_drift"] == []
+    drift = {"task": 1, "stale": 0.5, "recomputed": np.float64(0.75), "cosine": 0.25}
+    add(record, [Score(10, 5, None, 9), Score(10, 5, None, 9)], head_drift=drift)
+    again = RunRecord.from_dict(json.loads(json.dumps(record.to_dict())))
+    assert again.head_drift == [{"task": 1, "stale": 0.5, "recomputed": 0.75, "cosine": 0.25}]
+    assert results_json(again)["head_drift"] == [{"task": 1, "stale": 50.0, "recomputed": 75.0, "cosine": 0.25}]
+
+
 def test_results_before_any_task_and_without_samples():
     record = RunRecord("joint", "folder", 0, [0], [[0]])
     empty = results_json(record)

@@ -41,9 +41,22 @@ def parser(about: str) -> argparse.ArgumentParser:
     ask.add_argument(
         "--resume", choices=("auto", "never"), default="auto", help="never: start afresh, old folders are kept"
     )
+    ask.add_argument(
+        "--jobs",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="runs at a time, for a sweep or several seeds (default: 1)",
+    )
     ask.add_argument("--list", action="store_true", help="show methods, data sets, backbones and experiment files")
     ask.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return ask
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number of at least 1 is expected, got {text!r}")
+    return int(text)
 
 
 def verdict(error: Exception) -> tuple[int, str]:
@@ -109,6 +122,16 @@ def split_table(sizes: Sequence[int], order: Sequence[int], seed: int | None) ->
         lines.append(f"  {task:>3}: {size:>3} classes{ragged}  {shorten(ids, 72, placeholder=' ...')}")
         first += size
     return "\n".join(lines)
+
+
+def cell_table(cells: Sequence[tuple[str, str, int | None]], seeds: int) -> str:
+    """The cells of a sweep as (label, settings hash, parameters trained in the first task where known), and their count."""
+    width = max(len(label) for label, _, _ in cells)
+    lines = [f"{'cell':>4}  {'':<{width}}  {'settings':<12}  {'trainable':>12}"]
+    for number, (label, run, count) in enumerate(cells, start=1):
+        lines.append(f"{number:>4}  {label:<{width}}  {run:<12}  {'-' if count is None else format(count, ','):>12}")
+    each = f"{seeds} seed{'s' * (seeds != 1)}"
+    return "\n".join([*lines, f"{len(cells)} cells of {each}: {len(cells) * seeds} runs"])
 
 
 def parameter_table(planned: Sequence[tuple[str, int]], total: int) -> str:

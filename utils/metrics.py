@@ -9,7 +9,7 @@ one task there is nothing to forget, so forgetting and backward transfer are Non
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -39,6 +39,32 @@ def summarise(values: Iterable[float | None]) -> Summary:
     if centre is None or len(known) < 2:
         return Summary(centre, None, len(known))
     return Summary(centre, math.sqrt(math.fsum((v - centre) ** 2 for v in known) / (len(known) - 1)), len(known))
+
+
+class PairedDifference(NamedTuple):
+    """Mean difference over n pairs and the ends of its confidence interval; None where there are too few pairs."""
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+def paired_difference(
+    values: Mapping[int, float | None], reference: Mapping[int, float | None], confidence: float = 0.95
+) -> PairedDifference:
+    """`values - reference` over the seeds that both have, with Student's interval of that mean: n-1 degrees of freedom.
+
+    Both map a seed to its value. A seed that one of them lacks (or has as None) makes no pair. One pair has no interval.
+    """
+    pairs = [(values[seed], reference[seed]) for seed in values if seed in reference]
+    found = summarise(a - b for a, b in pairs if a is not None and b is not None)
+    if found.mean is None or found.std is None:
+        return PairedDifference(found.mean, None, None, found.n)
+    from scipy.special import stdtrit  # quantiles of Student's t as in scipy.stats, without its second of import
+
+    half = float(stdtrit(found.n - 1, 0.5 + confidence / 2)) * found.std / math.sqrt(found.n)
+    return PairedDifference(found.mean, found.mean - half, found.mean + half, found.n)
 
 
 # ------------------------------------------------------------------------------------------------ accuracy matrix

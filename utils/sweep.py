@@ -1,0 +1,242 @@
+"""What `"sweep"` in an experiment file stands for: its cells, each a whole experiment of its own, all checked before work.
+
+A grid `{"key": [values], ...}` has a cell for every combination, the last key running fastest; a list `[{...}, ...]` has a
+cell for each set of changes ("arm"). `null` takes a key's default. `sweep` itself never reaches the settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils import comparison, pool, report
+from utils.config import NEVER_ACTED, Experiment, Resolved
+from utils.strict_json import ConfigError, shown
+
+UNCHANGED = "as in the file"
+# Not to be swept, with the reason.
+_REFUSED = {
+    "seed": 'seeds are the list "seed" itself; every cell runs all of them',
+    "sweep": "a sweep holds no other sweep",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One experiment of a sweep: its row's label, the given values (file, command line, changes), and these resolved."""
+
+    label: str
+    values: Mapping[str, Any]
+    resolved: Resolved
+
+    def run_folder(self, out: Path, stem: str, seed: int) -> Path:
+        return out / stem / self.resolved.hash / f"seed_{seed}"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All cells of an experiment file, `source` its name in messages."""
+
+    source: str
+    cells: tuple[Cell, ...]
+
+    @property
+    def hash(self) -> str:
+        """12 hex digits that stand for the cells and their order, whatever the seeds."""
+        return hashlib.sha256(json.dumps([c.resolved.hash for c in self.cells]).encode()).hexdigest()[:12]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return self.cells[0].resolved.settings.seed
+
+    def gather(self, lines: Sequence[Sequence[str]]) -> list[str]:
+        """Notes or faults, a list for each cell, as one list."""
+        return gather([cell.label for cell in self.cells], lines)
+
+    def refuse(self, faults: Sequence[Sequence[str]]) -> None:
+        """Raises ConfigError if any cell has faults, given a list for each."""
+        if found := self.gather(faults):
+            raise ConfigError(self.source, found)
+
+
+def gather(labels: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of all cells: those that every cell has once, the others with their cell."""
+    shared = [line for line in lines[0] if all(line in other for other in lines)]
+    own = [
+        f"cell {number} ({label}): {line}"
+        for number, (label, found) in enumerate(zip(labels, lines, strict=True), start=1)
+        for line in found
+        if line not in shared
+    ]
+    return list(dict.fromkeys([*shared, *own]))
+
+
+def resolve(
+    spec: Any,
+    values: Mapping[str, Any],
+    source: str,
+    overrides: Mapping[str, Any],
+    resolve_one: Callable[..., Resolved],
+    settings_of: Callable[[str], type[Experiment]],
+    methods: Sequence[str],
+) -> Sweep:
+    """All cells of `spec` over the file's `values`, or ConfigError with every fault of every cell.
+
+    `overrides` are keys of the command line, already in `values`: they must not be swept too. `spec` None: one cell, the
+    file as it is. `resolve_one(values, notes)` judges one cell."""
+    arms, faults = ([{}], []) if spec is None else changes_of(spec)
+    swept = dict.fromkeys(key for arm in arms for key in arm)
+    faults += [f"{key}: is in the sweep and on the command line; keep one" for key in swept if key in overrides]
+    if faults:  # the rest of the file is judged as well, so that one look shows everything
+        try:
+            resolve_one(dict(values))
+        except ConfigError as error:
+            faults = [*error.faults, *faults]
+        raise ConfigError(source, faults)
+
+    cells: list[Cell] = []
+    found: list[list[str]] = []
+    labels = [label_of(arm, spec) for arm in arms]
+    for arm, label in zip(arms, labels, strict=True):
+        own, notes = apply(values, arm, settings_of, methods)
+        try:
+            resolved = resolve_one(own, notes)
+            cells.append(Cell(label, {k: v for k, v in own.items() if k in resolved.given}, resolved))
+            found.append([])
+        except ConfigError as error:
+            found.append(error.faults)
+    if faults := gather(labels, found):
+        raise ConfigError(source, faults)
+    if faults := _twins(cells):
+        raise ConfigError(source, faults)
+    return Sweep(source, tuple(cells))
+
+
+def changes_of(spec: Any) -> tuple[list[dict[str, Any]], list[str]]:
+    """The changes of each cell, and faults in the form of the sweep."""
+    if isinstance(spec, dict) and spec:
+        faults = [f"sweep: {key}: {_REFUSED[key]}" for key in spec if key in _REFUSED]
+        for key, values in spec.items():
+            if not isinstance(values, list):
+                faults.append(f"sweep: {key}: a list of values is expected; got {shown(values)}")
+            elif not values:
+                faults.append(f"sweep: {key}: the list is empty")
+            else:
+                texts = [json.dumps(value, sort_keys=True) for value in values]
+                twice = dict.fromkeys(text for text in texts if texts.count(text) > 1)
+                faults += [f"sweep: {key}: {text} stands there more than once" for text in twice]
+        if faults:
+            return [{}], faults
+        return [dict(zip(spec, combination, strict=True)) for combination in itertools.product(*spec.values())], []
+    if isinstance(spec, list) and spec:
+        wrong = [arm for arm in spec if not isinstance(arm, dict)]
+        faults = [f"sweep: an object of changed keys is expected in the list; got {shown(arm)}" for arm in wrong]
+        refused = dict.fromkeys(key for arm in spec if isinstance(arm, dict) for key in arm if key in _REFUSED)
+        faults += [f"sweep: {key}: {_REFUSED[key]}" for key in refused]
+        return ([{}], faults) if faults else (spec, [])
+    expected = 'an object {"key": [values], ...} or a list [{"key": value, ...}, ...] is expected, and not an empty one'
+    return [{}], [f"sweep: {expected}; got {shown(spec)}"]
+
+
+def label_of(arm: Mapping[str, Any], spec: Any) -> str:
+    """The name of a cell's row: an arm's own `prefix`, else what it changes."""
+    if isinstance(spec, list) and isinstance(arm.get("prefix"), str) and arm["prefix"]:
+        return arm["prefix"]
+    texts = (f"{k}={v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)}" for k, v in arm.items())
+    return ", ".join(texts) or UNCHANGED
+
+
+def apply(
+    values: Mapping[str, Any],
+    arm: Mapping[str, Any],
+    settings_of: Callable[[str], type[Experiment]],
+    methods: Sequence[str],
+) -> tuple[dict[str, Any], list[str]]:
+    """The file's values with the arm's changes, and notes.
+
+    Where the arm names another method, the file's keys that only the file's method knows are left out."""
+    merged, notes = {**values, **arm}, []
+    method, before = str(merged.get("model_name")), str(values.get("model_name"))
+    if method != before and method in methods and before in methods:
+        known = {*settings_of(method).model_fields, *settings_of(method).ignored, *NEVER_ACTED}
+        own = [k for k in values if k in settings_of(before).model_fields and k not in known and k not in arm]
+        merged = {k: v for k, v in merged.items() if k not in own}
+        if own:
+            notes.append(f"keys of {before} that {method} does not have are left out: {', '.join(own)}")
+    fields = settings_of(method).model_fields if method in methods else {}
+    return {k: v for k, v in merged.items() if not (k in fields and k in arm and v is None)}, notes
+
+
+def _twins(cells: Sequence[Cell]) -> list[str]:
+    """Faults where two cells are the same experiment, so share a run folder, or have the same name."""
+    faults = []
+    for (i, one), (j, two) in itertools.combinations(enumerate(cells, start=1), 2):
+        if one.resolved.hash == two.resolved.hash:
+            faults.append(
+                f"sweep: cells {i} ({one.label}) and {j} ({two.label}) are one and the same run: they differ in nothing "
+                "that changes its numbers"
+            )
+        elif one.label == two.label:
+            faults.append(f"sweep: cells {i} and {j} are both called {one.label!r}; give them different prefixes")
+    return faults
+
+
+def run(
+    swept: Sweep,
+    args: argparse.Namespace,
+    program: Path,
+    ready: Callable[[Sweep], None],
+    result_of: Callable[[Path], dict[str, Any] | None],
+) -> int:
+    """Every seed of every cell as a process of `program`, then the table. Exit code: 1 if a run failed, else 0.
+
+    What is finished is not run again, unless `--resume never`. `ready` is asked before the first process starts."""
+    out, stem = args.out, args.config.stem
+    folder = out / stem / f"sweep_{swept.hash}"
+    # a cell's own file: a sweep may take days, and the experiment file may be edited meanwhile. Its name is the config's, so
+    # the run folder is the one its settings would give anyway
+    files = [folder / "cells" / str(number) / f"{stem}.json" for number in range(1, len(swept.cells) + 1)]
+
+    def accuracy_of(run_folder: Path) -> float | None:
+        return (result_of(run_folder) or {}).get("last_accuracy")
+
+    jobs = []
+    for seed in swept.seeds:  # seed by seed, so that the first pairs are there early
+        for number, (cell, file) in enumerate(zip(swept.cells, files, strict=True), start=1):
+            line = [sys.executable, str(program), "--config", str(file), "--set", f"seed=[{seed}]", "--out", str(out)]
+            line += ["--resume", args.resume, *(["--debug"] if args.debug else [])]
+            console = folder / "console" / f"{number}_seed_{seed}.txt"
+            job = pool.Job(cell.label, seed, line, cell.run_folder(out, stem, seed), console)
+            if args.resume == "auto" and (accuracy := accuracy_of(job.folder)) is not None:
+                job.state, job.accuracy = "done", accuracy
+            jobs.append(job)
+    if waiting := sum(job.state == "waiting" for job in jobs):
+        ready(swept)
+        for cell, file in zip(swept.cells, files, strict=True):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            report.write_json(file, cell.values)
+        for note in swept.gather([cell.resolved.notes for cell in swept.cells]):
+            print(f"warning: {note}", file=sys.stderr)
+        print(f"{len(swept.cells)} cells, {len(jobs)} runs, {len(jobs) - waiting} of them finished before")
+        pool.run(jobs, args.jobs, accuracy_of)
+
+    found = []
+    for cell in swept.cells:
+        results = {seed: result_of(cell.run_folder(out, stem, seed)) for seed in swept.seeds}
+        found.append((cell.label, cell.resolved.hash, {s: r for s, r in results.items() if r is not None}))
+    rows = comparison.compare(found)
+    folder.mkdir(parents=True, exist_ok=True)
+    for ending, text in comparison.tables(rows).items():
+        report.write_bytes(folder / f"table.{ending}", text.encode())
+    print(f"\n{comparison.as_text(rows)}\ntable (txt, csv, md, tex): {folder}")
+    failed = [job for job in jobs if job.state == "failed"]
+    for job in failed:
+        print(f"failed: {job.cell}, seed {job.seed}: {job.reason}", file=sys.stderr)
+    return 1 if failed else 0
