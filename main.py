@@ -97,7 +97,7 @@ def load(args: argparse.Namespace) -> Resolved | sweep.Sweep:
             notes=[*notes, *more_notes],
         )
 
-    if spec is None and args.jobs == 1:
+    if spec is None and (args.jobs == 1 or args.check):
         return resolve_one(values)
     return sweep.resolve(spec, values, source, overrides, resolve_one, models.settings_of, methods)
 
@@ -111,6 +111,12 @@ def places(resolved: Resolved) -> dict[str, Any]:
 def check(resolved: Resolved) -> None:
     """Shows what a run would do and what it lacks on this machine."""
     check_torchvision()
+    show(resolved)
+    show_verdict([*resolved.notes, *(missing := lacking(resolved))], bool(missing))
+
+
+def show(resolved: Resolved) -> None:
+    """Settings, and where the data are here also tasks and parameters."""
     from utils.tasks import class_order, task_sizes
 
     cfg, where = resolved.settings, places(resolved)
@@ -123,7 +129,6 @@ def check(resolved: Resolved) -> None:
         print(command.parameter_table(learner.planned_parameters(), sum(p.numel() for p in learner.parameters())))
     else:
         print(command.settings_table(resolved.values, resolved.given, cfg.descriptions()))
-    show_verdict([*resolved.notes, *(missing := lacking(resolved))], bool(missing))
 
 
 def lacking(resolved: Resolved) -> list[str]:
@@ -196,8 +201,10 @@ def run(resolved: Resolved, args: argparse.Namespace) -> None:
 
 
 def check_sweep(swept: sweep.Sweep) -> int:
-    """Shows the cells of a sweep, and what they lack on this machine."""
+    """Shows the first cell of a sweep in full, all cells, and what they lack on this machine."""
     counts = fitted(swept)
+    show(swept.cells[0].resolved)
+    print(f"the above is cell 1 of {len(swept.cells)}")
     rows = [(cell.label, cell.resolved.hash, count) for cell, count in zip(swept.cells, counts, strict=True)]
     print(command.cell_table(rows, len(swept.seeds)))
     missing = [lacking(cell.resolved) for cell in swept.cells]

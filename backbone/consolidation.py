@@ -10,7 +10,7 @@ With activation none it is the affine map W x + c with W = U A [D, D] and c = U 
 | concat          | [A_s; A_f], [U_s, alpha U_f], u_s + alpha u_f;    | relu, none   | r_s + r_f         | block matrices      |
 |                 | beyond `rank`: as svd                             | as svd       | `rank`            |                     |
 | svd, none       | best rank-R of W_s + alpha W_f; its c exactly     | none **      | r_s or `rank`     | Eckart, Young 1936  |
-| svd, relu       | concat, keep the R largest E[h] norm(U), refit U  | relu **      | r_s or `rank`     | pruning and ridge   |
+| svd, relu       | concat, drop neurons one by one, refit U each time| relu **      | r_s or `rank`     | Hassibi, Stork 1993 |
 | ema             | (1 - alpha) s + alpha f as functions, then as svd | relu, none **| r_s or `rank`     | moving average      |
 | ties, none      | W, c: trim, elect sign, mean of those that agree; | nothing      | r_s or `rank`     | arXiv 2306.01708 ***|
 |                 | then best rank-R of W                             |              |                   |                     |
@@ -203,23 +203,29 @@ def _truncate(f: Factors, rank: int, precision: float) -> Factors:
 
 
 def _prune(f: Factors, rank: int, x: Tensor) -> Factors:
-    """`rank` neurons of largest E[h_j] norm(U_j) over x [n, D], their up side refitted by ridge to the whole (activation relu).
+    """`rank` neurons, chosen and refitted by optimal brain surgeon over x [n, D] (activation relu).
 
-    The ridge pulls towards the up side they have, not towards zero, so nothing moves that need not: what is fitted is each
-    dropped neuron as a linear function of the kept ones and 1, and only the Gram matrix of the neurons is needed. Hidden
+    One neuron at a time goes: the one whose loss costs least after the best refit of all others and of the bias, which is
+    |U_j|^2 / (G^-1)_jj for the Gram matrix G [R + 1, R + 1] of the neurons and 1 (Hassibi and Stork 1993, exact here since
+    the output is linear in U). The small ridge pulls towards the up side they have, so nothing moves that need not. Hidden
     units are brought to mean square 1 for it, so that rescaling them (LoRA's gauge) changes nothing.
     """
     hidden = F.relu(F.linear(x, f.down, f.down_bias))  # [n, R]
-    order = (hidden.mean(dim=0) * f.up.norm(dim=0)).argsort(descending=True, stable=True)
-    kept, dropped = order[:rank].sort().values, order[rank:]
-    size = hidden[:, kept].square().mean(dim=0).sqrt()
+    size = hidden.square().mean(dim=0).sqrt()
     size = torch.where(size > 0, size, 1.0)
-    known = torch.cat([hidden[:, kept] / size, torch.ones_like(hidden[:, :1])], dim=1)  # [n, rank + 1]
+    known = torch.cat([hidden / size, torch.ones_like(hidden[:, :1])], dim=1)  # [n, R + 1]
     gram = known.T @ known / len(x)
     gram.diagonal().add_(RIDGE * gram.diagonal().mean())
-    fit = torch.linalg.solve(gram, known.T @ hidden[:, dropped] / len(x))  # [rank + 1, dropped]
-    up = f.up[:, kept] + f.up[:, dropped] @ (fit[:-1] / size.unsqueeze(1)).T
-    return Factors(f.down[kept], f.down_bias[kept], up, f.up_bias + f.up[:, dropped] @ fit[-1])
+    up = torch.cat([f.up * size, f.up_bias.unsqueeze(1)], dim=1)  # [D, R + 1]
+    kept = torch.arange(len(gram), device=gram.device)
+    while len(kept) - 1 > rank:
+        inverse = torch.linalg.inv(gram[kept][:, kept])
+        gone = (up.square().sum(dim=0) / inverse.diagonal())[:-1].argmin()
+        up = up - torch.outer(up[:, gone], inverse[:, gone] / inverse[gone, gone])
+        stay = torch.arange(len(kept), device=kept.device) != gone
+        kept, up = kept[stay], up[:, stay]
+    kept = kept[:-1]
+    return Factors(f.down[kept], f.down_bias[kept], up[:, :-1] / size[kept], up[:, -1])
 
 
 def _ties(s: Factors, f: Factors, alpha: float, rank: int, precision: float) -> Factors:

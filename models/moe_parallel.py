@@ -79,7 +79,7 @@ class Settings(SharedAdapterSettings):
             )
         if self.moe_mode == "task":
             for key, why in (("selection_split", "nothing is selected"), ("moe_heads", "there is one head")):
-                if key in self.model_fields_set:
+                if self.departs(key):
                     yield (key, "moe_mode"), f'{key}: {why} with moe_mode "task", remove one of the two'
         slowest = self.rate_fast * min(self.multipliers())
         if self.moe_mode == "parallel" and 0 < slowest < self.min_lr <= self.rate_fast:

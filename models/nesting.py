@@ -265,14 +265,14 @@ def _before(slow: Adapter, fast: Adapter, x: Tensor) -> dict[str, float | None]:
     s, f = slow(x), fast(x)
     slow_size, fast_size = size(s), size(f)
     total = slow_size + fast_size
-    both = slow_size > 0 and fast_size > 0
+    cosine = F.cosine_similarity(s.flatten(), f.flatten(), dim=0).clamp(-1, 1)  # rounding may leave the range
     return {
         "slow_norm": norm(slow),
         "fast_norm": norm(fast),
         "slow_output": slow_size,
         "fast_output": fast_size,
         "fast_share": fast_size / total if total > 0 else None,
-        "cosine": float(F.cosine_similarity(s.flatten(), f.flatten(), dim=0)) if both else None,
+        "cosine": float(cosine) if slow_size > 0 and fast_size > 0 else None,
     }
 
 

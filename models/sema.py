@@ -101,7 +101,7 @@ class Settings(NestedSettings):
         if self.min_lr > self.rd_lr:
             yield ("min_lr", "rd_lr"), f"min_lr: {self.min_lr} is above rd_lr {self.rd_lr}"
         plain = self.ffn_adapter_type == "adaptmlp"
-        for key in sorted(self.model_fields_set):
+        for key in filter(self.departs, type(self).model_fields):
             if plain and (key.startswith("nested_lora_") or key == "head_recalibration"):
                 yield (
                     (key, "ffn_adapter_type"),

@@ -54,7 +54,9 @@ class NestedSettings(Trained):
     )
     nested_lora_consolidation_interval: int = Field(1, ge=1, description="tasks between two merges")
     nested_lora_consolidation_rank: int | None = Field(
-        None, ge=1, description="largest rank of slow after concat; beyond it slow is compressed; null: it grows"
+        None,
+        ge=1,
+        description="largest rank of slow after concat, svd, ema or ties; null: concat grows, the others keep slow's",
     )
     nested_lora_reset: Literal["fresh", "zero"] = Field(
         "fresh",
@@ -94,6 +96,11 @@ class NestedSettings(Trained):
                 "nested_lora_consolidation_alpha: ema averages slow and fast, so at most 1 is expected; got "
                 f"{self.nested_lora_consolidation_alpha:g}",
             )
+        if self.nested_lora_consolidation_rank is not None and method in ("task_arithmetic", "pam_lite", "pam"):
+            yield (
+                ("nested_lora_consolidation_rank", "nested_lora_consolidation_method"),
+                f"nested_lora_consolidation_rank: {method} never changes the rank; remove it, or take concat, svd or ema",
+            )
         between = max(self.nested_lora_levels - 2, 0)
         for key in ("nested_lora_level_lrs", "nested_lora_level_intervals"):
             values = getattr(self, key)
@@ -107,7 +114,7 @@ class NestedSettings(Trained):
                 yield (key,), f"{key}: every value must be above 0; got {list(values)}"
         if self.nested_lora_levels == 1:
             for key in ("nested_lora_lr_fast", "nested_lora_eval", "nested_lora_consolidation_method"):
-                if key in self.model_fields_set:
+                if self.departs(key):
                     yield (
                         (key, "nested_lora_levels"),
                         f"{key}: acts on fast adapters, and with nested_lora_levels 1 there are none",

@@ -151,7 +151,7 @@ def fit(
                 epochs=epochs,
                 loss=mean,
                 accuracy=accuracy,
-                lr=rates[0] if len(rates) == 1 else rates,
+                lr=rates[0] if len(set(rates)) == 1 else rates,
                 images=count,
                 seconds=time.perf_counter() - start,
             )

@@ -271,7 +271,9 @@ def test_alone_it_prints_help_with_five_commands(capsys):
         assert config is None or (ROOT / config[1]).is_file()
 
 
-@pytest.mark.parametrize("arguments", [["--chek"], ["--check"], ["--resume", "maybe"], ["--set"], ["--set", "a=1"]])
+@pytest.mark.parametrize(
+    "arguments", [["--chek"], ["--check"], ["--resume", "maybe"], ["--set"], ["--set", "a=1"], ["--jobs", "0"]]
+)
 def test_wrong_options_end_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main.main(arguments)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import toy_stream
+from conftest import toy_backbone, toy_stream
 
 
 def learned(learner, stream, tasks):
@@ -223,3 +223,151 @@ def test_gates_are_a_softmax_of_the_mean_token(toy_learner):
         torch.nn.init.normal_(adapter.up_proj.weight)
     by_hand = sum(slot.router(mean)[:, i, None, None] * a(x) for i, a in enumerate(slot.adapters))
     torch.testing.assert_close(slot(x), by_hand)
+
+
+# Nested adapters in SEMA's place for the functional one ---------------------------------------------------------------
+
+
+NESTED = {"ffn_adapter_type": "nested_lora", "exp_threshold": 0.0, "nested_lora_rank": 2}
+
+
+def in_double(toy_learner, **settings):
+    backbone = toy_backbone(class_token=False, global_pool="avg").double()
+    return toy_learner("sema", backbone=backbone, **NESTED | settings)
+
+
+def logits_of(learner, stream):
+    images = next(iter(stream.test(0).batches(100, augment=False, shuffle=False)))[0]
+    with torch.no_grad():
+        return learner.eval().logits(images)
+
+
+def nested_in(learner):
+    """Every nested adapter by (layer, index)."""
+    slots = {n: learner._layer(n).adapters for n in range(3)}
+    return {(n, i): adapter for n, adapters in slots.items() for i, adapter in enumerate(adapters)}
+
+
+def test_one_level_is_plain_sema(toy_learner):
+    """A nested adapter of slow alone starts and learns as SEMA's own does, so all else can be compared number by number."""
+    stream = toy_stream()
+    plain = learned(in_double(toy_learner, ffn_adapter_type="adaptmlp", exp_threshold=0.3), stream, 3)
+    count = len(rows(plain, "expand"))
+    nested = learned(in_double(toy_learner, nested_lora_levels=1, exp_threshold=0.3), stream, 3)
+    assert plain.adapters_per_layer() == nested.adapters_per_layer() != [1, 1, 1]
+    first, second = rows(plain, "expand")[:count], rows(nested, "expand")[count:]
+    assert [(r["task"], r["layer"]) for r in first] == [(r["task"], r["layer"]) for r in second]
+    assert (logits_of(plain, stream) - logits_of(nested, stream)).abs().max() < 1e-12
+    theirs = {k.replace(".slow.", "."): v for k, v in nested.own_state().items()}
+    assert theirs.keys() == plain.own_state().keys()
+    assert all((v - theirs[k]).abs().max() < 1e-11 for k, v in plain.own_state().items())
+    assert rows(nested, "consolidation") == []
+
+
+def test_descriptors_router_and_expansion_of_nested_adapters(toy_learner):
+    stream = toy_stream()
+    learner = learned(in_double(toy_learner), stream, 1)
+    before = {k: v.clone() for k, v in learner.own_state().items() if not k.startswith("head")}
+    learner.begin_task()
+    learner.learn(stream.task(1))
+    learner.consolidate(stream.task(1))
+    assert learner.adapters_per_layer() == [1, 2, 2]
+    assert [len(learner._layer(n).descriptors) for n in range(3)] == [0, 2, 2]
+    assert [len(learner._layer(n).router) for n in range(3)] == [0, 2, 2]
+    assert all(torch.equal(v, learner.own_state()[k]) for k, v in before.items())
+
+
+@pytest.mark.parametrize("part", ["combined", "slow", "fast"])
+def test_a_gate_weighs_slow_and_fast_alike(part, toy_learner):
+    learner = in_double(toy_learner, nested_lora_levels=3)
+    learner._grow(1)
+    slot, x = learner._layer(1), torch.randn(3, 5, 16, dtype=torch.float64)
+    for adapter in slot.adapters:
+        for own in adapter.adapters():
+            torch.nn.init.normal_(own.up_proj.weight)
+        adapter.use(part)
+    gates = slot.router(x.mean(1))
+    chosen = {"combined": [0, 1, 2], "slow": [0], "fast": [2]}[part]
+    by_hand = sum(
+        gates[:, e, None, None] * sum(adapter.adapters()[i](x) for i in chosen)
+        for e, adapter in enumerate(slot.adapters)
+    )
+    assert (slot(x) - by_hand).abs().max() < 1e-12
+
+
+def test_every_nested_adapter_is_merged_once(toy_learner):
+    """After the task it was added in; with alpha 1 predictions stay, and slow alone then makes them."""
+    stream = toy_stream()
+    learner = in_double(toy_learner)
+    for index in range(3):
+        learner.begin_task()
+        learner.learn(stream.task(index))
+        before = logits_of(learner, stream)
+        learner.consolidate(stream.task(index))
+        assert (logits_of(learner, stream) - before).abs().max() < 1e-12
+        learner._use("slow")
+        assert (logits_of(learner, stream) - before).abs().max() < 1e-12
+    found = [(r["task"], r["layer"], r["adapter"]) for r in rows(learner, "consolidation")]
+    assert found == [(0, 0, 0), (0, 1, 0), (0, 2, 0), (1, 1, 1), (1, 2, 1), (2, 1, 2), (2, 2, 2)]
+    assert all(r["merged"] and r["error"] < 1e-12 for r in rows(learner, "consolidation"))
+    assert all(adapter.ranks() == [4, 2] for adapter in nested_in(learner).values()) and learner.unmerged == []
+
+
+def test_nested_groups_have_their_rates(toy_learner):
+    learner = in_double(
+        toy_learner, nested_lora_lr_slow=0.001, nested_lora_lr_fast=0.02, router_lr=0.3, head_lr=0.4, func_epoch=1
+    )
+    learned(learner, toy_stream(), 2)
+    first, second, third = (r["groups"] for r in rows(learner, "groups"))  # task 0, and each expansion of task 1
+    rates = [("slow", 0.001), ("fast", 0.02), ("router", 0.3), ("head", 0.4)]
+    assert all([(g["group"], g["lr"]) for g in told] == rates for told in (first, second, third))
+    size = 2 * 16 * 2 + 2 + 16
+    assert [g["parameters"] for g in first] == [3 * size, 3 * size, 2 * 17, 6 * 17]
+    assert [g["parameters"] for g in third] == [size, size, 17, 6 * 17]
+
+
+@pytest.mark.parametrize("interval", [1, 2])
+@pytest.mark.parametrize("done", [1, 2])
+def test_nested_adapters_are_restored_exactly_merged_or_not(interval, done, toy_learner):
+    stream = toy_stream()
+
+    def build():
+        return in_double(toy_learner, nested_lora_consolidation_interval=interval, nested_lora_eval="slow")
+
+    whole = learned(build(), stream, done)
+    waiting = {(1, 1): [], (1, 2): [], (2, 1): [(0, 0), (1, 0), (2, 0)], (2, 2): []}[interval, done]
+    assert whole.unmerged == waiting
+    structure = json.loads(json.dumps(whole.structure()))
+    state = {k: v.clone() for k, v in whole.own_state().items()}
+    fresh = build()
+    fresh.restore(structure)
+    fresh.load_own_state(state)
+    assert fresh.unmerged == waiting and torch.equal(logits_of(fresh, stream), logits_of(whole, stream))
+    for learner in (whole, fresh):
+        for index in range(done, 3):
+            learner.begin_task()
+            learner.learn(stream.task(index))
+            learner.consolidate(stream.task(index))
+    assert torch.equal(logits_of(fresh, stream), logits_of(whole, stream))
+    assert all(torch.equal(v, fresh.own_state()[k]) for k, v in whole.own_state().items())
+    assert fresh.structure() == whole.structure()
+
+
+def test_an_interval_of_two_merges_what_two_tasks_added(toy_learner):
+    learner = learned(in_double(toy_learner, nested_lora_consolidation_interval=2), toy_stream(), 3)
+    merged = [(r["task"], r["layer"], r["adapter"]) for r in rows(learner, "consolidation") if r["merged"]]
+    assert merged == [(1, 0, 0), (1, 1, 0), (1, 2, 0), (1, 1, 1), (1, 2, 1)]
+    assert learner.unmerged == [(1, 2), (2, 2)]
+
+
+def test_recalibration_after_a_merge_in_sema(toy_learner):
+    def rows_of(flag):
+        keys = {"nested_lora_consolidation_alpha": 0.3, "head_recalibration": flag, "decay_other_rows": False}
+        stream = toy_stream()
+        learner = learned(in_double(toy_learner, **keys), stream, 1)
+        learner.learn(stream.task(1))
+        before = learner.head.weight.detach().clone()
+        learner.consolidate(stream.task(1))
+        return [torch.equal(a, b) for a, b in zip(before, learner.head.weight, strict=True)]
+
+    assert rows_of(False) == [True] * 6 and rows_of(True) == [True, True, False, False, True, True]

@@ -118,6 +118,10 @@ class Experiment(BaseModel):
         """What each key means, with unit and source."""
         return {key: field.description or "" for key, field in type(self).model_fields.items()}
 
+    def departs(self, key: str) -> bool:
+        """Whether a key has another value than its default; a resolved file states every key, so presence says nothing."""
+        return getattr(self, key) != type(self).model_fields[key].default
+
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         """Yields (keys involved, fault) for rules that span several keys. Skipped when one of the keys is itself faulty."""
         if len(set(self.seed)) != len(self.seed) or not self.seed:

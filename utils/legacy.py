@@ -25,7 +25,7 @@ _DEFAULTS = {
 _SEMA_RATES = {"nested_lora_lr_fast": 0.01, "nested_lora_lr_slow": 0.001}
 _FAST_FACTOR = 5  # fast rate of the chain and the competition, in multiples of init_lr
 # ... and as far as it is a fault: what to set to have it back.
-_FAULTS = {
+_FAULTS: dict[str, dict[str, Any]] = {
     "sema": {"nested_lora_reset": "zero"},
     "nested_lora": {"nested_lora_reset": "zero", "decay_other_rows": True},
     "moe_parallel": {
@@ -43,7 +43,9 @@ def translate(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], list
 
     A file counts as Nested-LoRA's if it carries a key that never acted (`memory_size` ...) or that program's backbone name;
     only then are its defaults filled in and does "pam" mean its sign mask."""
-    values, faults, read = dict(given), [], []
+    values = dict(given)
+    faults: list[str] = []
+    read: list[str] = []  # what is read as what
     old = bool(NEVER_ACTED & values.keys()) or values.get("backbone_type") == _BACKBONE
 
     if values.get("backbone_type") == _BACKBONE:
@@ -111,12 +113,12 @@ def _is_nested(values: Mapping[str, Any]) -> bool:
 def _fill(values: dict[str, Any]) -> list[str]:
     """Adds the original's defaults where the file is silent; returns a note on them and one on its faults, which stay off."""
     method, notes = values["model_name"], []
+    defaults: dict[str, Any] = dict(_DEFAULTS)
+    rate = values.get("init_lr", Trained.model_fields["init_lr"].default)
     if method == "sema":
-        defaults = _DEFAULTS | _SEMA_RATES
-    else:
-        rate = values.get("init_lr", Trained.model_fields["init_lr"].default)
-        number = isinstance(rate, int | float) and not isinstance(rate, bool)
-        defaults = _DEFAULTS | ({"nested_lora_lr_fast": _FAST_FACTOR * rate} if number else {})
+        defaults |= _SEMA_RATES
+    elif isinstance(rate, int | float) and not isinstance(rate, bool):
+        defaults["nested_lora_lr_fast"] = _FAST_FACTOR * rate
     if silent := {key: value for key, value in defaults.items() if key not in values}:
         values |= silent
         notes.append(f"the file is silent on these, Nested-LoRA's own defaults stand: {_listed(silent)}")

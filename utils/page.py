@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from utils import plots
+from utils import plots, plots_nested
 from utils.report import number, write_bytes
 from utils.runlog import clock
 
@@ -22,6 +22,7 @@ body { margin: 0 auto; padding: 1rem; max-width: 60rem; background: var(--paper)
   font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; line-height: 1.25; margin: .5rem 0; }
 h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
+.warn { background: var(--tile); border-left: .35rem solid #D55E00; padding: .5rem .8rem; font-weight: 600; }
 .soft { color: var(--soft); margin: .25rem 0 1rem; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: .5rem; }
 .tiles div { background: var(--tile); border-radius: .5rem; padding: .6rem .8rem; }
@@ -32,9 +33,10 @@ figure, .wide { margin: .5rem 0; overflow-x: auto; }
 figure svg { display: block; width: 100%; min-width: 34rem; height: auto; }
 figcaption { color: var(--soft); font-size: .9rem; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
-th, td { text-align: right; padding: .2rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { font-weight: 600; white-space: nowrap; }
-.names td { text-align: left; overflow-wrap: anywhere; }
+th, td { text-align: right; padding: .2rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top;
+  white-space: nowrap; }
+th { font-weight: 600; }
+.names td { text-align: left; overflow-wrap: anywhere; white-space: normal; }
 .names td:first-child { white-space: nowrap; }
 summary { cursor: pointer; margin: .5rem 0; }
 """.strip()
@@ -42,6 +44,22 @@ summary { cursor: pointer; margin: .5rem 0; }
 FIGURES = {  # file name: heading, caption
     "accuracy_curve": ("Accuracy", "Test accuracy over all classes seen so far, after each task."),
     "accuracy_matrix": ("Accuracy matrix", "Row: after learning a task. Column: the test classes of a task. Percent."),
+    "head_drift": (
+        "Head drift",
+        "Test accuracy with each class's statistics as gathered in its own task (stale) and with all gathered anew from "
+        "the features of today (recomputed, a measurement only): the gap is what the features' drift costs.",
+    ),
+    "selection": (
+        "Selection history",
+        "Accuracy of each expert, after a task, on the data that the winner was selected on; the winner is ringed and "
+        "named above. Among equal accuracies the lowest loss wins.",
+    ),
+    "slow_and_fast": (
+        "Slow and fast adapters",
+        "After each task and before the merge: fast's part of the summed sizes of both outputs, and the sizes "
+        "themselves (root mean square length, on training images of the task); slow once more after a merge. The mean "
+        "where a layer has several adapters; of more than two levels, the fastest and the one below it.",
+    ),
     "adapters": ("Adapters", "Adapters in place after each task, stacked by layer."),
     "detection": (
         "Distribution shift",
@@ -68,9 +86,18 @@ def load_rows(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path}: not a file of JSON lines ({error})") from error
 
 
+class Bold(str):
+    """A table cell in bold print."""
+
+
+def _cell(value: Any) -> str:
+    text = escape(str(value))
+    return f"<td><b>{text}</b></td>" if isinstance(value, Bold) else f"<td>{text}</td>"
+
+
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]], kind: str = "") -> str:
     top = "<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>" if head else ""
-    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
     return f'<div class="wide"><table class="{kind}">{top}{body}</table></div>'
 
 
@@ -98,11 +125,74 @@ def _task_rows(results: Mapping[str, Any]) -> str:
     return _table(head, rows)
 
 
+def _details(summary: str, inner: str) -> str:
+    return f"<details><summary>{escape(summary)}</summary>{inner}</details>"
+
+
 def _matrix_rows(results: Mapping[str, Any]) -> str:
     matrix = results["accuracy_matrix"]
     head = ["after", *(f"task {k + 1}" for k in range(len(matrix)))]
     rows = [[t + 1, *map(number, row), *[""] * (len(matrix) - len(row))] for t, row in enumerate(matrix)]
-    return f"<details><summary>The matrix as numbers</summary>{_table(head, rows)}</details>"
+    return _details("The matrix as numbers", _table(head, rows))
+
+
+def _drift_rows(results: Mapping[str, Any]) -> str:
+    """The picture's numbers, and the mean cosine of old classes' means; empty for a head that cannot drift."""
+    if not (drift := results.get("head_drift")):
+        return ""
+    head = ["task", "stale", "recomputed", "gap", "cosine of old class means"]
+    rows = []
+    for e in drift:
+        accuracies = (e["stale"], e["recomputed"], e["recomputed"] - e["stale"])
+        rows.append([e["task"] + 1, *map(number, accuracies), number(e["cosine"], 4)])
+    return _details("The drift as numbers", _table(head, rows))
+
+
+def _test_warning(results: Mapping[str, Any]) -> str:
+    """A sentence, if anything was selected on test data."""
+    history = results.get("selection_history") or ()
+    if not any(isinstance(entry, Mapping) and entry.get("split") == "test" for entry in history):
+        return ""
+    return '<p class="warn">The winner was selected on test data, so the accuracies are optimistic.</p>'
+
+
+def _selection_rows(results: Mapping[str, Any]) -> str:
+    """A line a competition of experts; selections of other kinds as JSON."""
+    history = results.get("selection_history") or []
+    known = [entry for entry in history if plots_nested.is_competition(entry)]
+    other = [json.dumps(entry, ensure_ascii=False) for entry in history if not plots_nested.is_competition(entry)]
+    text = ""
+    if known:
+        count = max(len(entry["accuracies"]) for entry in known)
+        rows = []
+        for e in known:
+            cells = [Bold(number(a)) if k == e["winner"] else number(a) for k, a in enumerate(e["accuracies"])]
+            cells += [""] * (count - len(cells))
+            rows.append([e["task"] + 1, e["winner"], number(e["margin"]), e["split"], e["samples"], *cells])
+        head = ["task", "winner", "margin", "selected on", "samples", *(f"expert {k}" for k in range(count))]
+        text += _table(head, rows)
+    return text + (f"<pre>{escape(chr(10).join(other))}</pre>" if other else "")
+
+
+def _merge_rows(rows: plots.Rows) -> str:
+    """A line a task and layer, and where there are several a line for each adapter and each pair of levels."""
+    merges = [row for row in rows if row["kind"] == "consolidation"]
+    if not merges:
+        return ""
+    keys = ["task", "layer", "adapter", "level", "expert"]
+    always = ("task", "layer")
+    keys = [key for key in keys if key in always or len({row.get(key) for row in merges}) > 1]
+    values = ("slow_norm", "fast_norm", "slow_norm_after", "fast_norm_after", "cosine", "fast_share")
+    head = [*keys, "slow norm", "fast norm", "slow after", "fast after", "cosine", "fast's share", "error", "rank"]
+    body = []
+    for row in merges:
+        where = [row["task"] + 1 if key == "task" else row.get(key, "-") for key in keys]
+        numbers = [number(row.get(key), 3) for key in values]
+        error = row.get("error")
+        body.append([*where, *numbers, "-" if error is None else f"{error:.1e}", row.get("rank", "-")])
+    ways = sorted({f"{row['method']}, alpha {row['alpha']:g}" for row in merges if row.get("method")})
+    how = f"merged by {'; '.join(ways)}" if ways else "never merged"
+    return _details(f"Slow and fast in numbers ({how})", _table(head, body))
 
 
 def page(
@@ -110,8 +200,9 @@ def page(
     settings: Mapping[str, Any],
     environment: Mapping[str, Any],
     pictures: Mapping[str, str],
+    rows: plots.Rows,
 ) -> str:
-    """The text of report.html; `pictures` maps the names in FIGURES to <svg> elements."""
+    """The text of report.html; `pictures` maps the names in FIGURES to <svg> elements, `rows` are of metrics.jsonl."""
     tasks = len(results["task_classes"])
     title = f"{results['model_name']} on {results['dataset']}, {tasks} task{'s' * (tasks != 1)}, seed {results['seed']}"
     tiles = "".join(f"<div><span>{label}</span><b>{number(results[key])}</b></div>" for key, label in TILES.items())
@@ -120,32 +211,38 @@ def page(
     cost = f"{clock(spent)} on {environment.get('device_name', 'an unnamed device')}"
     cost += f", {number(speed, 0)} training images a second, {memory / 2**20:,.0f} MiB peak memory"
     cost += f", test set scored {results['test_evaluations']} times"
+    warning = _test_warning(results)
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">{escape(str(settings.get("about") or ""))}</p>',
+        warning,
         f'<div class="tiles">{tiles}</div>',
         f'<p class="soft">Percent. {escape(cost)}.</p>',
         f"<h2>Run it again</h2><pre>{escape(str(environment.get('command', '')))}</pre>",
     ]
+    before = {"selection": warning}
+    after = {
+        "accuracy_matrix": _matrix_rows(results),
+        "head_drift": _drift_rows(results),
+        "selection": _selection_rows(results),
+        "slow_and_fast": _merge_rows(rows),
+    }
     for name, (heading, caption) in FIGURES.items():
+        if name in pictures or after.get(name):
+            parts += [f"<h2>{heading}</h2>", before.get(name, "")]
         if name in pictures:
-            parts.append(f"<h2>{heading}</h2><figure>{pictures[name]}</figure>")
-            parts.append(f'<p class="soft">{caption}</p>')
-        if name == "accuracy_matrix":
-            parts.append(_matrix_rows(results))
+            parts += [f"<figure>{pictures[name]}</figure>", f'<p class="soft">{escape(caption, quote=False)}</p>']
+        parts.append(after.get(name, ""))
     parts += ["<h2>Tasks</h2>", _task_rows(results)]
-    if results["selection_history"]:
-        history = "\n".join(json.dumps(entry, ensure_ascii=False) for entry in results["selection_history"])
-        parts.append(f"<h2>Selection history</h2><pre>{escape(history)}</pre>")
     order = {"class order": results["class_order"], "classes of each task": results["task_classes"]}
-    parts.append(f"<details><summary>Class order</summary>{_facts(order)}</details>")
+    parts.append(_details("Class order", _facts(order)))
     parts += ["<h2>Settings</h2>", _facts({k: v for k, v in settings.items() if k != "about"})]
     parts += ["<h2>Environment</h2>", _facts(environment)]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>\n{STYLE}\n</style>\n</head>\n<body>\n"
-        + "\n".join(parts)
+        + "\n".join(filter(None, parts))
         + "\n</body>\n</html>\n"
     )
 
@@ -165,7 +262,7 @@ def write_report(
     folder = Path(folder)
     if rows is None:
         rows = load_rows(folder / "metrics.jsonl")
-    pictures = plots.draw(results, rows)
+    pictures = plots.draw(results, rows) | plots_nested.draw(results, rows)
     (folder / "plots").mkdir(exist_ok=True)
     for name in FIGURES:
         path = folder / "plots" / f"{name}.png"
@@ -174,5 +271,5 @@ def write_report(
         else:
             path.unlink(missing_ok=True)
     svgs = {name: plots.inline_svg(figure, name) for name, figure in pictures.items()}
-    write_bytes(folder / "report.html", page(results, settings, environment, svgs).encode())
+    write_bytes(folder / "report.html", page(results, settings, environment, svgs, rows).encode())
     return folder / "report.html"

@@ -25,7 +25,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 # ------------------------------------------------------------------------------------------------ pictures
 
 
-def _figure(height: float) -> Figure:
+def new_figure(height: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -35,7 +35,7 @@ def _figure(height: float) -> Figure:
     return figure
 
 
-def _style(axes: Axes, xlabel: str, ylabel: str, title: str = "") -> None:
+def style(axes: Axes, xlabel: str, ylabel: str, title: str = "") -> None:
     axes.set_xlabel(xlabel, color=INK)
     axes.set_ylabel(ylabel, color=INK)
     axes.set_title(title, color=INK, loc="left", fontsize=11)
@@ -46,12 +46,21 @@ def _style(axes: Axes, xlabel: str, ylabel: str, title: str = "") -> None:
         spine.set_visible(side in ("left", "bottom"))
 
 
-def _legend(axes: Axes, **options: Any) -> None:
+def legend(axes: Axes, **options: Any) -> None:
     axes.legend(labelcolor=INK, frameon=False, fontsize=9, **options)
 
 
-def _task_ticks(axes: Axes, tasks: int) -> None:
-    step = 1 if tasks <= 25 else math.ceil(tasks / 20)
+def legend_above(figure: Figure) -> None:
+    """One legend for all panels, above them; equal labels are named once."""
+    found = {label: h for a in figure.axes for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
+    figure.legend(
+        list(found.values()), list(found), loc="outside upper left", ncols=4, frameon=False, labelcolor=INK, fontsize=9
+    )
+
+
+def task_ticks(axes: Axes, tasks: int, most: int = 25) -> None:
+    """Task numbers from 1 at 0, 1, ...; where there are more than `most`, only some of them."""
+    step = 1 if tasks <= most else math.ceil(tasks / (0.8 * most))
     axes.set_xticks(range(0, tasks, step), [str(t + 1) for t in range(0, tasks, step)])
 
 
@@ -72,7 +81,19 @@ def _task_marks(axes: Axes, tasks: Sequence[int]) -> None:
     axes.set_xlim(-0.5, len(tasks) - 0.5)
 
 
-def _log_scale_if_wide(axes: Axes, values: Sequence[float]) -> None:
+def colours_of(count: int) -> list[str]:
+    """A colour for each of `count` things: the palette for a few, else a ramp in which neighbours stay in order.
+
+    The ramp leaves out viridis' ends, of which one does not show on black and the other not on white."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    if count <= len(COLOURS):
+        return list(COLOURS[:count])
+    return [to_hex(colormaps["viridis"](0.15 + 0.7 * i / (count - 1))) for i in range(count)]
+
+
+def log_scale_if_wide(axes: Axes, values: Sequence[float]) -> None:
     if values and min(values) > 0 and max(values) > 50 * min(values):
         axes.set_yscale("log")
 
@@ -86,15 +107,15 @@ def accuracy_matrix(results: Mapping[str, Any]) -> Figure:
     table = np.full((tasks, tasks), np.nan)
     for t, row in enumerate(matrix):
         table[t, : len(row)] = [math.nan if value is None else value for value in row]
-    figure = _figure(min(6.2, 1.6 + 0.5 * tasks))
+    figure = new_figure(min(6.2, 1.6 + 0.5 * tasks))
     axes = figure.add_subplot()
     edges = np.arange(tasks + 1) - 0.5
     # a mesh, not imshow: its cells stay vectors in the SVG; edges in the cells' colour leave no hairlines between them
     image = axes.pcolormesh(edges, edges, table, vmin=0, vmax=100, cmap="viridis", edgecolors="face", linewidth=0.3)
     axes.invert_yaxis()
-    _style(axes, "accuracy on the classes of task", "after task")
+    style(axes, "accuracy on the classes of task", "after task")
     axes.spines[:].set_visible(False)
-    _task_ticks(axes, tasks)
+    task_ticks(axes, tasks)
     axes.set_yticks(axes.get_xticks(), [label.get_text() for label in axes.get_xticklabels()])
     digits, size = (1, 9) if tasks <= 10 else (0, 8 if tasks <= 16 else 7)
     for (t, k), value in np.ndenumerate(table):
@@ -111,7 +132,7 @@ def accuracy_matrix(results: Mapping[str, Any]) -> Figure:
 
 def curves(results: Mapping[str, Any]) -> Figure:
     """Accuracy over all seen classes after each task (top-1, top-5 where defined) and the top-1 average."""
-    figure = _figure(3.4)
+    figure = new_figure(3.4)
     axes = figure.add_subplot()
     lines = (("top1_curve", "top-1", "o", COLOURS[0]), ("top5_curve", "top-5", "s", COLOURS[1]))
     for key, label, marker, colour in lines:
@@ -120,11 +141,11 @@ def curves(results: Mapping[str, Any]) -> Figure:
             axes.plot(values, color=colour, marker=marker, markersize=4, label=label)
     if (average := results["average_accuracy"]) is not None:
         axes.axhline(average, color=COLOURS[0], linestyle="--", linewidth=1, label=f"top-1 average {number(average)}")
-    _style(axes, "tasks learned", "accuracy on all seen classes (%)")
-    _task_ticks(axes, len(results["top1_curve"]))
+    style(axes, "tasks learned", "accuracy on all seen classes (%)")
+    task_ticks(axes, len(results["top1_curve"]))
     axes.set_xlim(-0.5, len(results["top1_curve"]) - 0.5)
     axes.grid(axis="y", color=INK, alpha=0.15, linewidth=0.6)
-    _legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 
@@ -134,7 +155,7 @@ def losses(rows: Rows) -> Figure | None:
     phases = list(dict.fromkeys(str(row.get("phase", "train")) for row in epochs))
     if not phases:
         return None
-    figure = _figure(0.4 + 2.1 * len(phases))
+    figure = new_figure(0.4 + 2.1 * len(phases))
     for panel, phase in enumerate(phases):
         own = [row for row in epochs if str(row.get("phase", "train")) == phase]
         axes = figure.add_subplot(len(phases), 1, panel + 1)
@@ -144,8 +165,8 @@ def losses(rows: Rows) -> Figure | None:
                 values = [row["loss"] for row in own[start:i]]
                 axes.plot(range(start, i), values, color=COLOURS[panel % 6], marker=".", markersize=4, linewidth=1.2)
                 start = i
-        _style(axes, "epochs (tasks above)" if panel + 1 == len(phases) else "", f"{phase} loss")
-        _log_scale_if_wide(axes, [row["loss"] for row in own])
+        style(axes, "epochs (tasks above)" if panel + 1 == len(phases) else "", f"{phase} loss")
+        log_scale_if_wide(axes, [row["loss"] for row in own])
         _task_marks(axes, [row["task"] for row in own])
     return figure
 
@@ -156,24 +177,22 @@ def adapters(results: Mapping[str, Any]) -> Figure | None:
     layers = list(dict.fromkeys(layer for entry in counts for layer, n in entry.items() if n))
     if not layers:
         return None
-    from matplotlib import colormaps
     from matplotlib.ticker import MaxNLocator
 
-    figure = _figure(3.2)
+    colours = colours_of(len(layers))
+    figure = new_figure(3.2)
     axes = figure.add_subplot()
     base = [0] * len(counts)
     for i, layer in enumerate(layers):
         height = [entry.get(layer, 0) for entry in counts]
-        # a few layers get the palette, many a ramp in which neighbours stay in order
-        colour = COLOURS[i] if len(layers) <= len(COLOURS) else colormaps["viridis"](i / (len(layers) - 1))
-        axes.bar(range(len(counts)), height, bottom=base, color=colour, width=0.8, label=f"layer {layer}")
+        axes.bar(range(len(counts)), height, bottom=base, color=colours[i], width=0.8, label=f"layer {layer}")
         base = [b + h for b, h in zip(base, height, strict=True)]
-    _style(axes, "tasks learned", "adapters")
-    _task_ticks(axes, len(counts))
+    style(axes, "tasks learned", "adapters")
+    task_ticks(axes, len(counts))
     axes.set_xlim(-0.6, len(counts) - 0.4)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     # reversed: the legend's order is that of the stack
-    _legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0), reverse=True, ncols=1 if len(layers) <= 14 else 2)
+    legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0), reverse=True, ncols=1 if len(layers) <= 14 else 2)
     return figure
 
 
@@ -183,7 +202,7 @@ def detections(rows: Rows) -> Figure | None:
     layers = sorted({row["layer"] for row in events})
     if not layers:
         return None
-    figure = _figure(0.6 + (1.9 if len(layers) <= 4 else 1.4) * len(layers))
+    figure = new_figure(0.6 + (1.9 if len(layers) <= 4 else 1.4) * len(layers))
     for panel, layer in enumerate(layers):
         own = [row for row in events if row["layer"] == layer]
         # a score is null where a record without deviation made it infinite: there is no place for it on the axis
@@ -199,16 +218,12 @@ def detections(rows: Rows) -> Figure | None:
         axes.step(range(len(own)), limits, where="mid", color=COLOURS[2], linewidth=1.2, zorder=3, label="threshold")
         if len(own) == 1:  # a step of one point is invisible
             axes.axhline(limits[0], color=COLOURS[2], linewidth=1.2)
-        _style(axes, "detections (tasks above)" if panel + 1 == len(layers) else "", f"layer {layer}")
-        _log_scale_if_wide(axes, y)
+        style(axes, "detections (tasks above)" if panel + 1 == len(layers) else "", f"layer {layer}")
+        log_scale_if_wide(axes, y)
         _task_marks(axes, [row["task"] for row in own])
         if len(own) <= 30:
             axes.set_xticks([])  # few: the task numbers above say it all
-    legend = {label: h for a in figure.axes for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
-    figure.legend(
-        list(legend.values()), list(legend), loc="outside upper left", ncols=3, frameon=False, labelcolor=INK,
-        fontsize=9,
-    )  # fmt: skip
+    legend_above(figure)
     return figure
 
 

@@ -67,7 +67,7 @@ def run(jobs: Sequence[Job], at_once: int, accuracy_of: Callable[[Path], float |
                     for _, process in _running(jobs):
                         process.kill() if told else process.terminate()
                     told = len(notices)
-                board.show(table(jobs, time.monotonic() - start))
+                board.show(table(jobs, time.monotonic() - start, shutil.get_terminal_size().columns))
                 if not _running(jobs) and (notices or all(job.state != "waiting" for job in jobs)):
                     break
                 time.sleep(POLL)
@@ -130,19 +130,22 @@ def _sentence(job: Job, jobs: Sequence[Job]) -> str:
     return f"[{ended}/{len(jobs)}] {job.cell}, seed {job.seed}: {job.state} after {took}, {result}"
 
 
-def table(jobs: Sequence[Job], seconds: float) -> list[str]:
-    """Lines of the live table: a row for each cell with the states of its runs and the mean last accuracy so far."""
+def table(jobs: Sequence[Job], seconds: float, columns: int) -> list[str]:
+    """Lines of the live table: a row for each cell with the states of its runs and the mean last accuracy so far.
+
+    Labels too long for the terminal lose their beginning: cells of a grid differ at the end."""
     cells: dict[str, list[Job]] = {}
     for job in jobs:
         cells.setdefault(job.cell, []).append(job)
-    width = max(len(cell) for cell in cells)
+    width = min(max(map(len, cells)), max(columns - 34, 8))
     lines = [f"{'cell':<{width}} {'done':>7} {'running':>8} {'failed':>7} {'last':>7}"]
     for cell, own in cells.items():
         states = [job.state for job in own]
         known = [job.accuracy for job in own if job.accuracy is not None]
         last = number(sum(known) / len(known) if known else None)
         done = f"{states.count('done')}/{len(own)}"
-        lines.append(f"{cell:<{width}} {done:>7} {states.count('running'):>8} {states.count('failed'):>7} {last:>7}")
+        name = cell if len(cell) <= width else f"..{cell[2 - width :]}"
+        lines.append(f"{name:<{width}} {done:>7} {states.count('running'):>8} {states.count('failed'):>7} {last:>7}")
     ended = sum(job.state in ("done", "failed") for job in jobs)
     return [*lines, f"{ended} of {len(jobs)} runs ended, {clock(seconds)}"]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from utils import comparison, pool, report
-from utils.config import NEVER_ACTED, Experiment, Resolved
+from utils.config import Experiment, Resolved
 from utils.strict_json import ConfigError, shown
 
 UNCHANGED = "as in the file"
@@ -165,8 +165,8 @@ def apply(
     merged, notes = {**values, **arm}, []
     method, before = str(merged.get("model_name")), str(values.get("model_name"))
     if method != before and method in methods and before in methods:
-        known = {*settings_of(method).model_fields, *settings_of(method).ignored, *NEVER_ACTED}
-        own = [k for k in values if k in settings_of(before).model_fields and k not in known and k not in arm]
+        known, others = settings_of(method).model_fields, settings_of(before).model_fields
+        own = [k for k in values if k in others and k not in known and k not in arm]
         merged = {k: v for k, v in merged.items() if k not in own}
         if own:
             notes.append(f"keys of {before} that {method} does not have are left out: {', '.join(own)}")
