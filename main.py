@@ -48,12 +48,12 @@ def main(argv: list[str] | None = None) -> int:
             print(command.listing(HERE / "exps", models.summaries(), catalogue.names()))
         elif args.config is not None:
             loaded = load(args)
-            if isinstance(loaded, sweep.Sweep):
-                code = (
-                    check_sweep(loaded) if args.check else sweep.run(loaded, args, HERE / "main.py", ready, result_of)
-                )
+            if args.check:
+                check(loaded)
+            elif loaded.declared or args.jobs > 1:
+                code = sweep.run(loaded, args, HERE / "main.py", ready, result_of)
             else:
-                check(loaded) if args.check else run(loaded, args)
+                run(loaded.cells[0].resolved, args)
         elif args.check or args.set:
             ask.error("--config FILE is needed")
         else:
@@ -74,10 +74,10 @@ def main(argv: list[str] | None = None) -> int:
         return code
 
 
-def load(args: argparse.Namespace) -> Resolved | sweep.Sweep:
+def load(args: argparse.Namespace) -> sweep.Sweep:
     """The experiment file with the command line's overrides, checked in full before anything heavy is imported.
 
-    A file with `sweep`, or `--jobs` above 1, gives a sweep: runs in processes of their own."""
+    A file without `sweep` has one cell."""
     written, faults = strict_json.read_json(args.config)
     values, notes, older = legacy.translate(written)
     overrides, more = strict_json.parse_set(args.set)
@@ -97,8 +97,6 @@ def load(args: argparse.Namespace) -> Resolved | sweep.Sweep:
             notes=[*notes, *more_notes],
         )
 
-    if spec is None and (args.jobs == 1 or args.check):
-        return resolve_one(values)
     return sweep.resolve(spec, values, source, overrides, resolve_one, models.settings_of, methods)
 
 
@@ -108,11 +106,19 @@ def places(resolved: Resolved) -> dict[str, Any]:
     return {"root": Path(root).expanduser(), "path": Path(path).expanduser() if path else None}
 
 
-def check(resolved: Resolved) -> None:
-    """Shows what a run would do and what it lacks on this machine."""
+def check(loaded: sweep.Sweep) -> None:
+    """Shows what a run would do and what it lacks on this machine; of a sweep the first cell in full, and all cells."""
     check_torchvision()
-    show(resolved)
-    show_verdict([*resolved.notes, *(missing := lacking(resolved))], bool(missing))
+    counts = fitted(loaded)
+    show(loaded.cells[0].resolved)
+    if loaded.declared:
+        print(f"the above is cell 1 of {len(loaded.cells)}")
+        rows = [(cell.label, cell.resolved.hash, count) for cell, count in zip(loaded.cells, counts, strict=True)]
+        print(command.cell_table(rows, len(loaded.seeds)))
+    missing = [lacking(cell.resolved) for cell in loaded.cells]
+    notes = [[*cell.resolved.notes, *lacks] for cell, lacks in zip(loaded.cells, missing, strict=True)]
+    print("\n".join(f"note: {line}" for line in loaded.gather(notes)))
+    print("the settings are valid" + ("; what is missing on this machine is listed above" if any(missing) else ""))
 
 
 def show(resolved: Resolved) -> None:
@@ -137,11 +143,6 @@ def lacking(resolved: Resolved) -> list[str]:
 
     cfg = resolved.settings
     return [text for text in (data.missing(cfg.dataset, **places(resolved)), weights.missing(cfg)) if text]
-
-
-def show_verdict(notes: Sequence[str], lacks: bool) -> None:
-    print("\n".join(f"note: {line}" for line in notes))
-    print("the settings are valid" + ("; what is missing on this machine is listed above" if lacks else ""))
 
 
 def outline(resolved: Resolved, count: int) -> Learner:
@@ -198,19 +199,6 @@ def run(resolved: Resolved, args: argparse.Namespace) -> None:
                 told.add(line)
             results[seed] = run_seed(resolved, seed, dataset, built, device, log)
     print("\n" + report.seed_table([r for s in folders if (r := results[s]) is not None], folders[cfg.seed[0]].parent))
-
-
-def check_sweep(swept: sweep.Sweep) -> int:
-    """Shows the first cell of a sweep in full, all cells, and what they lack on this machine."""
-    counts = fitted(swept)
-    show(swept.cells[0].resolved)
-    print(f"the above is cell 1 of {len(swept.cells)}")
-    rows = [(cell.label, cell.resolved.hash, count) for cell, count in zip(swept.cells, counts, strict=True)]
-    print(command.cell_table(rows, len(swept.seeds)))
-    missing = [lacking(cell.resolved) for cell in swept.cells]
-    both = [[*cell.resolved.notes, *lacks] for cell, lacks in zip(swept.cells, missing, strict=True)]
-    show_verdict(swept.gather(both), any(missing))
-    return 0
 
 
 def ready(swept: sweep.Sweep) -> None:

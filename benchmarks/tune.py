@@ -50,7 +50,8 @@ def main() -> None:
     found = []
     for point in itertools.product(*(text.partition("=")[2].split(",") for text in args.grid)):
         overrides = [f"{k}={v}" for k, v in zip(keys, point, strict=True)]
-        resolved = program.load(argparse.Namespace(config=args.experiment, set=overrides, data_root=None, device="cpu"))
+        loaded = program.load(argparse.Namespace(config=args.experiment, set=overrides, data_root=None, device="cpu"))
+        resolved = loaded.cells[0].resolved
         dataset = without_test(data.load(resolved.settings.dataset))
         results = []
         for seed in args.seeds:

@@ -240,7 +240,8 @@ class Learner(Base):
 
     def consolidate(self, task: Task) -> None:
         """Merges the winner into slow where it is due, starts the fast experts anew, and sets what is evaluated."""
-        self._show()
+        for adapter in nesting.nested_of(self, self.layers).values():
+            adapter.use("combined", [self.winner])
         inputs = nesting.slot_inputs(self, task, self.layers)
         # in mode task the others are no losers: they hold tasks that are not merged yet
         alone = self.cfg.moe_reset == "winner" or self.cfg.moe_mode == "task"
@@ -259,6 +260,7 @@ class Learner(Base):
             for layer, adapter in nesting.nested_of(self, self.layers).items()
         }
         nesting.tell_merge(self, task, found)
+        self._show()
         if self.cfg.head_recalibration:
             nesting.recalibrate(self, task, self.cfg.epochs)
             for head in self.other_heads:

@@ -173,7 +173,8 @@ def merge(
     Every n = `nested_lora_consolidation_interval` tasks the fast expert is merged, every n^2 tasks the level above slow
     with three levels, and so on; the slowest pair goes first, so that nothing falls through two levels at once. What was
     merged starts anew, with it the fast experts `restart` (None: all). x [n, D] are inputs of the layer; `where` joins
-    the row. Returns the rows' facts; the last is that of the fast expert."""
+    the row, in which `slow` and `fast` are the lower and the upper of the pair. Returns the rows' facts; the last is that
+    of the fast expert."""
     cfg: NestedSettings = learner.cfg
     path = [*range(len(nested.middle) + 1), len(nested.middle) + 1 + expert]
     found = []

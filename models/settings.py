@@ -16,7 +16,7 @@ from utils.config import Trained
 class NestedSettings(Trained):
     """Keys of slow and fast adapters, of what merges them, and of rates by parameter group."""
 
-    head_lr: float | None = Field(None, ge=0, le=100, description="learning rate of the head; null: init_lr")
+    head_lr: float | None = Field(None, gt=0, le=100, description="learning rate of the head; null: init_lr")
     nested_lora_rank: int = Field(16, ge=1, le=4096, description="rank of each slow and each fast adapter")
     nested_lora_activation: Literal["relu", "none"] = Field(
         "relu", description="between the two projections: relu, as SEMA's adapter, or none, the true LoRA"

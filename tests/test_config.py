@@ -192,7 +192,7 @@ def test_ragged_and_one_class_splits_are_allowed():
 
 def test_unknown_method_lists_the_known_and_still_judges_common_keys():
     found = faults_of(model_name="semma", batch_size=0, func_epoch=3, nonsense=1)
-    assert "did you mean 'sema'? (known: finetune, joint, sema, simplecil" in found[0]
+    assert "did you mean 'sema'? (known: finetune, joint, moe_parallel, nested_lora, sema, simplecil" in found[0]
     assert {f.partition(":")[0] for f in found} == {"model_name", "batch_size", "nonsense"}
 
 
@@ -252,8 +252,8 @@ def test_hash_sees_everything_else():
     seen = {resolve(GOOD).hash}
     for key in schema.model_fields.keys() - config.NOT_HASHED:
         value = getattr(base, key)
-        if value is None:  # an optional whole number or text
-            other = "x" if key == "data_path" else 40
+        if value is None:  # an optional whole number, text or list
+            other = {"data_path": "x", "nested_lora_level_lrs": (0.1,), "nested_lora_level_intervals": (2,)}.get(key, 40)
         else:
             other = (
                 not value if isinstance(value, bool) else value + 1 if isinstance(value, int | float) else f"{value}x"

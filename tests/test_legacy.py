@@ -7,7 +7,7 @@ import pytest
 
 import main
 from utils import command, legacy
-from utils.config import NEVER_ACTED, Resolved
+from utils.config import NEVER_ACTED
 from utils.strict_json import ConfigError
 
 # The 22 files of exps/ in github.com/motsun1/Nested-LoRA, key by key.
@@ -19,9 +19,8 @@ def load(values, folder, *overrides):
     path = folder / "old.json"
     path.write_text(json.dumps(values), encoding="utf-8")
     sets = [part for text in overrides for part in ("--set", text)]
-    found = main.load(command.parser("").parse_args(["--config", str(path), *sets]))
-    assert isinstance(found, Resolved)
-    return found
+    (cell,) = main.load(command.parser("").parse_args(["--config", str(path), *sets])).cells
+    return cell.resolved
 
 
 def translated(values):

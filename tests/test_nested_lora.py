@@ -399,6 +399,16 @@ def test_a_slow_rate_of_0_or_an_interval_never_reached_keeps_slow_to_the_bit(opt
     assert moved(nested_lora_update_interval_slow=6) == [True] * 4
 
 
+def test_gradients_of_skipped_steps_are_dropped_or_their_mean_is_taken_by_key(chain, fits):
+    ends = []
+    for skipped in ("drop", "accumulate"):
+        learner = chain(nested_lora_skipped_gradients=skipped, nested_lora_update_interval_slow=3, nested_lora_levels=3)
+        groups = groups_of(learner, fits)
+        assert [(g.skipped, g.interval) for g in groups.values()][:3] == [(skipped, 3), (skipped, 2), ("drop", 1)]
+        ends.append(learner.backbone.slots["2"].slow.up_proj.bias.detach().clone())
+    assert largest(ends[0] - ends[1]) > 1e-6
+
+
 def test_head_rows_of_other_tasks_stay_unless_asked_for(chain):
     def moved(flag):
         learner = learn(chain(weight_decay=0.1, decay_other_rows=flag), toy_stream(), 1)
@@ -468,6 +478,7 @@ def faults_of(method, **values):
             "min_lr: 0.005 is above nested_lora_level_lrs 0.001",
         ),
         ({"head_recalibration": True, "head": "ncm"}, "head_recalibration: refits the linear head, which head 'ncm'"),
+        ({"head_lr": 0.0}, "head_lr: must be greater than 0"),  # there may be nothing else to train
         ({"router_lr": 0.1}, "router_lr: unknown key of nested_lora, it belongs to sema"),
         ({"nested_lora_eval": "both"}, "nested_lora_eval: must be 'combined', 'slow' or 'fast'"),
     ],
@@ -481,7 +492,7 @@ def test_settings_that_cannot_be_meant_are_refused(values, expected):
 def test_keys_of_nested_adapters_are_refused_by_plain_sema_by_name():
     keys = {"nested_lora_rank": 4, "nested_lora_lr_slow": 0.001, "head_recalibration": True}
     faults = faults_of("sema", ffn_adapter_type="adaptmlp", **keys)
-    assert [f.partition(":")[0] for f in faults] == sorted(keys)
+    assert sorted(f.partition(":")[0] for f in faults) == sorted(keys)
     assert all('set ffn_adapter_type to "nested_lora" or remove it' in f for f in faults)
 
 

@@ -108,6 +108,88 @@ def test_pictures_are_files_too_and_stale_ones_go(folder):
     assert sorted(path.stem for path in (folder / "plots").iterdir()) == names[:2]
 
 
+def nested_report(folder, change=lambda results: None, rows=()):
+    """(text of the tags, text a reader sees) of a report of two tasks, the second with a competition of two experts."""
+    record = RunRecord("moe_parallel", "digits", 7, [1, 0], [[1], [0]])
+    facts = {"losses": [0.5, 0.25], "margin": 12.5, "samples": 40}
+    for t in range(2):
+        entry = {"task": 1, "winner": 1, "accuracies": [61.25, 73.75], "split": "validation", **facts}
+        record.add_task(
+            [Score(8, 7 - t, None, 8)] * (t + 1),
+            adapters_per_layer={}, trainable_parameters=1, total_parameters=2, seconds={}, images=0,
+            selections=[entry] if t else [],
+            head_drift={"task": 1, "stale": 0.5, "recomputed": 0.625, "cosine": 0.98765} if t else None,
+        )  # fmt: skip
+    results = results_json(record)
+    change(results)
+    html = write_report(folder, results, {}, {}, rows=list(rows)).read_text(encoding="utf-8")
+    checker = Checker()
+    checker.feed(html)
+    checker.close()
+    assert checker.open == []
+    return html, checker.text
+
+
+def cells(*values):
+    return "".join(f"<td>{value}</td>" for value in values)
+
+
+def test_selection_table_has_the_winner_in_bold(tmp_path):
+    html, text = nested_report(tmp_path)
+    assert cells(2, 1, "12.50", "validation", 40, "61.25", "<b>73.75</b>") in html
+    assert "optimistic" not in text and '<p class="warn">' not in html
+    assert cells(2, "50.00", "62.50", "12.50", "0.9877") in html
+    assert sorted(path.stem for path in (tmp_path / "plots").iterdir()) == [
+        "accuracy_curve",
+        "accuracy_matrix",
+        "head_drift",
+        "selection",
+    ]
+
+
+def test_selection_on_test_data_is_said_above_the_tiles_and_above_the_table(tmp_path):
+    html, _ = nested_report(tmp_path, lambda results: results["selection_history"][0].update(split="test"))
+    places = [
+        m.start() for m in re.finditer("The winner was selected on test data, so the accuracies are optimis", html)
+    ]
+    first, second = places
+    assert first < html.index('<div class="tiles">') < html.index("<h2>Selection history</h2>") < second
+    assert second < html.index("<th>winner</th>")
+
+
+def test_other_selections_are_shown_as_they_are(tmp_path):
+    def change(results):
+        results["selection_history"].append({"layer": 3, "kept": "<b>", "split": "test"})
+
+    html, text = nested_report(tmp_path, change)
+    assert '{"layer": 3, "kept": "<b>", "split": "test"}' in text and "<b>73.75</b>" in html
+    assert "selected on test data" in text
+
+
+def test_merges_have_a_line_a_task_and_layer(tmp_path):
+    common = {"kind": "consolidation", "level": 1, "expert": 0, "slow_norm": 1.0, "fast_norm": 2.0, "cosine": 0.5}
+    common |= {"slow_output": 0.25, "fast_output": 0.75, "fast_share": 0.75}
+    after = {"slow_norm_after": 3.0, "fast_norm_after": 1.5, "slow_output_after": 1.0, "fast_output_after": 0.0}
+    done = {"merged": True, "error": 1.5e-9, "method": "<svd>", "alpha": 0.5, "rank": 8, **after}
+    rows = [{**common, "task": 0, "layer": 4, **done}, {**common, "task": 1, "layer": 4, "merged": False}]
+    html, text = nested_report(tmp_path, rows=rows)
+    assert cells(1, 4, "1.000", "2.000", "3.000", "1.500", "0.500", "0.750", "1.5e-09", 8) in html
+    assert cells(2, 4, "1.000", "2.000", "-", "-", "0.500", "0.750", "-", "-") in html
+    assert "Slow and fast in numbers (merged by <svd>, alpha 0.5)" in text and "<th>adapter</th>" not in html
+    html, text = nested_report(tmp_path, rows=[{**row, "adapter": n} for n, row in enumerate(rows[1:] * 2)])
+    assert cells(2, 4, 0, "1.000") in html and cells(2, 4, 1, "1.000") in html and "(never merged)" in text
+
+
+def test_results_of_older_versions_still_give_a_report(tmp_path):
+    def older(results):
+        del results["head_drift"], results["selection_history"]
+
+    html, text = nested_report(tmp_path, older)
+    assert html.count("<svg") == 2
+    for heading in ("Selection history", "Head drift", "Slow and fast adapters"):
+        assert heading not in text
+
+
 def test_rows_of_a_killed_run(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"kind": "a"}\n{"kind": "b')

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-from utils import plots
+from utils import plots, plots_nested
 
 
 def results(tasks, layers=3):
@@ -33,6 +33,27 @@ def rows(tasks, epochs=3, layers=3):
             for epoch in range(epochs):
                 made.append({"kind": "epoch", "task": task, "phase": phase, "epoch": epoch, "loss": 2.0 / (epoch + 1)})
     return made
+
+
+def with_selection(tasks, experts):
+    """Results of a competition that expert t mod K wins in task t, with class statistics that lose a point a task."""
+    history = []
+    for t in range(tasks):
+        accuracies = [100.0 - (k - t) % experts for k in range(experts)]
+        facts = {"winner": t % experts, "accuracies": accuracies, "losses": [0.5] * experts, "margin": 1.0}
+        history.append({"task": t, **facts, "split": "validation", "samples": 30})
+    drift = [{"task": t, "stale": 90.0 - t, "recomputed": 90.0, "cosine": 0.9} for t in range(1, tasks)]
+    return {**results(tasks), "selection_history": history, "head_drift": drift}
+
+
+def merge_row(task, layer, level=1, merged=True, **other):
+    row = {"kind": "consolidation", "task": task, "layer": layer, "level": level, "expert": 0, "merged": merged}
+    row |= {"slow_norm": 1.0, "fast_norm": 2.0, "slow_output": 0.25, "fast_output": 0.75, "fast_share": 0.75}
+    row |= {"cosine": 0.5}
+    if merged:
+        row |= {"error": 1e-9, "method": "concat", "alpha": 1.0, "rank": 8}
+        row |= {"slow_norm_after": 3.0, "fast_norm_after": 1.5, "slow_output_after": 1.0, "fast_output_after": 0.0}
+    return row | other
 
 
 @pytest.fixture
@@ -64,6 +85,22 @@ def overlaps(monkeypatch):
 @pytest.mark.parametrize("tasks", [1, 5, 10, 20, 100])
 def test_no_labels_overlap(tasks, overlaps):
     for name, figure in plots.draw(results(tasks), rows(tasks)).items():
+        assert overlaps(figure) == [], name
+
+
+@pytest.mark.parametrize("tasks", [2, 10, 25])
+@pytest.mark.parametrize("experts", [2, 8])
+def test_no_labels_overlap_with_slow_and_fast_adapters(tasks, experts, overlaps):
+    merges = [merge_row(t, layer, slow_output=t * 10.0**-layer) for t in range(tasks) for layer in range(3)]
+    figures = plots_nested.draw(with_selection(tasks, experts), merges)
+    assert list(figures) == ["selection", "slow_and_fast", "head_drift"]
+    for name, figure in figures.items():
+        assert overlaps(figure) == [], name
+
+
+def test_no_labels_overlap_at_the_largest_sizes(overlaps):
+    figures = plots_nested.draw(with_selection(100, 64), [merge_row(t, n) for t in range(100) for n in range(5)])
+    for name, figure in figures.items():
         assert overlaps(figure) == [], name
 
 
@@ -131,6 +168,65 @@ def test_layers_that_never_get_an_adapter_are_not_drawn():
     axes = plots.adapters({"adapters_per_layer": counts}).axes[0]
     assert [container.get_label() for container in axes.containers] == ["layer 1"]
     assert plots.adapters({"adapters_per_layer": [{"0": 0}]}) is None
+
+
+def test_selection_rings_and_names_the_winner():
+    figure = plots_nested.selection(with_selection(3, 4))
+    axes = figure.axes[0]
+    *experts, winners = axes.collections
+    assert [round(y, 6) for _, y in experts[1].get_offsets()] == [99.0, 100.0, 97.0]
+    assert winners.get_offsets().tolist() == [experts[t].get_offsets()[t].tolist() for t in range(3)]
+    assert (
+        len({x for dots in experts for x, _ in dots.get_offsets().tolist()}) == 12
+    )  # equal ones do not hide each other
+    assert [text.get_text() for text in axes.child_axes[0].get_xticklabels()] == ["0", "1", "2"]
+    assert axes.get_ylabel() == "accuracy on validation data (%)"
+
+
+def test_selections_of_other_kinds_are_not_drawn():
+    made = with_selection(2, 2)
+    first, second = made["selection_history"]
+    assert plots_nested.is_competition(first)
+    others = [{"winner": 0}, "text", None, second | {"layer": 3}, second | {"winner": 2}, second | {"winner": "a"}]
+    others += [second | {"accuracies": [None, 1.0]}, {k: v for k, v in second.items() if k != "split"}]
+    assert not any(map(plots_nested.is_competition, others))
+    figure = plots_nested.selection({**made, "selection_history": [*others, first]})
+    assert [len(dots.get_offsets()) for dots in figure.axes[0].collections] == [1, 1, 1]
+    assert plots_nested.selection({**made, "selection_history": others}) is None
+
+
+def test_slow_and_fast_shows_means_of_a_layers_adapters_and_breaks_where_there_are_none():
+    merges = [
+        merge_row(0, 4),
+        merge_row(0, 4, adapter=1, fast_share=0.25, slow_output=0.75),
+        merge_row(2, 4, merged=False, fast_share=None),
+        merge_row(2, 5),
+    ]
+    left, right, other, _ = plots_nested.slow_and_fast(results(3), merges).axes
+    assert (left.get_ylabel(), other.get_ylabel()) == ("layer 4", "layer 5")
+    assert list(map(str, left.lines[0].get_ydata())) == ["50.0", "nan", "nan"]
+    drawn = {line.get_label(): list(map(str, line.get_ydata())) for line in right.lines}
+    assert drawn == {
+        "slow": ["0.5", "nan", "0.25"],
+        "fast": ["0.75", "nan", "0.75"],
+        "slow after the merge": ["1.0", "nan", "nan"],
+    }
+
+
+def test_of_more_levels_the_fastest_pair_is_drawn():
+    merges = [merge_row(0, 4, level=1, fast_share=0.1), merge_row(0, 4, level=2, fast_share=0.5)]
+    assert list(plots_nested.slow_and_fast(results(1), merges).axes[0].lines[0].get_ydata()) == [50.0]
+
+
+def test_head_drift_starts_at_the_second_task():
+    lines = {line.get_label(): line for line in plots_nested.head_drift(with_selection(4, 2)).axes[0].lines}
+    assert list(lines["stale"].get_xdata()) == [1, 2, 3] and list(lines["stale"].get_ydata()) == [89.0, 88.0, 87.0]
+    assert list(lines["recomputed"].get_ydata()) == [90.0, 90.0, 90.0]
+
+
+def test_results_without_such_fields_have_no_such_pictures():
+    assert plots_nested.draw(results(3), rows(3)) == {}
+    assert plots_nested.draw({**results(3), "head_drift": None, "selection_history": None}, []) == {}
 
 
 def test_png_has_a_white_ground():

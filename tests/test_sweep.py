@@ -37,6 +37,13 @@ def load(folder, spec, *options, **changes):
     return main.load(command.parser("").parse_args(["--config", str(write(folder, spec, **changes)), *options]))
 
 
+def alone_in(folder, **changes):
+    """The settings of a file without a sweep."""
+    loaded = load(folder, None, **changes)
+    assert not loaded.declared
+    return loaded.cells[0].resolved
+
+
 def faults_of(folder, spec, *options, **changes):
     with pytest.raises(ConfigError) as caught:
         load(folder, spec, *options, **changes)
@@ -54,7 +61,7 @@ def test_a_grid_has_every_combination_the_last_key_fastest(tmp_path):
         kept = cell.resolved.settings
         assert cell.label == f"batch_size={kept.batch_size}, image_size={kept.image_size}" and kept.seed == (1, 2)
         # the cell is what a file with these values would be: no trace of the sweep, the same run folder
-        alone = load(tmp_path, None, batch_size=kept.batch_size, image_size=kept.image_size)
+        alone = alone_in(tmp_path, batch_size=kept.batch_size, image_size=kept.image_size)
         assert alone.values == cell.resolved.values and alone.hash == cell.resolved.hash
         assert cell.run_folder(tmp_path, "small", 1) == tmp_path / "small" / alone.hash / "seed_1"
 
@@ -80,10 +87,20 @@ def test_the_name_of_a_sweep_stands_for_its_cells_whatever_the_seeds(tmp_path):
     assert len({name, load(tmp_path, {"batch_size": [16, 8]}).hash, load(tmp_path, grid, image_size=24).hash}) == 3
 
 
-def test_jobs_without_a_sweep_run_the_seeds_beside_each_other(tmp_path):
-    (cell,) = load(tmp_path, None, "--jobs", "2").cells
-    assert cell.label == "as in the file" and cell.resolved.hash == load(tmp_path, None).hash
-    assert load(tmp_path, {"batch_size": [8]}, "--set", "sweep=null").hash == cell.resolved.hash
+def test_without_a_sweep_there_is_one_cell(tmp_path):
+    (cell,) = load(tmp_path, {"batch_size": [8]}, "--set", "sweep=null").cells
+    assert cell.label == "as in the file" and cell.resolved.values == alone_in(tmp_path).values
+
+
+def test_jobs_run_the_seeds_of_a_plain_file_beside_each_other(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(pool, "run", lambda jobs, at_once, accuracy_of: started.extend((at_once, job) for job in jobs))
+    assert main.main(["--config", str(write(tmp_path, None)), "--out", str(tmp_path), "--jobs", "2"]) == 0
+    place = tmp_path / "small" / alone_in(tmp_path).hash
+    for seed, (at_once, job) in zip((1, 2), started, strict=True):
+        assert (at_once, job.seed, job.folder) == (2, seed, place / f"seed_{seed}")
+        config = Path(job.command[job.command.index("--config") + 1])
+        assert config.name == "small.json" and read_json(config)[0] == BASE and f"seed=[{seed}]" in job.command
 
 
 def test_an_older_file_is_translated_in_every_cell_and_its_cells_are_no_older_files(tmp_path):
@@ -92,7 +109,7 @@ def test_an_older_file_is_translated_in_every_cell_and_its_cells_are_no_older_fi
     swept = load(tmp_path, {"nested_lora_consolidation_method": methods}, **older)
     for method, cell in zip(methods, swept.cells, strict=True):
         assert cell.resolved.settings.nested_lora_consolidation_method == method
-        assert load(tmp_path, None, **cell.values).hash == cell.resolved.hash  # what the process will read
+        assert alone_in(tmp_path, **cell.values).hash == cell.resolved.hash  # what the process will read
 
 
 # ---------------------------------------------------------------- faults
@@ -149,7 +166,7 @@ def test_check_shows_cells_and_refuses_what_does_not_fit_the_backbone(tmp_path, 
     assert (
         re.search(r"^  image_size +16$", shown, re.MULTILINE) and "10 classes in 3 tasks" in shown
     )  # of the first cell
-    assert re.search(r"^ +2  image_size=24 +[0-9a-f]{12} +0$", shown, re.MULTILINE)
+    assert re.search(r"^ +2  [0-9a-f]{12} +0  image_size=24$", shown, re.MULTILINE)
     assert "2 cells of 2 seeds: 4 runs\n" in shown and "the settings are valid" in shown
     path = write(tmp_path, {"image_size": [30, 16, 31]})
     for options in (["--check"], ["--out", str(tmp_path / "out")]):

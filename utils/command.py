@@ -102,11 +102,11 @@ def _entry(name: str, width: int, text: str) -> str:
 def settings_table(values: Mapping[str, Any], given: Iterable[str], descriptions: Mapping[str, str]) -> str:
     """Every key with its value and, below, its meaning; keys that are not in the file are marked as defaults."""
     stated = set(given)
-    lines = ["settings"]
+    lines, width = ["settings"], max([24, *map(len, values)]) + 2
     for key, value in values.items():
         text = json.dumps(value, ensure_ascii=False)
         text = text if len(text) <= 62 or key != "about" else f'{text[:57]} ..."'
-        lines.append(f"  {key:<26}{text}{'' if key in stated else '   (default)'}")
+        lines.append(f"  {key:<{width}}{text}{'' if key in stated else '   (default)'}")
         lines += wrap(descriptions.get(key, ""), WIDTH, initial_indent=" " * 30, subsequent_indent=" " * 30)
     return "\n".join(lines)
 
@@ -126,10 +126,9 @@ def split_table(sizes: Sequence[int], order: Sequence[int], seed: int | None) ->
 
 def cell_table(cells: Sequence[tuple[str, str, int | None]], seeds: int) -> str:
     """The cells of a sweep as (label, settings hash, parameters trained in the first task where known), and their count."""
-    width = max(len(label) for label, _, _ in cells)
-    lines = [f"{'cell':>4}  {'':<{width}}  {'settings':<12}  {'trainable':>12}"]
+    lines = [f"cell  {'settings':<12}  {'trainable':>12}"]
     for number, (label, run, count) in enumerate(cells, start=1):
-        lines.append(f"{number:>4}  {label:<{width}}  {run:<12}  {'-' if count is None else format(count, ','):>12}")
+        lines.append(f"{number:>4}  {run:<12}  {'-' if count is None else format(count, ','):>12}  {label}")
     each = f"{seeds} seed{'s' * (seeds != 1)}"
     return "\n".join([*lines, f"{len(cells)} cells of {each}: {len(cells) * seeds} runs"])
 

@@ -19,7 +19,9 @@ def is_competition(entry: Any) -> TypeGuard[Mapping[str, Any]]:
     return (
         isinstance(entry, Mapping)
         and set(entry) == COMPETITION
+        and isinstance(entry["task"], int)
         and isinstance(entry["accuracies"], list)
+        and all(isinstance(accuracy, int | float) for accuracy in entry["accuracies"])
         and entry["winner"] in range(len(entry["accuracies"]))
     )
 
@@ -43,7 +45,9 @@ def selection(results: Mapping[str, Any]) -> Figure | None:
     for k, colour in enumerate(colours_of(count)):
         own = [(place(e["task"], k), e["accuracies"][k]) for e in entries if k < len(e["accuracies"])]
         label = f"expert {k}" if k % step == 0 else None
-        axes.scatter([x for x, _ in own], [y for _, y in own], s=size, color=colour, label=label, zorder=3)
+        many = total * count > 1000  # then, in the SVG, an embedded image instead of thousands of elements
+        x, y = [x for x, _ in own], [y for _, y in own]
+        axes.scatter(x, y, s=size, color=colour, label=label, zorder=3, rasterized=many)
     won = [(place(e["task"], e["winner"]), e["accuracies"][e["winner"]]) for e in entries]
     axes.scatter(
         [x for x, _ in won], [y for _, y in won], s=2 * size + 30, facecolors="none", edgecolors=INK, zorder=4,
@@ -110,7 +114,7 @@ def slow_and_fast(results: Mapping[str, Any], rows: Rows) -> Figure | None:
         xlabel = "tasks learned" if last else ""
         style(left, xlabel, f"layer {layer}", "fast's share of the output (%)" if first else "")
         style(right, xlabel, "", "size of the output" if first else "")
-        right.set_ylim(*(edge * max(largest, 1e-9) for edge in (-0.06, 1.1)))  # room for whole markers
+        right.set_ylim(*(edge * (largest or 1.0) for edge in (-0.06, 1.1)))  # room for whole markers
         for axes in (left, right):
             task_ticks(axes, total, most=12)
             axes.set_xlim(-0.5, total - 0.5)

@@ -42,10 +42,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Sweep:
-    """All cells of an experiment file, `source` its name in messages."""
+    """All cells of an experiment file; `source` is its name in messages, `declared` whether it has a sweep at all."""
 
     source: str
     cells: tuple[Cell, ...]
+    declared: bool
 
     @property
     def hash(self) -> str:
@@ -116,7 +117,7 @@ def resolve(
         raise ConfigError(source, faults)
     if faults := _twins(cells):
         raise ConfigError(source, faults)
-    return Sweep(source, tuple(cells))
+    return Sweep(source, tuple(cells), spec is not None)
 
 
 def changes_of(spec: Any) -> tuple[list[dict[str, Any]], list[str]]:
