@@ -13,13 +13,12 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import models
 from backbone import catalogue
-from utils import command, config, data, legacy, metrics, report, strict_json, sweep
+from utils import command, config, data, legacy, report, strict_json, sweep
 from utils.config import Resolved
 from utils.runlog import RunLog
 from utils.runtime import check_torchvision, environment, peak_memory, pick_device, seed_everything
@@ -27,7 +26,6 @@ from utils.runtime import check_torchvision, environment, peak_memory, pick_devi
 if TYPE_CHECKING:
     import torch
 
-    from backbone.heads import StatisticsHead
     from backbone.vit import SlottedViT
     from backbone.weights import BackboneFacts
     from models.base import Learner
@@ -238,6 +236,7 @@ def run_seed(
     `built` is the backbone as `weights.build` gives it; the run fills its slots."""
     from models.base import SeededInit
     from utils import checkpoint, page
+    from utils.evaluation import spans
     from utils.tasks import TaskStream
 
     cfg, folder = resolved.settings, log.folder
@@ -291,6 +290,8 @@ def run_seed(
 
 def learn_and_score(learner: Learner, stream: TaskStream, index: int, record: report.RunRecord) -> None:
     """One task: the learner sees its training data alone; then every task so far is scored once on its test data."""
+    from utils import evaluation
+
     seed_everything(record.seed, "task", index)
     learner.begin_task()
     device, start = next(learner.parameters()).device, time.perf_counter()
@@ -298,9 +299,9 @@ def learn_and_score(learner: Learner, stream: TaskStream, index: int, record: re
     learner.learn(task)
     learner.consolidate(task)
     learned = time.perf_counter()
-    renewed = renewed_statistics(learner, stream, index)
+    renewed = evaluation.renewed_statistics(learner, stream, index)
     ready = time.perf_counter()
-    scores, by_renewed = evaluate(learner, stream, index, device, renewed)
+    scores, by_renewed = evaluation.evaluate(learner, stream, index, device, renewed)
     detect = learner.seconds.get("detect", 0.0)
     seconds = {"train": learned - start - detect, "detect": detect, "evaluate": time.perf_counter() - ready}
     record.add_task(
@@ -311,85 +312,12 @@ def learn_and_score(learner: Learner, stream: TaskStream, index: int, record: re
         seconds=seconds,
         images=learner.views,
         selections=learner.selections(),
+        test_evaluations=1 + learner.uses_test,
         peak_memory_bytes=peak_memory(device),
-        head_drift=drift_of(learner, stream, index, renewed, scores, by_renewed, seconds=ready - learned),
+        head_drift=evaluation.drift_of(learner, stream, index, renewed, scores, by_renewed, seconds=ready - learned),
     )
     accuracy = [s.correct / max(s.samples, 1) for s in scores]
     learner.log.row("task", task=index, accuracy=accuracy, adapters=learner.adapters_per_layer(), seconds=seconds)
-
-
-def evaluate(
-    learner: Learner, stream: TaskStream, index: int, device: torch.device, renewed: StatisticsHead | None = None
-) -> tuple[list[metrics.Score], list[metrics.Score]]:
-    """Scores of tasks 0..index on their test images, by the last weights: the only place that reads test data.
-
-    With `renewed`, the second list has that head's scores of the same features, from the same pass; else it is empty."""
-    import torch
-
-    learner.eval()
-    size, sizes = learner.cfg.eval_batch_size, stream.sizes[: index + 1]
-    found: tuple[list[metrics.Score], list[metrics.Score]] = ([], [])
-    with torch.inference_mode():
-        for earlier in range(index + 1):
-            batches: list[list[torch.Tensor]] = []  # scores of each head, [B, C seen]
-            truth = []
-            for images, labels, *_ in stream.test(earlier).batches(size, augment=False, shuffle=False):
-                if renewed is None:
-                    scores = [learner.logits(images.to(device))]
-                else:
-                    features = learner.features(images.to(device))
-                    scores = [learner.scores(features), renewed(features)[:, : learner.seen]]
-                batches.append([s.float().cpu() for s in scores])
-                truth.append(labels)
-            for results, parts in zip(found, zip(*batches, strict=True), strict=False):
-                results.append(metrics.score(torch.cat(parts), torch.cat(truth), spans(sizes)))
-    return found
-
-
-# What the age of class statistics costs ------------------------------------------------------------------------------
-
-
-def renewed_statistics(learner: Learner, stream: TaskStream, index: int) -> StatisticsHead | None:
-    """The class statistics of tasks 0..index gathered anew with today's features; None where they cannot have aged.
-
-    A measurement: it reads training images of earlier tasks, which the learner itself never sees, and throws all away."""
-    if index == 0 or not learner.cfg.head_drift or not learner.statistics_age:
-        return None
-    assert learner.statistics is not None
-    renewed = learner.statistics.emptied()
-    for earlier in range(index + 1):
-        renewed.add(*learner.features_of(stream.task(earlier).train))
-    renewed.solve()
-    return renewed
-
-
-def drift_of(
-    learner: Learner,
-    stream: TaskStream,
-    index: int,
-    renewed: StatisticsHead | None,
-    scores: list[metrics.Score],
-    by_renewed: list[metrics.Score],
-    seconds: float,
-) -> dict[str, Any] | None:
-    """Logs and returns accuracies over all test images so far with the statistics as they are and renewed, as fractions.
-
-    `cosine`: mean over the classes of earlier tasks of the cosine between their mean as it is and renewed."""
-    if renewed is None or learner.statistics is None:
-        return None
-    stale, fresh = (sum(s.correct for s in part) / sum(s.samples for s in part) for part in (scores, by_renewed))
-    cosine = learner.statistics.cosine(renewed, classes=sum(stream.sizes[:index]))
-    learner.log.row("drift", task=index, stale=stale, recomputed=fresh, cosine=cosine, seconds=seconds)
-    learner.log.info(
-        f"class statistics as gathered {100 * stale:.2f} %, recomputed {100 * fresh:.2f} %, "
-        f"mean cosine of old class means {cosine:.4f}"
-    )
-    return {"task": index, "stale": stale, "recomputed": fresh, "cosine": cosine}
-
-
-def spans(sizes: list[int]) -> list[range]:
-    """Positions of each task's classes in order of arrival."""
-    return [range(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
 
 
 if __name__ == "__main__":

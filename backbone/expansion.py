@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from backbone.adapter import Adapter, mixture
@@ -33,5 +34,5 @@ class ExpandableLayer(nn.Module):
         gates = self.router(x.mean(dim=1))
         parts = [adapter.parts() for adapter in cast(list[Adapter], list(self.adapters))]
         if any(len(own) > 1 for own in parts):
-            gates = gates[:, [owner for owner, own in enumerate(parts) for _ in own]]
+            gates = torch.cat([gates[:, i : i + 1].expand(-1, len(own)) for i, own in enumerate(parts)], dim=1)
         return mixture(x, [expert for own in parts for expert in own], gates)

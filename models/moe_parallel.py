@@ -53,7 +53,9 @@ class Settings(SharedAdapterSettings):
         "validation", description="data the winner is selected on; test looks at test data and spoils the result"
     )
     moe_reset: Literal["all", "winner"] = Field(
-        "all", description="fast experts that start anew after a merge; winner: the losers go on, as in the original"
+        "all",
+        description="fast experts that start anew after a merge; winner: the losers go on, as in the original. With all and "
+        "a consolidation interval above 1, what earlier winners had not merged is lost",
     )
     moe_eval: Literal["winner", "sum"] = Field(
         "winner", description="fast experts that are evaluated beside slow: the last winner, or the sum of all"
@@ -61,6 +63,16 @@ class Settings(SharedAdapterSettings):
 
     def multipliers(self) -> tuple[float, ...]:
         return self.fast_lr_multipliers or tuple(0.5**k for k in range(self.num_experts))
+
+    def remarks(self) -> Iterator[str]:
+        yield from super().remarks()
+        silent = {
+            "moe_mode task": ("moe_val_ratio", "moe_loss", "fast_lr_multipliers") if self.moe_mode == "task" else (),
+            "selection_split test": ("moe_val_ratio",) if self.selection_split == "test" else (),
+        }
+        for why, keys in silent.items():
+            if given := [key for key in keys if self.departs(key)]:
+                yield f"these keys do not act with {why}: {', '.join(given)}"
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()
@@ -142,7 +154,10 @@ class Learner(Base):
             return task.train, task.test
         if not cfg.moe_val_ratio:
             return task.train, None
-        train, held = task.train.split(cfg.moe_val_ratio, stream="selection")
+        try:
+            train, held = task.train.split(cfg.moe_val_ratio, stream="selection")
+        except ValueError as error:
+            raise ValueError(f"moe_val_ratio: no validation part for the selection: {error}") from None
         self.log.row("held_out", task=task.index, purpose="selection", samples=held.rows.tolist())
         return train, held
 
@@ -195,14 +210,18 @@ class Learner(Base):
 
     @torch.no_grad()
     def _select(self, task: Task, held: TaskData) -> None:
-        """The expert with the highest accuracy among all classes seen wins; equal ones are told apart by their loss."""
+        """The expert with the highest accuracy wins; equal ones are told apart by their loss, then the first wins.
+
+        Among all classes seen, as the linear head predicts. Where class statistics predict, the linear head is only how
+        the experts were trained, so there it judges among the task's own classes."""
         cfg, count = self.cfg, self.cfg.num_experts
+        first = 0 if cfg.head == "linear" or self.uses_test else task.first
         self.eval()
         right, loss = torch.zeros(count, dtype=torch.long), torch.zeros(count, dtype=torch.float64)
         device = self.head.weight.device
         for images, labels, *_ in held.batches(max(cfg.eval_batch_size // count, 1), augment=False, shuffle=False):
-            scores = self._branch_scores(images.to(device), count)[..., : task.total]
-            truth = labels.to(device).expand(count, -1)
+            scores = self._branch_scores(images.to(device), count)[..., first : task.total]
+            truth = (labels - first).to(device).expand(count, -1)
             right += (scores.argmax(-1) == truth).sum(1).cpu()
             losses = F.cross_entropy(scores.flatten(0, 1), truth.flatten(), reduction="none")
             loss += losses.view(count, -1).sum(1).double().cpu()

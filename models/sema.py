@@ -91,6 +91,11 @@ class Settings(NestedSettings):
         description="weight decay also shrinks the head rows of other tasks, as the original; false: they stay as they are",
     )
 
+    def remarks(self) -> Iterator[str]:
+        yield from super().remarks()
+        if self.ffn_adapter_type == "nested_lora" and self.departs("ffn_num"):
+            yield "ffn_num does not act with ffn_adapter_type nested_lora: the rank is nested_lora_rank"
+
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()
         if (self.adapt_start_layer or 0) > (self.adapt_end_layer if self.adapt_end_layer is not None else math.inf):
@@ -334,7 +339,8 @@ class Learner(Base):
                 assert isinstance(adapter, NestedLoRAAdapter)
                 where = {"layer": layer, "adapter": index}
                 found[layer, index] = nesting.merge(self, task, name, adapter, inputs[layer], where=where)
-                if self.cfg.nested_lora_use_consolidation and not any(row["merged"] for row in found[layer, index]):
+                above = [p for part in adapter.adapters()[1:] for p in part.up_proj.parameters()]
+                if self.cfg.nested_lora_use_consolidation and any(p.any() for p in above):
                     left.append((layer, index))
             nesting.tell_merge(self, task, found)
             self.unmerged = left

@@ -31,7 +31,10 @@ class NestedSettings(Trained):
         None, ge=0, le=100, description="learning rate of the fast adapters; null: init_lr, 0: frozen"
     )
     nested_lora_lr_slow: float | None = Field(
-        None, ge=0, le=100, description="learning rate of the slow adapter; null: init_lr, 0: frozen"
+        None,
+        ge=0,
+        le=100,
+        description="learning rate of the slow adapter; null: a tenth of the fast rate (init_lr with 1 level), 0: frozen",
     )
     nested_lora_update_interval_slow: int = Field(1, ge=1, description="the slow adapter steps at every n-th step only")
     nested_lora_skipped_gradients: Literal["drop", "accumulate"] = Field(
@@ -71,7 +74,8 @@ class NestedSettings(Trained):
 
     @property
     def rate_slow(self) -> float:
-        return self.init_lr if self.nested_lora_lr_slow is None else self.nested_lora_lr_slow
+        default = self.init_lr if self.nested_lora_levels == 1 else self.rate_fast / 10
+        return default if self.nested_lora_lr_slow is None else self.nested_lora_lr_slow
 
     @property
     def rate_fast(self) -> float:
@@ -80,6 +84,13 @@ class NestedSettings(Trained):
     @property
     def rate_head(self) -> float:
         return self.init_lr if self.head_lr is None else self.head_lr
+
+    def remarks(self) -> Iterator[str]:
+        yield from super().remarks()
+        silent = ("use_consolidation", "consolidation_alpha", "consolidation_interval", "reset")
+        given = [key for key in (f"nested_lora_{name}" for name in silent) if self.departs(key)]
+        if self.nested_lora_levels == 1 and given:
+            yield f"these keys do not act with nested_lora_levels 1: {', '.join(given)}"
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()

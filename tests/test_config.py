@@ -253,7 +253,9 @@ def test_hash_sees_everything_else():
     for key in schema.model_fields.keys() - config.NOT_HASHED:
         value = getattr(base, key)
         if value is None:  # an optional whole number, text or list
-            other = {"data_path": "x", "nested_lora_level_lrs": (0.1,), "nested_lora_level_intervals": (2,)}.get(key, 40)
+            other = {"data_path": "x", "nested_lora_level_lrs": (0.1,), "nested_lora_level_intervals": (2,)}.get(
+                key, 40
+            )
         else:
             other = (
                 not value if isinstance(value, bool) else value + 1 if isinstance(value, int | float) else f"{value}x"

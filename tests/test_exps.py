@@ -25,6 +25,10 @@ def test_the_promised_files_are_there():
     published = ("cifar", "inr_5task", "inr_10task", "inr_20task", "ina", "vtab")
     expected = {"quickstart", *(f"{m}_{s}" for m in ("finetune", "joint", "simplecil") for s in sets)}
     expected |= {f"{m}_{s}" for m in ("sema", "sema_corrected") for s in sets + published}
+    nested = ("nested_lora", "moe_parallel")
+    expected |= {f"{m}_{s}" for m in nested for s in (*sets, "cifar", "inr_10task")} | {f"debug_{m}" for m in nested}
+    ablations = ("alpha", "interval", "rate_ratio", "experts", "consolidation", "chain_or_sema")
+    expected |= {f"ablate_{name}_digits" for name in ablations}
     assert expected <= set(NAMES)
 
 
@@ -43,6 +47,9 @@ def test_check_accepts_every_file(path, capsys, tmp_path):
     values, faults = read_json(path)
     assert not faults and not errors
     assert "the settings are valid" in shown and "trainable parameters" in shown
+    cells = values.pop("sweep", None)
+    if cells is not None:  # shown as cell 1 in full, then a line for each
+        assert "the above is cell 1 of" in shown
     for key in values:
         (line,) = [x for x in shown.splitlines() if x.startswith(f"  {key} ")]
         assert line.endswith("(default)") is False, key

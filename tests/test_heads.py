@@ -11,6 +11,7 @@ from torch.nn import functional as F
 import main
 import models
 from backbone.heads import HELD_OUT, RIDGES, StatisticsHead
+from utils import evaluation
 from utils.report import RunRecord, results_json
 from utils.tasks import TaskStream
 
@@ -235,7 +236,7 @@ def test_a_projection_without_statistics_is_an_error():
 
 def scored(learner, stream: TaskStream):
     """Runs main's own loop over the tasks; returns (drift rows, results)."""
-    classes = [[stream.order[c] for c in span] for span in main.spans(stream.sizes)]
+    classes = [[stream.order[c] for c in span] for span in evaluation.spans(stream.sizes)]
     record = RunRecord(learner.cfg.model_name, "toy", 1, stream.order, classes)
     for index in range(len(stream)):
         main.learn_and_score(learner, stream, index, record)
@@ -249,7 +250,7 @@ def test_statistics_of_frozen_features_do_not_age(kind, toy_learner):
     assert [r["task"] for r in told] == [1, 2]
     assert all(r["stale"] == r["recomputed"] and r["cosine"] == pytest.approx(1, abs=1e-12) for r in told)
     assert [r["stale"] for r in results["head_drift"]] == results["top1_curve"][1:]
-    renewed = main.renewed_statistics(learner, toy_stream(), 2)
+    renewed = evaluation.renewed_statistics(learner, toy_stream(), 2)
     state = renewed.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in learner.statistics.state_dict().items())
 
@@ -260,7 +261,7 @@ def test_statistics_of_moving_adapters_age_and_recomputed_ones_do_not(kind, toy_
     learner = toy_learner("finetune", head=kind, epochs=4, init_lr=0.3)
     told, results = scored(learner, stream)
     assert all(-1 <= r["cosine"] < 0.9999 for r in told)
-    renewed, stale = main.renewed_statistics(learner, stream, 2), learner.statistics
+    renewed, stale = evaluation.renewed_statistics(learner, stream, 2), learner.statistics
     assert torch.equal(renewed.sums[4:], stale.sums[4:])  # the last task is as it was gathered
     assert not torch.isclose(renewed.sums[:4], stale.sums[:4]).all(dim=1).any()
     cosines = F.cosine_similarity(renewed.sums[:4], stale.sums[:4])
@@ -309,7 +310,7 @@ def test_each_test_image_passes_the_backbone_once(toy_learner):
         return real(images, *rest)
 
     learner.backbone.forward = counting
-    renewed = main.renewed_statistics(learner, stream, 2)
+    renewed = evaluation.renewed_statistics(learner, stream, 2)
     assert count.images == 60
-    main.evaluate(learner, stream, 2, torch.device("cpu"), renewed)
+    evaluation.evaluate(learner, stream, 2, torch.device("cpu"), renewed)
     assert count.images == 60 + 24

@@ -115,6 +115,7 @@ def test_defaults_of_the_chain_where_it_is_silent():
         "nested_lora_consolidation_method": "task_arithmetic",
         "nested_lora_consolidation_alpha": 0.1,
         "nested_lora_lr_fast": 0.1,  # five times init_lr
+        "nested_lora_lr_slow": 0.02,
     }
     assert "own defaults stand: nested_lora_use_consolidation false" in notes
     assert translated(MARKED)[0]["nested_lora_lr_fast"] == pytest.approx(0.05)  # of the default init_lr

@@ -89,7 +89,8 @@ def test_with_slow_fixed_and_heads_of_their_own_every_expert_equals_its_solo_run
 
 
 def one_step(**other):
-    return {"epochs": 1, "batch_size": 100, "weight_decay": 0.0, "moe_val_ratio": 0.2} | other
+    once = {"epochs": 1, "batch_size": 100, "weight_decay": 0.0, "moe_val_ratio": 0.2, "nested_lora_lr_slow": RATE}
+    return once | other
 
 
 def changes(learner, count):
@@ -463,3 +464,38 @@ def test_a_state_with_a_winner_other_than_0_is_restored_exactly(settings, contes
         learn(learner, stream, 3, first=2)
     assert fresh.selections() == whole.selections()
     assert all(torch.equal(v, fresh.own_state()[k]) for k, v in whole.own_state().items())
+
+
+@pytest.mark.parametrize(("head", "own_classes"), [("linear", False), ("ncm", True)])
+def test_where_statistics_predict_the_linear_head_judges_among_the_tasks_classes(head, own_classes, contest):
+    """In the second task the heads' scores are rigged: old classes above all, expert 1 alone right among the new ones."""
+    stream = toy_stream()
+    learner = contest(head=head, moe_val_ratio=0.5, epochs=0)
+    learner.learn(stream.task(0))
+    task = stream.task(1)
+    _, held = task.train.split(0.5, stream="selection")
+    labels = held.labels
+
+    def scores(images, count):
+        made = torch.zeros(count, len(images), 6, dtype=torch.float64)
+        made[:, :, 0] = 9.0
+        for k in range(count):
+            made[k].scatter_(1, (labels if k == 1 else 5 - labels)[:, None], 1.0)
+        return made
+
+    learner._branch_scores = scores
+    learner.learn(task)
+    (facts,) = learner.selections()
+    assert facts["accuracies"] == ([0.0, 100.0, 0.0] if own_classes else [0.0, 0.0, 0.0])
+
+
+def test_keys_that_do_not_act_are_told():
+    from conftest import toy_settings
+
+    told = list(
+        toy_settings("moe_parallel", moe_mode="task", moe_val_ratio=0.2, fast_lr_multipliers=(1.0, 0.5, 0.2)).remarks()
+    )
+    assert told == ["these keys do not act with moe_mode task: moe_val_ratio, fast_lr_multipliers"]
+    assert not list(toy_settings("moe_parallel", moe_val_ratio=0.2).remarks())
+    told = list(toy_settings("moe_parallel", selection_split="test", moe_val_ratio=0.2).remarks())
+    assert told == ["these keys do not act with selection_split test: moe_val_ratio"]

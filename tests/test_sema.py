@@ -371,3 +371,19 @@ def test_recalibration_after_a_merge_in_sema(toy_learner):
         return [torch.equal(a, b) for a, b in zip(before, learner.head.weight, strict=True)]
 
     assert rows_of(False) == [True] * 6 and rows_of(True) == [True, True, False, False, True, True]
+
+
+def test_with_three_levels_everything_reaches_slow_in_time(toy_learner):
+    """At interval 1 a task's content moves one level down a task; an adapter waits until nothing is left above slow."""
+    learner = in_double(toy_learner, nested_lora_levels=3, exp_threshold=1e9)
+    stream = toy_stream()
+    learned(learner, stream, 1)
+    assert learner.unmerged == [(0, 0), (1, 0), (2, 0)]
+    for index in (1, 2):
+        learner.begin_task()
+        learner.learn(stream.task(index))
+        learner.consolidate(stream.task(index))
+    assert learner.unmerged == []
+    for adapter in nested_in(learner).values():
+        assert not any(p.any() for part in adapter.adapters()[1:] for p in part.up_proj.parameters())
+        assert adapter.slow.up_proj.weight.any()

@@ -122,6 +122,10 @@ class Experiment(BaseModel):
         """Whether a key has another value than its default; a resolved file states every key, so presence says nothing."""
         return getattr(self, key) != type(self).model_fields[key].default
 
+    def remarks(self) -> Iterator[str]:
+        """Lines on given keys that do not act beside the others; harmless, so no faults, but never silent."""
+        yield from ()
+
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         """Yields (keys involved, fault) for rules that span several keys. Skipped when one of the keys is itself faulty."""
         if len(set(self.seed)) != len(self.seed) or not self.seed:
@@ -230,7 +234,7 @@ def resolve(
     if found or settings is None:
         raise ConfigError(source, list(dict.fromkeys(found)))
     ignored = [f"these keys never act for {method} and are ignored: {', '.join(dropped)}"] if dropped else []
-    return Resolved(settings, frozenset(given), (*notes, *ignored))
+    return Resolved(settings, frozenset(given), (*notes, *ignored, *settings.remarks()))
 
 
 def _name_checks(settings: Experiment, backbones: Callable[[], Sequence[str]]) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -118,7 +118,7 @@ def _fill(values: dict[str, Any]) -> list[str]:
     if method == "sema":
         defaults |= _SEMA_RATES
     elif isinstance(rate, int | float) and not isinstance(rate, bool):
-        defaults["nested_lora_lr_fast"] = _FAST_FACTOR * rate
+        defaults |= {"nested_lora_lr_fast": _FAST_FACTOR * rate, "nested_lora_lr_slow": rate}
     if silent := {key: value for key, value in defaults.items() if key not in values}:
         values |= silent
         notes.append(f"the file is silent on these, Nested-LoRA's own defaults stand: {_listed(silent)}")
