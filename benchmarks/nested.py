@@ -117,7 +117,6 @@ def run_one(arm: str, name: str, seed: int, target: Path) -> None:
         started = time.perf_counter()
         with RunLog(Path(folder) / "run", console=False) as log:
             learner = models.learner_of(cfg.model_name)(cfg, backbone, len(stream.order), SeededInit(seed), log)
-            matrix: dict[str, list[list[float]]] = {head: [] for head in HEADS}
             trained = []
             for index in range(len(stream)):
                 seed_everything(seed, "task", index)
@@ -126,22 +125,15 @@ def run_one(arm: str, name: str, seed: int, target: Path) -> None:
                 learner.learn(task)
                 learner.consolidate(task)
                 trained.append(sum(p.numel() for p in learner.trained.values()))
-                for head, row in score_heads(learner, stream, index).items():
-                    matrix[head].append(row)
+            last = last_accuracy(learner, stream)
             rows = [json.loads(line) for line in (log.folder / "metrics.jsonl").read_text().splitlines()]
             drift = recomputed(learner, stream)
-    sizes = [len(stream.test(k)) for k in range(len(stream))]
-    curves = {
-        head: [sum(a * n for a, n in zip(row, sizes, strict=False)) / sum(sizes[: len(row)]) for row in rows_of]
-        for head, rows_of in matrix.items()
-    }
     shares = [r["fast_share"] for r in rows if r["kind"] == "consolidation" and r["fast_share"] is not None]
     result = {
         "arm": arm,
         "set": name,
         "seed": seed,
-        "curves": curves,
-        "matrix": matrix,
+        "last": last,
         "recomputed": drift,
         "trained": trained,
         "adapters": learner.adapters_per_layer(),
@@ -166,24 +158,21 @@ def heads_of(learner: Any) -> dict[str, Any]:
     return {"linear": learner.head, "ncm": ncm, "ridge": ridge}
 
 
-def score_heads(learner: Any, stream: Any, index: int) -> dict[str, list[float]]:
-    """Accuracy on the test images of each task so far, as a fraction, for every head; one pass over the images."""
+def last_accuracy(learner: Any, stream: Any) -> dict[str, float]:
+    """Accuracy over all test images, as a fraction, of every head; one pass over the images."""
     import torch
 
     learner.eval()
     heads = heads_of(learner)
-    found: dict[str, list[float]] = {head: [] for head in heads}
+    right, count = dict.fromkeys(heads, 0), 0
     with torch.inference_mode():
-        for earlier in range(index + 1):
-            right = dict.fromkeys(heads, 0)
-            test = stream.test(earlier)
-            for images, labels, *_ in test.batches(256, augment=False, shuffle=False):
+        for index in range(len(stream)):
+            for images, labels, *_ in stream.test(index).batches(256, augment=False, shuffle=False):
                 features = learner.features(images)
+                count += len(labels)
                 for head, scores in heads.items():
                     right[head] += int((scores(features)[:, : learner.seen].argmax(1) == labels).sum())
-            for head, count in right.items():
-                found[head].append(count / len(test))
-    return found
+    return {head: hits / count for head, hits in right.items()}
 
 
 def recomputed(learner: Any, stream: Any) -> dict[str, float]:
@@ -192,9 +181,8 @@ def recomputed(learner: Any, stream: Any) -> dict[str, float]:
     for index in range(len(stream)):
         learner.statistics.add(*learner.features_of(stream.task(index).train))
     learner.statistics.solve()
-    sizes = [len(stream.test(k)) for k in range(len(stream))]
-    rows = score_heads(learner, stream, len(stream) - 1)
-    return {h: sum(a * n for a, n in zip(rows[h], sizes, strict=True)) / sum(sizes) for h in ("ncm", "ridge")}
+    found = last_accuracy(learner, stream)
+    return {head: found[head] for head in ("ncm", "ridge")}
 
 
 def table(
@@ -210,17 +198,20 @@ def table(
             return "-"
         return f"{summary.mean:.{digits}f}" + (f" ± {summary.std:.{digits}f}" if summary.std is not None else "")
 
-    head = ["arm", "n", "trained", "linear", "linear average", "ncm", "ncm recomputed", "ridge", "ridge recomputed"]
-    head += ["fast share", "seconds"]
+    head = ["arm", "n", "trained", "linear", "ncm", "ncm recomputed", "ridge", "ridge recomputed"]
+    head += ["fast share", "adapters", "seconds"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for arm, found in by_arm.items():
         runs = list(found.values())
         row: list[Any] = [arm, len(runs), f"{max(max(r['trained']) for r in runs):,}"]
-        row += [cell(100 * r["curves"]["linear"][-1] for r in runs)]
-        row += [cell(100 * sum(c := r["curves"]["linear"]) / len(c) for r in runs)]
+        row += [cell(100 * r["last"]["linear"] for r in runs)]
         for kind in ("ncm", "ridge"):
-            row += [cell(100 * r["curves"][kind][-1] for r in runs), cell(100 * r["recomputed"][kind] for r in runs)]
-        row += [cell((r["fast_share"] for r in runs), 2), cell((r["seconds"] for r in runs), 0)]
+            row += [cell(100 * r["last"][kind] for r in runs), cell(100 * r["recomputed"][kind] for r in runs)]
+        row += [
+            cell((r["fast_share"] for r in runs), 2),
+            cell(float(sum(r["adapters"])) for r in runs),
+            cell((r["seconds"] for r in runs), 0),
+        ]
         lines.append(f"| {' | '.join(map(str, row))} |")
     references = [arm for arm in ("sema", "single LoRA") if arm in by_arm]
     head = ["difference in last accuracy", *(f"{h} - {arm}" for arm in references for h in HEADS)]
@@ -229,7 +220,7 @@ def table(
         row = [arm]
         for reference in references:
             for kind in HEADS:
-                own, other = ({s: 100 * r["curves"][kind][-1] for s, r in by_arm[a].items()} for a in (arm, reference))
+                own, other = ({s: 100 * r["last"][kind] for s, r in by_arm[a].items()} for a in (arm, reference))
                 d = paired_difference(own, other)
                 text = "-" if d.mean is None else f"{d.mean:+.1f}"
                 row.append(text if d.low is None or arm == reference else f"{text} [{d.low:+.1f}, {d.high:+.1f}]")
