@@ -1,0 +1,213 @@
+"""LoRA experts on the ViT's own linear layers, each layer's experts in one down and one up product.
+
+The experts live beside the model, in `SlottedViT.lora`, and act through a forward hook on each linear layer. Wrapper modules in
+the layers' place would rename the frozen ViT's weights (`attn.qkv.base.weight`), which checkpoints, hashes and strict loading
+name; with hooks its modules and state_dict never change, and `detach` has nothing to put back.
+Shapes: B batch, N tokens, I inputs and O outputs of a linear layer, R rank, E experts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backbone.vit import SlottedViT
+from utils.strict_json import nearest
+
+TARGETS = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}  # name -> place in timm's Block
+Place = tuple[int, str]  # layer and target
+
+
+class LoRA(nn.Module):
+    """One expert: (alpha / R) U A x, [.., I] -> [.., O]   (Hu et al. 2022, section 4.1).
+
+    `down` A [R, I], `up` U [O, R], no biases; `alpha` None stands for R, a scale of 1. Starts with A Kaiming and U zero, so it
+    adds exactly 0 until the first step. Trains both. Raises ValueError for a rank below 1.
+    """
+
+    def __init__(self, inputs: int, outputs: int, rank: int, alpha: float | None = None):
+        super().__init__()
+        if rank < 1:
+            raise ValueError(f"a LoRA needs a rank of at least 1, got {rank}")
+        self.down = nn.Parameter(torch.empty(rank, inputs))
+        self.up = nn.Parameter(torch.empty(outputs, rank))
+        self.alpha = rank if alpha is None else alpha
+        self.reset_parameters()
+
+    @property
+    def rank(self) -> int:
+        return len(self.down)
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5), generator=generator)
+        nn.init.zeros_(self.up)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.linear(x, self.down), self.up) * self.scale
+
+
+def mixture(x: Tensor, experts: Sequence[LoRA], gates: Tensor | None = None) -> Tensor:
+    """sum_e g_e scale_e U_e A_e x in one down and one up product, whatever the ranks.
+
+    x [B, N, I]; gates [B, E] (per sample), [B, N, E] (per token) or None (all 1); returns [B, N, O]. As in
+    `backbone.adapter.mixture` a gate scales its expert's slice of the hidden units [B, N, sum R_e] instead of its output.
+    Raises ValueError for gates of another shape: a size of 1 would otherwise spread over the batch in silence.
+    """
+    hidden = F.linear(x, torch.cat([e.down for e in experts]))
+    if gates is not None:
+        expected = (*x.shape[: gates.dim() - 1], len(experts))
+        if gates.dim() not in (2, 3) or gates.shape != expected:
+            batch, tokens, count = x.shape[0], x.shape[1], len(experts)
+            raise ValueError(
+                f"gates of shape {list(gates.shape)} do not fit: [{batch}, {count}] (samples, experts) or "
+                f"[{batch}, {tokens}, {count}] (samples, tokens, experts) is expected"
+            )
+        gates = gates.unsqueeze(1) if gates.dim() == 2 else gates
+        spread = [gates[..., i : i + 1].expand(*gates.shape[:-1], e.rank) for i, e in enumerate(experts)]
+        hidden = hidden * torch.cat(spread, dim=-1).to(hidden.dtype)
+    return F.linear(hidden, torch.cat([e.up * e.scale for e in experts], dim=1))
+
+
+class LinearExperts(nn.Module):
+    """The experts of one frozen nn.Linear: W x + b + sum_e g_e scale_e U_e A_e dropout(x), while its hook is in place.
+
+    `experts` may be of any ranks, grow (`append`) and be frozen one by one between passes; `gates` are set between passes
+    too. One dropout mask serves all experts, in training only.
+    """
+
+    gates: Tensor | None
+
+    def __init__(self, linear: nn.Linear, experts: Sequence[LoRA], dropout: float = 0.0):
+        super().__init__()
+        self.experts = nn.ModuleList(experts)
+        self.dropout, self.gates = dropout, None
+        # a bound method, not a closure: a deep copy of the backbone then gets hooks to its own copies
+        self.hook = linear.register_forward_hook(self._add)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the experts add, [B, N, I] -> [B, N, O]."""
+        return mixture(F.dropout(x, self.dropout, self.training), cast(Sequence[LoRA], self.experts), self.gates)
+
+    def _add(self, linear: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output + self(inputs[0])
+
+
+def linear_of(backbone: SlottedViT, layer: int, target: str) -> nn.Linear:
+    """The frozen linear layer at a place. Raises ValueError for an unknown target or a block that has it not as nn.Linear."""
+    if target not in TARGETS:
+        raise ValueError(f"lora_target {target!r} is unknown, {', '.join(TARGETS)} are known{nearest(target, TARGETS)}")
+    if not 0 <= layer < backbone.depth:
+        raise ValueError(f"layer {layer} does not exist, the backbone has layers 0..{backbone.depth - 1}")
+    found: Any = backbone.vit.blocks[layer]
+    for name in TARGETS[target].split("."):
+        found = getattr(found, name, None)
+    if type(found) is not nn.Linear:
+        raise ValueError(f"layer {layer} has no linear layer {TARGETS[target]}, but {type(found).__name__}")
+    return found
+
+
+def put(backbone: SlottedViT, layer: int, target: str, experts: Sequence[LoRA], dropout: float = 0.0) -> LinearExperts:
+    """Sets `experts` beside one linear layer. Raises ValueError if it has some already or sizes do not fit."""
+    linear = linear_of(backbone, layer, target)
+    if (layer, target) in attached(backbone):
+        raise ValueError(f"{target} of layer {layer} has LoRA experts already; detach them first or append to them")
+    if not experts:
+        raise ValueError(f"{target} of layer {layer}: at least 1 LoRA expert is needed")
+    expected = (linear.in_features, linear.out_features)
+    for expert in experts:
+        if (sizes := (expert.down.shape[1], len(expert.up))) != expected:
+            raise ValueError(
+                f"{target} of layer {layer} maps {expected[0]} to {expected[1]}, a LoRA {sizes[0]} to {sizes[1]}"
+            )
+    made = LinearExperts(linear, experts, dropout)
+    if str(layer) not in backbone.lora:
+        backbone.lora[str(layer)] = nn.ModuleDict()
+    cast(nn.ModuleDict, backbone.lora[str(layer)])[target] = made.train(backbone.training)
+    return made
+
+
+def attach(
+    backbone: SlottedViT,
+    targets: Sequence[str],
+    experts: int,
+    rank: int,
+    *,
+    layers: Sequence[int] | None = None,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    place: Callable[[str, nn.Module], Any] | None = None,
+) -> dict[Place, LinearExperts]:
+    """Sets new `experts` beside the linear layers `targets` of `layers` (None: all) and returns them by place.
+
+    `place` (a learner's: start values, precision, device) takes a name, such as "lora.0.qkv.1", and the new LoRA, and returns
+    it; without it start values come from torch's generator. Raises ValueError before anything is attached.
+    """
+    layers = range(backbone.depth) if layers is None else layers
+    places = [(layer, target) for layer in layers for target in targets]
+    if not places or len(set(places)) < len(places):
+        raise ValueError(f"LoRA needs targets and layers, each named once; got {list(targets)} and {list(layers)}")
+    linears = {where: linear_of(backbone, *where) for where in places}
+    if taken := [where for where in places if where in attached(backbone)]:
+        raise ValueError(f"{taken[0][1]} of layer {taken[0][0]} has LoRA experts already; detach them first")
+    for (layer, target), linear in linears.items():
+        made = []
+        for index in range(experts):
+            new = LoRA(linear.in_features, linear.out_features, rank, alpha)
+            made.append(place(f"lora.{layer}.{target}.{index}", new) if place else new.to(linear.weight))
+        put(backbone, layer, target, made, dropout)
+    return {where: attached(backbone)[where] for where in places}
+
+
+def attached(backbone: SlottedViT) -> dict[Place, LinearExperts]:
+    """All experts on linear layers by (layer, target); empty for a plain backbone."""
+    by_layer = cast("dict[str, nn.ModuleDict]", dict(backbone.lora.items()))
+    return {(int(n), target): cast(LinearExperts, e) for n, layer in by_layer.items() for target, e in layer.items()}
+
+
+def detach(backbone: SlottedViT) -> None:
+    """Takes all experts off: the ViT is timm's alone again."""
+    for experts in attached(backbone).values():
+        experts.hook.remove()
+    backbone.lora.clear()
+
+
+def set_gates(backbone: SlottedViT, gates: Tensor | None, layer: int | None = None) -> None:
+    """Sets what the next passes multiply the experts by, in one `layer` or in all: [B, E], [B, N, E] or None (all 1).
+
+    They stay, with their graph, until set again. Raises ValueError where nothing is attached or E is another number.
+    """
+    found = [experts for (number, _), experts in attached(backbone).items() if layer in (None, number)]
+    if not found:
+        raise ValueError(f"no LoRA experts are attached to {'the backbone' if layer is None else f'layer {layer}'}")
+    counts = sorted({len(experts.experts) for experts in found})
+    if gates is not None and (gates.dim() not in (2, 3) or counts != [gates.shape[-1]]):
+        numbers = " or ".join(map(str, counts))
+        raise ValueError(f"gates [B, E] or [B, N, E] of {numbers} experts are expected, got shape {list(gates.shape)}")
+    for experts in found:
+        experts.gates = gates
+
+
+@torch.no_grad()
+def merge(experts: Sequence[LoRA], weights: Sequence[float]) -> LoRA:
+    """The one LoRA that equals `experts` with these fixed gates: factors side by side, exact, of the sum of the ranks.
+
+    Experts of weight 0 are left out. Raises ValueError if none is left, or the numbers differ.
+    """
+    if len(experts) != len(weights) or not any(weights):
+        raise ValueError(f"one weight for each of {len(experts)} experts is expected, not all 0; got {list(weights)}")
+    kept = [(e, w) for e, w in zip(experts, weights, strict=True) if w]
+    alone = kept[0][0] if len(kept) == 1 and kept[0][1] == 1 else None
+    rank, (outputs, inputs) = sum(e.rank for e, _ in kept), (len(kept[0][0].up), kept[0][0].down.shape[1])
+    whole = LoRA(inputs, outputs, rank, alone.alpha if alone else None).to(kept[0][0].down)
+    whole.down.copy_(torch.cat([e.down for e, _ in kept]))
+    whole.up.copy_(alone.up if alone else torch.cat([e.up * (e.scale * w) for e, w in kept], dim=1))
+    return whole
