@@ -31,9 +31,8 @@ def balance_loss(routing: Routing, among: Tensor | None = None) -> Tensor:
 def entropy_loss(routing: Routing, among: Tensor | None = None) -> Tensor:
     """log E - H(P) with P the mean of the full softmax: 0 when all experts share alike, log E when all goes to one.
 
-    For dense gates, where each expert is assigned each token and f says nothing: maximal entropy of the mean, as the
-    marginal term of mutual-information routing (Mustafa et al. 2022, arXiv 2206.02770, eq. 3). `among` as in
-    `balance_loss`.
+    For dense gates, where each expert is assigned each token and f says nothing: the entropy of the mean is
+    raised instead (LIMoE's global term, Mustafa et al. 2022, arXiv 2206.02770). `among` as in `balance_loss`.
     """
     mean = routing.probabilities.flatten(0, -2).mean(dim=0)
     mean = _share(mean if among is None else mean[among])

@@ -43,9 +43,7 @@ class ExpandableRouter(nn.Module):
 # One-pass routing of tokens or samples ------------------------------------------------------------------------------
 
 Granularity = Literal["token", "sample"]
-CLOSED = (
-    -1e4
-)  # logit offset of a grown expert: its softmax share is exactly 0 in float32 and in float64, and nothing is infinite
+CLOSED = -1e4  # logit offset of a grown expert: its share is exactly 0, also in float64, and nothing is infinite
 
 
 class Routing(NamedTuple):
@@ -132,7 +130,7 @@ class Router(nn.Module):
     def _choose(self, logits: Tensor) -> Routing:
         probabilities = logits.softmax(dim=-1)
         k = min(self.top_k or len(self), len(self))
-        # Select on s + b, weight with s (Wang et al. 2024, arXiv 2408.15664, eq. 3). A stable sort, not topk: see above.
+        # Select on s + b, weight with s (Wang et al. 2024, arXiv 2408.15664). A stable sort, not topk: see above.
         order = (probabilities.detach() + self.selection_bias).argsort(dim=-1, descending=True, stable=True)
         chosen = order[..., :k]
         if k == len(self):
@@ -161,7 +159,8 @@ class Router(nn.Module):
 
         A fresh column alone would take its share at once. So the expert starts with the offset CLOSED, behind the
         temperature so that no temperature opens it, and with the lowest selection bias, so that it never displaces a choice.
-        At gate 0 it gets no gradient either: `set_offset`, raised step by step or at once, is what opens it.
+        At gate 0 it gets no gradient either: `set_offset`, raised step by step or at once, is what opens it. Until then it
+        stays out of what balances (`among`).
         """
         like = self.columns[0]
         self.columns.append(nn.Parameter(torch.zeros_like(like)))

@@ -29,7 +29,8 @@ RANDOM = "_random"  # the same data over an untrained backbone, where adapters h
 HEADS = ("linear", "ncm", "ridge")
 
 # What an arm changes against the shipped file of the data set named first.
-CHAIN: dict[str, Any] = {"nested_lora_rank": 16}
+CONCAT: dict[str, Any] = {"nested_lora_consolidation_method": "concat", "nested_lora_consolidation_alpha": 1.0}
+CHAIN: dict[str, Any] = CONCAT | {"nested_lora_rank": 16}
 FAITHFUL = {  # the original's choices, faults included
     "nested_lora_consolidation_alpha": 0.1,
     "nested_lora_reset": "zero",
@@ -37,9 +38,9 @@ FAITHFUL = {  # the original's choices, faults included
 }
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "sema": ("sema", {}),
-    "nested in sema": ("sema", {"ffn_adapter_type": "nested_lora", "nested_lora_rank": 8}),
+    "nested in sema": ("sema", CONCAT | {"ffn_adapter_type": "nested_lora", "nested_lora_rank": 8}),
     "single LoRA": ("nested_lora", {"nested_lora_levels": 1, "nested_lora_rank": 32}),
-    "chain, concat": ("nested_lora", CHAIN | {"nested_lora_consolidation_method": "concat"}),
+    "chain, concat": ("nested_lora", CHAIN),
     "chain, svd": ("nested_lora", CHAIN | {"nested_lora_consolidation_method": "svd"}),
     "chain, ties, no relu": (
         "nested_lora",
@@ -56,9 +57,9 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
         "nested_lora",
         CHAIN | FAITHFUL | {"nested_lora_consolidation_method": "task_arithmetic"},
     ),
-    "competition K=1": ("moe_parallel", {"num_experts": 1, "nested_lora_rank": 16}),
-    "competition K=2": ("moe_parallel", {"num_experts": 2, "nested_lora_rank": 11}),
-    "competition K=4": ("moe_parallel", {"num_experts": 4, "nested_lora_rank": 6}),
+    "competition K=1": ("moe_parallel", CONCAT | {"num_experts": 1, "nested_lora_rank": 16}),
+    "competition K=2": ("moe_parallel", CONCAT | {"num_experts": 2, "nested_lora_rank": 11}),
+    "competition K=4": ("moe_parallel", CONCAT | {"num_experts": 4, "nested_lora_rank": 6}),
     "competition K=4, faithful": (
         "moe_parallel",
         FAITHFUL
@@ -97,7 +98,7 @@ def run_one(arm: str, name: str, seed: int, target: Path) -> None:
     if overrides.get("ffn_adapter_type") == "nested_lora":
         chain = json.loads((ROOT / "exps" / f"nested_lora_{stem}.json").read_text())
         base |= {k: v for k, v in chain.items() if k.startswith("nested_lora_") and k != "nested_lora_rank"}
-    values = base | overrides | {"head": "ridge", "head_drift": False, "seed": [seed]}
+    values = base | overrides | {"head": "ridge", "head_projection_dim": None, "head_drift": False, "seed": [seed]}
     if model == "sema":  # as many passes as the other arms
         values["func_epoch"] = json.loads((ROOT / "exps" / f"nested_lora_{stem}.json").read_text())["epochs"]
     if name.endswith(RANDOM):

@@ -27,7 +27,7 @@ def stirred(backbone, seed=3):
     generator = torch.Generator().manual_seed(seed)
     for experts in attached(backbone).values():
         for parameter in experts.parameters():
-            torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+            torch.nn.init.normal_(parameter, std=0.1, generator=generator)
     return backbone
 
 
@@ -249,6 +249,12 @@ def test_attaching_twice_and_gates_of_other_experts_are_refused():
 # Against peft -------------------------------------------------------------------------------------------------------
 
 
+def same(ours, theirs):
+    """Features are of unit size (the ViT's last norm), so 1e-6 of that and of the value is float32's own rounding."""
+    tolerance = 1e-6 if ours.dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
 def modules_of(backbone):
     return {place: f"blocks.{place[0]}.{TARGETS[place[1]]}" for place in attached(backbone)}
 
@@ -272,12 +278,13 @@ def peft_twin(peft, backbone):
 
 
 @pytest.mark.parametrize("targets", [ALL, ["qkv"], ["proj"], ["fc1"], ["fc2"]], ids=str)
-def test_one_expert_equals_peft(peft, targets):
-    backbone = with_experts(targets, rank=3, alpha=4)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_one_expert_equals_peft(peft, targets, dtype):
+    backbone = with_experts(targets, rank=3, alpha=4).to(dtype)
     model = peft_twin(peft, backbone)
-    ours, theirs = backbone(IMAGES), model(IMAGES)
-    assert ours.dtype == torch.float32 and (ours - toy_backbone()(IMAGES)).abs().max() > 0.01
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    ours, theirs = backbone(IMAGES), model(IMAGES.to(dtype))
+    assert ours.dtype == dtype and (ours - toy_backbone()(IMAGES)).abs().max() > 0.01
+    same(ours, theirs)
 
 
 def test_one_experts_gradients_equal_pefts(peft):
@@ -296,7 +303,7 @@ def test_without_gates_all_experts_equal_all_active_peft_adapters(peft):
     backbone = with_experts(experts=3, alpha=1)
     model = peft_twin(peft, backbone)
     model.base_model.set_adapter(["e0", "e1", "e2"])
-    torch.testing.assert_close(backbone(IMAGES), model(IMAGES), rtol=0, atol=1e-6)
+    same(backbone(IMAGES), model(IMAGES))
 
 
 @pytest.mark.parametrize("per", ["sample", "token"])
@@ -310,7 +317,7 @@ def test_fixed_gates_equal_pefts_weighted_adapters(peft, per):
     for index, weights in enumerate(gates.tolist()):
         model.add_weighted_adapter(["e0", "e1", "e2"], weights, f"mix{index}", combination_type="cat")
         model.set_adapter(f"mix{index}")
-        torch.testing.assert_close(ours[index : index + 1], model(IMAGES[index : index + 1]), rtol=0, atol=1e-6)
+        same(ours[index : index + 1], model(IMAGES[index : index + 1]))
 
 
 # peft's files -------------------------------------------------------------------------------------------------------
@@ -328,7 +335,7 @@ def imported(folder):
 
 
 def same_function(folder, reference):
-    torch.testing.assert_close(imported(folder)(IMAGES), reference, rtol=0, atol=1e-6)
+    same(imported(folder)(IMAGES), reference)
 
 
 def quiet_load(peft, folder):
@@ -341,7 +348,7 @@ def test_peft_loads_what_we_export(peft, tmp_path, weights, recwarn):
     save_peft(tmp_path, taken(backbone, weights), "toy")
     set_gates(backbone, torch.tensor([weights], dtype=torch.float32).expand(3, 3))
     ours = backbone(IMAGES)
-    torch.testing.assert_close(quiet_load(peft, tmp_path)(IMAGES), ours, rtol=0, atol=1e-6)
+    same(quiet_load(peft, tmp_path)(IMAGES), ours)
     assert not [w for w in recwarn if "missing" in str(w.message)]
     same_function(tmp_path, ours)
 
@@ -355,7 +362,7 @@ def test_ranks_and_alphas_by_layer_survive_both_ways(peft, tmp_path):
     ours = backbone(IMAGES)
     save_peft(tmp_path / "ours", taken(backbone, [1]))
     model = quiet_load(peft, tmp_path / "ours")
-    torch.testing.assert_close(model(IMAGES), ours, rtol=0, atol=1e-6)
+    same(model(IMAGES), ours)
     model.save_pretrained(tmp_path / "theirs")
     same_function(tmp_path / "theirs", ours)
     found = load_peft(tmp_path / "theirs", toy_backbone())
@@ -374,7 +381,7 @@ def test_we_import_what_peft_saved(peft, tmp_path):
     model = peft.get_peft_model(toy_backbone().vit, config).eval()
     for name, parameter in model.named_parameters():
         if "lora_" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
+            torch.nn.init.normal_(parameter, std=0.1)
     model.save_pretrained(tmp_path)
     same_function(tmp_path, model(IMAGES))
     found = load_peft(tmp_path, toy_backbone())
@@ -385,7 +392,7 @@ def test_round_trip_without_peft_is_exact(tmp_path):
     backbone = with_experts(alpha=3).double()
     save_peft(tmp_path, taken(backbone, [1]))
     back = load_peft(tmp_path, toy_backbone().double())
-    assert list(back) == list(attached(backbone))
+    assert set(back) == set(attached(backbone))
     for place, lora in back.items():
         ours = attached(backbone)[place].experts[0]
         assert torch.equal(lora.down, ours.down) and torch.equal(lora.up, ours.up) and lora.scale == ours.scale
