@@ -161,9 +161,7 @@ def within_capacity(chosen: Tensor, experts: int, capacity: float) -> Tensor:
     (Switch, Fedus et al. 2021, eq. 3; priority of the first choice: GShard, Lepikhin et al. 2020, algorithm 1).
     """
     room = math.ceil(capacity * chosen.numel() / experts)
-    wanted = F.one_hot(
-        chosen.T, experts
-    )  # [k, T, E]: choices outermost, so that the running count serves the first ones first
+    wanted = F.one_hot(chosen.T, experts)  # [k, T, E]: choices outermost, so that the count serves first ones first
     before = wanted.flatten(0, 1).cumsum(dim=0).view_as(wanted) - wanted
     return (wanted * (before < room)).sum(dim=0)
 

@@ -102,5 +102,9 @@ def test_utilisation_by_hand_over_two_batches():
     assert use.gate.tolist() == pytest.approx([(0.75 + 1 + 0.5) / 4, 1 / 4, 0])
     unsure = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
     assert use.entropy.tolist() == pytest.approx([(unsure + 0 + math.log(2)) / 3, 0, 0])
+    two = utilisation([routing_of([[math.log(3), 0.0, -1e4], [-1e4, 0.0, math.log(2)]], k=2)])  # choose 0, 1 and 2, 1
+    other = -(math.log(1 / 3) + 2 * math.log(2 / 3)) / 3
+    assert two.share.tolist() == [0.5, 1, 0.5]
+    assert two.entropy.tolist() == pytest.approx([unsure, (unsure + other) / 2, other])
     both = utilisation([routing_of(torch.zeros(2, 5, 3), k=2)])  # [B, N, ..]: tokens of all samples
     assert both.share.tolist() == [1, 1, 0] and not both.gate.requires_grad
