@@ -29,6 +29,7 @@ class Group:
     With `interval` n > 1 they step at every n-th step only. On the others their gradients are None, never zero: with a zero
     gradient momentum and weight decay would move them all the same. `skipped`: gradients of skipped steps are dropped, or
     accumulated, and the n-th step takes their mean. A rate of 0 means frozen. `divide`: their gradient is divided by it.
+    `warmup`: over this many first steps of a phase the rate rises linearly to its full value.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Group:
     interval: int = 1
     skipped: Literal["drop", "accumulate"] = "drop"
     divide: int = 1
+    warmup: int = 0
     _kept: list[Tensor] | None = field(default=None, repr=False)
 
     def before_step(self, number: int) -> None:
@@ -109,6 +111,7 @@ def fit(
     _tell(learner, groups, task, phase)
     optimizer, scheduler = optimizer_for(learner, groups, cfg, epochs=epochs)
     source = batches or (lambda epoch: task.train.batches(cfg.batch_size, epoch=epoch, stream=phase))
+    trained = [group for group in groups if group.lr > 0]  # those the optimizer has, in its order
     history: list[float] = []
     steps = 0
     with learner.log.bar(epochs, f"task {task.index + 1} {phase}", level=1) as bar:
@@ -117,7 +120,7 @@ def fit(
             losses: list[float] = []
             right, count = 0.0, 0
             judged = False
-            rates = [g["lr"] for g in optimizer.param_groups]
+            rates = [g["lr"] for g in optimizer.param_groups]  # of this epoch, before any warm-up
             for images, labels, *_ in source(epoch):
                 loss, correct = step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
                 value = loss.item()
@@ -133,6 +136,8 @@ def fit(
                 steps += 1
                 for group in groups:
                     group.before_step(steps)
+                for slot, group, full in zip(optimizer.param_groups, trained, rates, strict=True):
+                    slot["lr"] = full * min(1.0, steps / group.warmup) if group.warmup else full
                 optimizer.step()
                 if after_step is not None:
                     after_step()
@@ -140,6 +145,8 @@ def fit(
                 count += len(labels)
                 if correct is not None:
                     judged, right = True, right + float(correct)
+            for slot, full in zip(optimizer.param_groups, rates, strict=True):
+                slot["lr"] = full  # the cosine goes on from here
             scheduler.step()
             mean = sum(losses) / max(len(losses), 1)
             accuracy = right / max(count, 1) if judged else None

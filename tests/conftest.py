@@ -47,6 +47,7 @@ TOY_SETTINGS = {
     "dataset": "digits", "init_cls": 2, "increment": 2, "batch_size": 8, "init_lr": 0.05, "epochs": 2, "func_epoch": 2,
     "rd_epoch": 2, "rd_lr": 0.01, "ffn_num": 2, "rd_dim": 4, "buffer_size": 30, "detect_batch_size": 8,
     "exp_threshold": 0.5, "adapt_start_layer": 1, "adapt_end_layer": 2, "nested_lora_rank": 2, "num_experts": 3,
+    "expert_hidden": 2,
 }  # fmt: skip
 
 

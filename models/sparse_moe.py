@@ -1,0 +1,222 @@
+"""Sparse mixture of SwiGLU experts beside each frozen MLP, top-1 or top-2 a token, with its use measured honestly.
+
+Switch Transformer (Fedus et al. 2021, arXiv 2101.03961) and Mixtral (Jiang et al. 2024, arXiv 2401.04088) as an added layer;
+balance loss as Switch, z-loss as ST-MoE (Zoph et al. 2022, arXiv 2202.08906). One layer's size is that of a dense adapter.
+Shapes: B batch, N tokens, D width, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from backbone import balance
+from backbone.heads import LinearHead
+from backbone.moe import SparseMoE, hidden_for
+from backbone.router import Routing
+from models import nesting
+from models.base import Learner as Base
+from models.training import Group, cross_entropy_among, fit
+from utils.config import Trained
+from utils.tasks import Task
+
+
+class Settings(Trained):
+    """Keys of the sparse mixture."""
+
+    epochs: int = Field(20, ge=0, description="passes over each task")
+    adapt_start_layer: int | None = Field(
+        None, ge=0, description="first layer with experts, counted from 0; null: the last three"
+    )
+    adapt_end_layer: int | None = Field(None, ge=0, description="last layer with experts; null: the backbone's last")
+    num_experts: int = Field(4, ge=1, le=256, description="experts in each layer")
+    top_k_experts: int = Field(2, ge=1, le=256, description="experts that act on a token; 1 as Switch, 2 as Mixtral")
+    ffn_num: int = Field(
+        64, ge=1, le=4096, description="rank of the dense adapter whose parameters a layer of experts has"
+    )
+    expert_hidden: int | None = Field(
+        None, ge=1, le=16384, description="hidden size of an expert; null: so that the layer has ffn_num's parameters"
+    )
+    router_lr: float | None = Field(None, gt=0, le=100, description="learning rate of the router; null: init_lr")
+    router_warmup: int = Field(
+        0, ge=0, description="steps of each task over which the router's rate rises to its full value"
+    )
+    router_aux_loss_coef: float = Field(0.01, ge=0, le=100, description="weight of the balance loss (Switch, eq. 4)")
+    router_z_loss_coef: float = Field(0.001, ge=0, le=100, description="weight of the z-loss (ST-MoE, eq. 5)")
+    router_granularity: Literal["token", "sample"] = Field("token", description="what is routed")
+    router_noisy: bool = Field(False, description="noisy top-k in training (Shazeer et al. 2017, eq. 4)")
+    router_centre: bool = Field(
+        True, description="route by the distance from the mean token of the first task; without it top-1 may collapse"
+    )
+    fixed_routing: Literal["none", "uniform", "expert"] = Field(
+        "none", description="control without a learned router: all experts alike, or all to the expert fixed_expert"
+    )
+    fixed_expert: int = Field(0, ge=0, description="the expert of fixed_routing expert")
+    expert_capacity: float | None = Field(
+        None, gt=0, description="room of an expert in training, times its even share of tokens; null: no limit"
+    )
+    moe_dispatch: Literal["auto", "dense", "loop", "grouped"] = Field(
+        "auto", description="how experts are computed; all give the same to rounding"
+    )
+    decay_other_rows: bool = Field(False, description="weight decay also shrinks the head rows of other tasks")
+
+    def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        yield from super().cross_checks()
+        if self.top_k_experts > self.num_experts:
+            yield (
+                ("top_k_experts", "num_experts"),
+                f"top_k_experts: {self.top_k_experts} of num_experts {self.num_experts} cannot act",
+            )
+        if self.fixed_expert >= self.num_experts:
+            yield (
+                ("fixed_expert", "num_experts"),
+                f"fixed_expert: {self.fixed_expert} does not exist, experts are 0..{self.num_experts - 1}",
+            )
+        if self.router_lr is not None and self.router_lr < self.min_lr:
+            yield ("min_lr", "router_lr"), f"min_lr: {self.min_lr} is above router_lr {self.router_lr}"
+
+    def remarks(self) -> Iterator[str]:
+        yield from super().remarks()
+        learned = ("router_lr", "router_warmup", "router_aux_loss_coef", "router_z_loss_coef", "router_noisy")
+        given = [key for key in learned if self.departs(key)]
+        if self.fixed_routing != "none" and given:
+            yield f"these keys do not act with fixed_routing {self.fixed_routing}: {', '.join(given)}"
+        if self.expert_hidden is not None and self.departs("ffn_num"):
+            yield "ffn_num does not act beside expert_hidden"
+
+
+class Learner(Base):
+    """One layer of experts in each of the chosen blocks, shared by all tasks, and a linear head."""
+
+    cfg: Settings
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        cfg, width = self.cfg, self.backbone.width
+        self.layers = nesting.layer_range(cfg.adapt_start_layer, cfg.adapt_end_layer, self.backbone)
+        hidden = cfg.expert_hidden or hidden_for(width, cfg.ffn_num, cfg.num_experts, noisy=cfg.router_noisy)
+        for layer in self.layers:
+            moe = SparseMoE(
+                width,
+                hidden,
+                cfg.num_experts,
+                cfg.top_k_experts,
+                noisy=cfg.router_noisy,
+                granularity=cfg.router_granularity,
+                capacity=cfg.expert_capacity,
+                dispatch=cfg.moe_dispatch,
+            )
+            moe.fix({"none": None, "uniform": "uniform", "expert": cfg.fixed_expert}[cfg.fixed_routing])
+            self.backbone.fill(layer, self.place(f"layers.{layer}", moe))
+        self.head = self.place("head", LinearHead(width, self.num_classes))
+
+    def experts(self) -> dict[int, SparseMoE]:
+        """The layer of experts in each block."""
+        slots = {layer: self.backbone.slots[str(layer)] for layer in self.layers}
+        return {layer: slot for layer, slot in slots.items() if isinstance(slot, SparseMoE)}
+
+    # Learning ------------------------------------------------------------------------------------------------------
+
+    def learn(self, task: Task) -> None:
+        """Experts, router and head on the cross-entropy among the task's classes, plus the two routing losses."""
+        self.seen = task.total
+        cfg, moes = self.cfg, self.experts()
+        if task.index == 0 and cfg.router_centre:
+            for layer, inputs in nesting.slot_inputs(self, task, self.layers).items():
+                moes[layer].router.set_center(inputs.mean(dim=0))
+        watch = Watch(self, task)
+
+        def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            routings = watch.begin_step()
+            scores = self.head(self.backbone(images))
+            loss, right = cross_entropy_among(scores, labels, task.first, task.total)
+            if cfg.fixed_routing == "none":
+                loss = loss + cfg.router_aux_loss_coef * balance.over_layers(balance.balance_loss, routings)
+                loss = loss + cfg.router_z_loss_coef * balance.over_layers(balance.z_loss, routings)
+            return loss, right
+
+        keep = None if cfg.decay_other_rows else nesting.keep_other_rows(self.head, task)
+
+        def after_step() -> None:
+            watch.end_step()
+            if keep is not None:
+                keep()
+
+        def batches(epoch: int) -> Any:
+            watch.begin_epoch(epoch)
+            return task.train.batches(cfg.batch_size, epoch=epoch, stream="func")
+
+        self.train()
+        fit(self, task, step, self._groups(), phase="func", epochs=cfg.epochs, batches=batches, after_step=after_step)
+        watch.close()
+
+    def _groups(self) -> list[Group]:
+        cfg, moes = self.cfg, list(self.experts().values())
+        groups = [Group("experts", [p for m in moes for p in m.experts.parameters()], cfg.init_lr)]
+        if cfg.fixed_routing == "none":
+            rate = cfg.init_lr if cfg.router_lr is None else cfg.router_lr
+            routers = [p for m in moes for p in m.router.parameters()]
+            groups.append(Group("router", routers, rate, warmup=cfg.router_warmup))
+        return [*groups, Group("head", list(self.head.parameters()), cfg.init_lr)]
+
+    # Prediction is the base's; bookkeeping -------------------------------------------------------------------------
+
+    def planned_parameters(self) -> list[tuple[str, int]]:
+        return nesting.planned(self._groups())
+
+
+class Watch:
+    """Collects the routings of each step, and writes an `experts` row a layer and epoch: use and gradients of every expert."""
+
+    def __init__(self, learner: Learner, task: Task):
+        self.learner, self.task = learner, task
+        self.moes = learner.experts()
+        self.epoch, self.steps = -1, 0
+        self.sums: dict[int, dict[str, Tensor]] = {}
+
+    def begin_step(self) -> list[Routing]:
+        """An empty list, which the pass to come fills with one Routing a layer."""
+        routings: list[Routing] = []
+        for moe in self.moes.values():
+            moe.collect = routings
+        self.routings = routings
+        return routings
+
+    @torch.no_grad()
+    def end_step(self) -> None:
+        """Adds up what the step used and the gradients it left; called after the optimizer's step."""
+        self.steps += 1
+        for (layer, moe), routing in zip(self.moes.items(), self.routings, strict=True):
+            use = balance.utilisation([routing])
+            found = {
+                "share": use.share,
+                "gate": use.gate,
+                "entropy": use.entropy,
+                "gradient": torch.stack([_gradient(expert) for expert in moe.experts]),
+                "router_gradient": _gradient(moe.router),
+            }
+            sums = self.sums.setdefault(layer, {})
+            for name, value in found.items():
+                sums[name] = sums[name] + value if name in sums else value
+            moe.collect = None
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.close()
+        self.epoch = epoch
+
+    def close(self) -> None:
+        """Writes the rows of the epoch that ended: means over its steps."""
+        for layer, sums in self.sums.items():
+            means = {name: (value / self.steps).tolist() for name, value in sums.items()}
+            self.learner.log.row("experts", task=self.task.index, epoch=self.epoch + 1, layer=layer, **means)
+        self.sums, self.steps = {}, 0
+
+
+def _gradient(module: torch.nn.Module) -> Tensor:
+    """Euclidean norm of a module's gradient; 0 where it has none."""
+    squares = [p.grad.square().sum() for p in module.parameters() if p.grad is not None]
+    return torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
