@@ -77,7 +77,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def run_one(arm: str, name: str, seed: int, target: Path) -> None:
-    """One arm, data set and seed: trains, scores every head after every task, writes `target`."""
+    """One arm, data set and seed: trains, scores every head after the last task, writes `target`."""
     import torch
 
     import models
@@ -200,7 +200,7 @@ def table(
         return f"{summary.mean:.{digits}f}" + (f" ± {summary.std:.{digits}f}" if summary.std is not None else "")
 
     head = ["arm", "n", "trained", "linear", "ncm", "ncm recomputed", "ridge", "ridge recomputed"]
-    head += ["fast share", "adapters", "seconds"]
+    head += ["fast share", "adapters"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for arm, found in by_arm.items():
         runs = list(found.values())
@@ -211,7 +211,6 @@ def table(
         row += [
             cell((r["fast_share"] for r in runs), 2),
             cell(float(sum(r["adapters"])) for r in runs),
-            cell((r["seconds"] for r in runs), 0),
         ]
         lines.append(f"| {' | '.join(map(str, row))} |")
     references = [arm for arm in ("sema", "single LoRA") if arm in by_arm]
