@@ -115,15 +115,22 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Routing:
         """Routing of x [B, N, D] ([.., D] per token). `generator` draws the noise, torch's own without one."""
+        return self.route(self.read(x), generator)
+
+    def read(self, x: Tensor) -> Tensor:
+        """What is routed, for x [B, N, D]: the tokens, or [B, D] the mean token, centred, in float32 or better."""
         if self.granularity == "sample":
             x = x.mean(dim=1)
-        precise = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
-            x = x.to(precise) - self.center
-            logits = F.linear(x, torch.stack(list(self.columns)).to(precise))
+            return x.to(torch.promote_types(x.dtype, torch.float32)) - self.center
+
+    def route(self, x: Tensor, generator: torch.Generator | None = None) -> Routing:
+        """Routing of x [.., D] from `read`; routers that share center and granularity may share what was read."""
+        with torch.autocast(x.device.type, enabled=False):
+            logits = F.linear(x, torch.stack(list(self.columns)).to(x.dtype))
             if self.noisy and self.training:
-                spread = F.softplus(F.linear(x, torch.stack(list(self.noise)).to(precise)))
-                drawn = torch.randn(logits.shape, generator=generator, dtype=precise, device=x.device)
+                spread = F.softplus(F.linear(x, torch.stack(list(self.noise)).to(x.dtype)))
+                drawn = torch.randn(logits.shape, generator=generator, dtype=x.dtype, device=x.device)
                 logits = logits + drawn * spread
             return self._choose(logits / self.temperature + self.offset)
 
@@ -168,6 +175,17 @@ class Router(nn.Module):
             self.noise.append(nn.Parameter(torch.zeros_like(like)))
         self.offset = torch.cat([self.offset, self.offset.new_full((1,), CLOSED)])
         self.selection_bias = torch.cat([self.selection_bias, self.selection_bias.min().view(1)])
+
+    def drop(self, expert: int) -> None:
+        """Takes an expert's column away; its share goes to the others in proportion to theirs. Raises ValueError for the
+        last one or one that is not there."""
+        if not 0 <= expert < len(self) or len(self) == 1:
+            raise ValueError(f"expert {expert} of {len(self)} cannot be dropped")
+        keep = [e for e in range(len(self)) if e != expert]
+        self.columns = nn.ParameterList(self.columns[e] for e in keep)
+        if self.noisy:
+            self.noise = nn.ParameterList(self.noise[e] for e in keep)
+        self.offset, self.selection_bias = self.offset[keep], self.selection_bias[keep]
 
     @torch.no_grad()
     def update_bias(self, counts: Tensor, rate: float, among: Tensor | None = None) -> None:

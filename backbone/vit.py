@@ -6,12 +6,16 @@ Shapes: B batch, N tokens (prefix tokens included), D width. A slot is any modul
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import cast
 
 import torch
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+
+Route = Callable[
+    [Tensor], Sequence[Tensor]
+]  # the first slot's input [B, N, D] -> gates for each slot, from the lowest up
 
 
 class SlottedViT(nn.Module):
@@ -32,6 +36,7 @@ class SlottedViT(nn.Module):
         self.vit = vit.requires_grad_(False)
         self.slots = nn.ModuleDict()
         self.lora = nn.ModuleDict()  # experts on the linear layers, see backbone/lora.py
+        self.router: nn.Module | None = None  # a Route for all slots, see backbone/routed.py
         self.normalises = mean is not None
         self.register_buffer("mean", torch.tensor(mean or [0.0]).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std or [1.0]).view(-1, 1, 1), persistent=False)
@@ -58,16 +63,21 @@ class SlottedViT(nn.Module):
             raise ValueError(f"layer {layer} does not exist, the backbone has layers 0..{self.depth - 1}")
         self.slots[str(layer)] = slot
 
-    def forward(self, images: Tensor, branches: int = 1) -> Tensor:
+    def forward(self, images: Tensor, branches: int = 1, route: Route | None = None) -> Tensor:
         """Pooled features [B, D] of images [B, 3, H, W] in [0, 1], as timm's forward_head(.., pre_logits=True) gives them.
 
         With K `branches`, [K B, D]: K copies of the batch one after the other, for slots that treat them differently. What
-        is equal for all copies, up to the first slot's input and its block's MLP, is computed once."""
-        return self.encode(images, branches=branches)[0]
+        is equal for all copies, up to the first slot's input and its block's MLP, is computed once.
 
-    def encode(self, images: Tensor, tap: Collection[int] = (), branches: int = 1) -> tuple[Tensor, dict[int, Tensor]]:
+        `route`, or without one the attached `router`, is called once, with the first slot's input, which the frozen prefix
+        alone decides; each slot is then called as slot(x, its gates). Without either as slot(x)."""
+        return self.encode(images, branches=branches, route=route)[0]
+
+    def encode(
+        self, images: Tensor, tap: Collection[int] = (), branches: int = 1, route: Route | None = None
+    ) -> tuple[Tensor, dict[int, Tensor]]:
         """`forward`, and for each layer in `tap` the mean token [B, D] of the stream its slot reads."""
-        stream, means = self._blocks(self.stem(images), tap, branches=branches)
+        stream, means = self._blocks(self.stem(images), tap, branches=branches, route=route)
         return self.vit.forward_head(self.vit.norm(stream), pre_logits=True), means
 
     def mean_tokens(self, images: Tensor, tap: Collection[int]) -> dict[int, Tensor]:
@@ -83,8 +93,15 @@ class SlottedViT(nn.Module):
         return vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
 
     def _blocks(
-        self, x: Tensor, tap: Collection[int], stop: int | None = None, branches: int = 1
+        self,
+        x: Tensor,
+        tap: Collection[int],
+        stop: int | None = None,
+        branches: int = 1,
+        route: Route | None = None,
     ) -> tuple[Tensor, dict[int, Tensor]]:
+        route = self.router if route is None else route
+        gates: Iterator[Tensor] | None = None
         means: dict[int, Tensor] = {}
         blocks = cast(list[Block], self.vit.blocks)
         for layer, block in enumerate(blocks):
@@ -101,7 +118,9 @@ class SlottedViT(nn.Module):
             if slot is not None:
                 if branches > 1:  # the first slot: from here on the copies differ
                     x, after, branches = x.repeat(branches, 1, 1), after.repeat(branches, 1, 1), 1
-                after = after + slot(x)
+                if route is not None and gates is None:
+                    gates = iter(route(x))
+                after = after + (slot(x) if gates is None else slot(x, next(gates)))
             x = after
         return x.repeat(branches, 1, 1) if branches > 1 else x, means
 

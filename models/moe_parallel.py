@@ -73,6 +73,9 @@ class Settings(SharedAdapterSettings):
         for why, keys in silent.items():
             if given := [key for key in keys if self.departs(key)]:
                 yield f"these keys do not act with {why}: {', '.join(given)}"
+        fresh = self.nested_lora_use_consolidation and self.nested_lora_consolidation_interval == 1
+        if self.moe_eval == "sum" and self.moe_reset == "all" and self.moe_mode == "parallel" and fresh:
+            yield "moe_eval sum does not act with moe_reset all: after each merge every fast expert has output 0"
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()
@@ -213,7 +216,7 @@ class Learner(Base):
         """The expert with the highest accuracy wins; equal ones are told apart by their loss, then the first wins.
 
         Among all classes seen, as the linear head predicts. Where class statistics predict, the linear head is only how
-        the experts were trained, so there it judges among the task's own classes."""
+        the experts were trained, so there it judges among the task's own classes; on test data always among all."""
         cfg, count = self.cfg, self.cfg.num_experts
         first = 0 if cfg.head == "linear" or self.uses_test else task.first
         self.eval()

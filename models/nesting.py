@@ -6,6 +6,7 @@ Shapes: B batch, n sampled tokens, D width, K fast experts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -178,12 +179,16 @@ def merge(
     cfg: NestedSettings = learner.cfg
     path = [*range(len(nested.middle) + 1), len(nested.middle) + 1 + expert]
     found = []
-    for i in range(1, len(path) if nested.fast else 0):
+    # of all pairs before the first merge, which empties the level that the next pair starts from
+    parts = [nested.adapters()[position] for position in path] if nested.fast else []
+    total = sum(size(part(x)) for part in parts)
+    before = [_before(below, above, x, total) for below, above in pairwise(parts)]
+    for i in range(1, len(parts)):
         lower, upper = path[i - 1], path[i]
         below, above = nested.adapters()[lower], nested.adapters()[upper]
         every = cfg.nested_lora_consolidation_interval ** (len(path) - i)
         due = cfg.nested_lora_use_consolidation and (task.index + 1) % every == 0
-        facts = {**where, "level": i, "expert": expert, "merged": due, **_before(below, above, x)}
+        facts = {**where, "level": i, "expert": expert, "merged": due, **before[i - 1]}
         if due:
             method, alpha = cfg.nested_lora_consolidation_method, cfg.nested_lora_consolidation_alpha
             rank = cfg.nested_lora_consolidation_rank
@@ -219,8 +224,9 @@ def tell_merge(learner: Learner, task: Task, found: Mapping[Any, Sequence[Mappin
         f"fast makes {100 * sum(share) / len(share):.0f} % of the adapters' output" if share else "adapters are empty"
     )
     if any(row["merged"] for row in last):
-        ranks = sorted({row["rank"] for row in last})
-        error = max(row["error"] for row in last)
+        merged = [row for rows in found.values() for row in rows if row["merged"]]
+        ranks = sorted({row["rank"] for row in merged})
+        error = max(row["error"] for row in merged)
         text += f"; merged by {last[0]['method']} with alpha {last[0]['alpha']:g}, rank {ranks[0]}"
         text += f" to {ranks[-1]}" if len(ranks) > 1 else ""
         text += f", largest difference to the wanted function {error:.1e}"
@@ -262,10 +268,10 @@ def keep_other_rows(head: nn.Linear, task: Task) -> Any:
 # Facts of a pair ----------------------------------------------------------------------------------------------------
 
 
-def _before(slow: Adapter, fast: Adapter, x: Tensor) -> dict[str, float | None]:
+def _before(slow: Adapter, fast: Adapter, x: Tensor, total: float) -> dict[str, float | None]:
+    """Facts of a pair; `total` is the size of all levels' outputs together, of which fast has its share."""
     s, f = slow(x), fast(x)
     slow_size, fast_size = size(s), size(f)
-    total = slow_size + fast_size
     cosine = F.cosine_similarity(s.flatten(), f.flatten(), dim=0).clamp(-1, 1)  # rounding may leave the range
     return {
         "slow_norm": norm(slow),

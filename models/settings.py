@@ -91,6 +91,14 @@ class NestedSettings(Trained):
         given = [key for key in (f"nested_lora_{name}" for name in silent) if self.departs(key)]
         if self.nested_lora_levels == 1 and given:
             yield f"these keys do not act with nested_lora_levels 1: {', '.join(given)}"
+        if self.nested_lora_eval == "fast" and self.nested_lora_use_consolidation:
+            yield (
+                "nested_lora_eval fast: right after a merge fast has output 0, so those tasks are scored without adapters; "
+                "set nested_lora_use_consolidation to false to see what fast learned"
+            )
+        every = self.nested_lora_update_interval_slow == 1 and self.nested_lora_level_intervals is None
+        if self.nested_lora_skipped_gradients == "accumulate" and every:
+            yield "nested_lora_skipped_gradients does not act: with nested_lora_update_interval_slow 1 no step is skipped"
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()
@@ -118,8 +126,8 @@ class NestedSettings(Trained):
             if values is not None and len(values) != between:
                 yield (
                     (key, "nested_lora_levels"),
-                    f"{key}: {len(values)} values, but nested_lora_levels {self.nested_lora_levels} has {between} levels "
-                    "between slow and fast",
+                    f"{key}: {len(values)} values, but nested_lora_levels {self.nested_lora_levels} has {between} "
+                    f"level{'s' * (between != 1)} between slow and fast",
                 )
             elif values is not None and min(values, default=1) <= 0:
                 yield (key,), f"{key}: every value must be above 0; got {list(values)}"

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import toy_backbone, toy_stream
+from conftest import toy_backbone, toy_settings, toy_stream
 from torch import nn
 
 import models
 import models.training
 from backbone import catalogue
 from backbone.consolidation import METHODS
+from models import nesting
 from utils import config
 from utils.strict_json import ConfigError
 
@@ -531,3 +532,36 @@ def test_planned_parameters_count_what_is_trained(chain):
     learn(learner, toy_stream(), 1, consolidate=False)
     assert lines[0] == ("every task", sum(p.numel() for p in learner.trained.values()))
     assert "  of these fast, rate 0.05" in dict(lines) and dict(lines)["  slow is frozen: its rate is 0"] == 0
+
+
+def test_facts_of_every_pair_are_of_the_state_before_the_first_merge(chain):
+    """The slower pair merges first and empties the middle level; the row of the faster pair must still tell what it held."""
+    learner = learn(chain(nested_lora_levels=3), toy_stream(), 1)
+    generator = torch.Generator().manual_seed(0)
+    for adapter in learner.backbone.slots.values():
+        adapter.use("combined")
+        for part in adapter.adapters():
+            with torch.no_grad():
+                part.up_proj.weight.normal_(generator=generator)
+    task = toy_stream().task(1)
+    inputs = nesting.slot_inputs(learner, task, learner.layers)
+    for layer, adapter in nesting.nested_of(learner, learner.layers).items():
+        with torch.no_grad():
+            slow, middle, fast = (nesting.size(part(inputs[layer])) for part in adapter.adapters())
+        facts = nesting.merge(learner, task, f"again.{layer}", adapter, inputs[layer], where={"layer": layer})
+        assert [(f["slow_output"], f["fast_output"]) for f in facts] == [(slow, middle), (middle, fast)]
+        assert [f["fast_share"] for f in facts] == pytest.approx(
+            [middle / (slow + middle + fast), fast / (slow + middle + fast)]
+        )
+
+
+def test_what_does_not_act_is_told():
+    told = {
+        "nested_lora_eval fast": {"nested_lora_eval": "fast"},
+        "nested_lora_skipped_gradients does not act": {"nested_lora_skipped_gradients": "accumulate"},
+        "do not act with nested_lora_levels 1": {"nested_lora_levels": 1, "nested_lora_reset": "zero"},
+    }
+    for start, keys in told.items():
+        (line,) = toy_settings("nested_lora", **keys).remarks()
+        assert start in line
+    assert not list(toy_settings("nested_lora", nested_lora_eval="slow").remarks())
