@@ -3,7 +3,8 @@
 Arms have equal trainable parameters where they can (rank 32 a layer in all). Each arm is trained once a seed; its linear head,
 the nearest class mean and the ridge head are then scored on the same features, since the last two do not train. Every class's
 statistics are gathered when its task ends and never again; after the last task they are compared with recomputed ones. Results
-are kept one file a run, so the command can be stopped and started. Prints Markdown (benchmarks/nested.md).
+are kept one file a run, so the command can be stopped and started; `--kept` takes the runs behind nested.md from nested.jsonl.
+Prints Markdown (benchmarks/nested.md).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ SEEDS = (1993, 1994, 1995, 1996, 1997)
 SETS = ("digits", "glyphs", "fractals", "digits_random")
 RANDOM = "_random"  # the same data over an untrained backbone, where adapters have more to win
 HEADS = ("linear", "ncm", "ridge")
+KEPT = Path(__file__).with_suffix(".jsonl")  # the runs behind nested.md, one a line
 
 # What an arm changes against the shipped file of the data set named first.
 CONCAT: dict[str, Any] = {"nested_lora_consolidation_method": "concat", "nested_lora_consolidation_alpha": 1.0}
@@ -235,6 +237,7 @@ def main() -> None:
     ask.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     ask.add_argument("--jobs", type=int, default=2, help="runs at a time, each on one thread")
     ask.add_argument("--out", type=Path, default=Path("logs/benchmarks/nested"))
+    ask.add_argument("--kept", action="store_true", help="take the runs in benchmarks/nested.jsonl as done")
     ask.add_argument(
         "--one", nargs=4, help=argparse.SUPPRESS
     )  # arm, set, seed, target: one run in a process of its own
@@ -244,7 +247,12 @@ def main() -> None:
         run_one(arm, name, int(seed), Path(target))
         return
 
+    kept = [json.loads(line) for line in KEPT.read_text().splitlines()] if args.kept else []
+    known = {(r["arm"], r["set"], r["seed"]): r for r in kept}
+
     def job(arm: str, name: str, seed: int) -> dict[str, Any] | None:
+        if (arm, name, seed) in known:
+            return known[arm, name, seed]
         target = args.out / name / f"{arm.replace(' ', '_').replace(',', '').replace('=', '')}_{seed}.json"
         if not target.is_file():
             command = [sys.executable, "-m", "benchmarks.nested", "--one", arm, name, str(seed), str(target.resolve())]
