@@ -67,8 +67,11 @@ class Settings(SharedAdapterSettings):
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()
         silent = {
-            "moe_mode task": ("moe_val_ratio", "moe_loss", "fast_lr_multipliers") if self.moe_mode == "task" else (),
+            "moe_mode task": ("moe_val_ratio", "moe_loss", "moe_reset", "fast_lr_multipliers")
+            if self.moe_mode == "task"
+            else (),
             "selection_split test": ("moe_val_ratio",) if self.selection_split == "test" else (),
+            "nested_lora_use_consolidation false": () if self.nested_lora_use_consolidation else ("moe_reset",),
         }
         for why, keys in silent.items():
             if given := [key for key in keys if self.departs(key)]:
@@ -87,6 +90,11 @@ class Settings(SharedAdapterSettings):
             )
         elif given is not None and min(given) <= 0:
             yield ("fast_lr_multipliers",), f"fast_lr_multipliers: every value must be above 0; got {list(given)}"
+        elif self.rate_fast * max(self.multipliers()) > 100:
+            yield (
+                ("fast_lr_multipliers", "nested_lora_lr_fast"),
+                f"fast_lr_multipliers: {max(self.multipliers()):g} times the fast rate {self.rate_fast:g} is above 100",
+            )
         if count > 1 and self.moe_mode == "parallel" and not self.moe_val_ratio and self.selection_split != "test":
             yield (
                 ("moe_val_ratio", "num_experts"),

@@ -53,7 +53,10 @@ class NestedSettings(Trained):
         Field("concat", description="how fast is merged into slow, see backbone/consolidation.py")
     )
     nested_lora_consolidation_alpha: float = Field(
-        1.0, ge=0, le=10, description="weight of fast in the merge; 1 keeps the function the head was trained on"
+        1.0,
+        ge=0,
+        le=10,
+        description="weight of fast in the merge; 1 keeps the function the head was trained on, but ema at 1 keeps fast alone",
     )
     nested_lora_consolidation_interval: int = Field(1, ge=1, description="tasks between two merges")
     nested_lora_consolidation_rank: int | None = Field(
@@ -87,10 +90,16 @@ class NestedSettings(Trained):
 
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()
-        silent = ("use_consolidation", "consolidation_alpha", "consolidation_interval", "reset")
-        given = [key for key in (f"nested_lora_{name}" for name in silent) if self.departs(key)]
-        if self.nested_lora_levels == 1 and given:
-            yield f"these keys do not act with nested_lora_levels 1: {', '.join(given)}"
+        why, keys = "", [f"nested_lora_consolidation_{name}" for name in ("method", "alpha", "interval", "rank")]
+        keys.append("nested_lora_reset")
+        if self.nested_lora_levels == 1:
+            why, keys = "nested_lora_levels 1", ["nested_lora_use_consolidation", *keys]
+        elif not self.nested_lora_use_consolidation:
+            why = "nested_lora_use_consolidation false"
+        elif self.nested_lora_consolidation_method == "ema" and self.nested_lora_consolidation_alpha == 1:
+            yield "nested_lora_consolidation_alpha 1 with ema keeps fast alone: every merge throws slow away; 0.5 is usual"
+        if why and (given := [key for key in keys if self.departs(key)]):
+            yield f"these keys do not act with {why}: {', '.join(given)}"
         if self.nested_lora_eval == "fast" and self.nested_lora_use_consolidation:
             yield (
                 "nested_lora_eval fast: right after a merge fast has output 0, so those tasks are scored without adapters; "
@@ -131,6 +140,8 @@ class NestedSettings(Trained):
                 )
             elif values is not None and min(values, default=1) <= 0:
                 yield (key,), f"{key}: every value must be above 0; got {list(values)}"
+            elif key == "nested_lora_level_lrs" and max(values or (0,)) > 100:
+                yield (key,), f"{key}: every rate must be at most 100; got {list(values or ())}"
         if self.nested_lora_levels == 1:
             for key in ("nested_lora_lr_fast", "nested_lora_eval", "nested_lora_consolidation_method"):
                 if self.departs(key):

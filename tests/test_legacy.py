@@ -102,7 +102,8 @@ def test_the_command_line_speaks_our_names(tmp_path):
 def test_the_resolved_settings_are_no_older_file(name, tmp_path):
     found = load(FILES[name], tmp_path, "nested_lora_consolidation_method=pam")
     again = load(found.values, tmp_path)
-    assert again.notes == () and again.values == found.values and again.hash == found.hash
+    assert not any("Nested-LoRA" in note for note in again.notes)
+    assert again.values == found.values and again.hash == found.hash
 
 
 # ---------------------------------------------------------------- what the files do not contain
@@ -161,6 +162,13 @@ def test_modes_of_the_competition(given, expected):
     renamed = {"nb_tasks"} if "num_experts" in found else set()
     dropped = given.keys() - found.keys() - renamed
     assert all(key in notes for key in dropped) and ("never read" in notes) == bool(dropped)
+
+
+def test_faults_that_could_not_act_are_not_offered():
+    _, notes = translated(MARKED | {"nb_tasks": 3, "nested_lora_use_consolidation": True})
+    assert 'nested_lora_reset "zero"' in notes and "moe_loss" not in notes and "moe_reset" not in notes
+    _, notes = translated(MARKED | {"moe_mode": "parallel"})  # whose default is not to merge
+    assert 'moe_loss "mean"' in notes and "lora_reset" not in notes and "moe_reset" not in notes
 
 
 def test_contradictions_and_misspelt_parts_are_faults(tmp_path):

@@ -467,6 +467,7 @@ def faults_of(method, **values):
         ({"nested_lora_level_lrs": [0.1]}, "nested_lora_levels 2 has 0 levels between slow and fast"),
         ({"nested_lora_levels": 4, "nested_lora_level_intervals": [2]}, "nested_lora_level_intervals: 1 values"),
         ({"nested_lora_levels": 3, "nested_lora_level_intervals": [0]}, "every value must be above 0; got [0]"),
+        ({"nested_lora_levels": 3, "nested_lora_level_lrs": [101]}, "every rate must be at most 100; got [101.0]"),
         ({"nested_lora_levels": 1, "nested_lora_lr_fast": 0.1}, "nested_lora_lr_fast: acts on fast adapters"),
         ({"nested_lora_consolidation_method": "ties"}, 'the function only for nested_lora_activation "none"'),
         (
@@ -480,7 +481,7 @@ def faults_of(method, **values):
         ),
         ({"head_recalibration": True, "head": "ncm"}, "head_recalibration: refits the linear head, which head 'ncm'"),
         ({"head_lr": 0.0}, "head_lr: must be greater than 0"),  # there may be nothing else to train
-        ({"router_lr": 0.1}, "router_lr: unknown key of nested_lora, it belongs to sema"),
+        ({"router_lr": 0.1}, "router_lr: unknown key of nested_lora, it belongs to"),
         ({"nested_lora_eval": "both"}, "nested_lora_eval: must be 'combined', 'slow' or 'fast'"),
     ],
 )
@@ -560,6 +561,15 @@ def test_what_does_not_act_is_told():
         "nested_lora_eval fast": {"nested_lora_eval": "fast"},
         "nested_lora_skipped_gradients does not act": {"nested_lora_skipped_gradients": "accumulate"},
         "do not act with nested_lora_levels 1": {"nested_lora_levels": 1, "nested_lora_reset": "zero"},
+        "do not act with nested_lora_levels 1: nested_lora_consolidation_rank": {
+            "nested_lora_levels": 1,
+            "nested_lora_consolidation_rank": 4,
+        },
+        "do not act with nested_lora_use_consolidation false: nested_lora_consolidation_method": {
+            "nested_lora_use_consolidation": False,
+            "nested_lora_consolidation_method": "svd",
+        },
+        "nested_lora_consolidation_alpha 1 with ema keeps fast alone": {"nested_lora_consolidation_method": "ema"},
     }
     for start, keys in told.items():
         (line,) = toy_settings("nested_lora", **keys).remarks()

@@ -123,8 +123,10 @@ def _fill(values: dict[str, Any]) -> list[str]:
         values |= silent
         notes.append(f"the file is silent on these, Nested-LoRA's own defaults stand: {_listed(silent)}")
     faults = {key: value for key, value in _FAULTS[method].items() if key not in values}
-    if not values["nested_lora_use_consolidation"]:
-        faults.pop("nested_lora_reset", None)
+    idle = ["nested_lora_reset", "moe_reset"] if not values["nested_lora_use_consolidation"] else []
+    if values.get("moe_mode") == "task":
+        idle += ["moe_loss", "moe_reset"]
+    faults = {key: value for key, value in faults.items() if key not in idle}
     if faults:
         notes.append(f"faults of Nested-LoRA stay off; these keys bring them back: {_listed(faults)}")
     return notes
