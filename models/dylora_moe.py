@@ -129,16 +129,6 @@ class Settings(Trained):
     def rate_head(self) -> float:
         return self.init_lr
 
-    def policy(self) -> novelty.Policy:
-        return novelty.Policy(
-            self.novelty_threshold,
-            self.novelty_threshold_mode,
-            self.novelty_delta,
-            self.novelty_min_samples,
-            self.novelty_cooldown,
-            self.num_experts,
-        )
-
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()
         routing = [k for k in type(self).model_fields if k.startswith(("router_", "maturity_", "top_k"))]
@@ -291,7 +281,7 @@ class Learner(Base):
                     generator=named_generator("novelty", task.index),
                 )
         decision = novelty.decide(
-            cfg.policy(), task=task.index, images=len(task.train), last_spawn=self.last_spawn, **facts
+            policy_of(cfg), task=task.index, images=len(task.train), last_spawn=self.last_spawn, **facts
         )
         self.log.row("novelty", **asdict(decision))
         if decision.best is not None:
@@ -677,6 +667,18 @@ class Learner(Base):
             ("first task: one expert a layer and the head", size(*experts, head)),
             ("each added expert with its router columns", size(*experts) + column),
         ]
+
+
+def policy_of(cfg: Settings) -> novelty.Policy:
+    """The keys that decide on a spawn."""
+    return novelty.Policy(
+        cfg.novelty_threshold,
+        cfg.novelty_threshold_mode,
+        cfg.novelty_delta,
+        cfg.novelty_min_samples,
+        cfg.novelty_cooldown,
+        cfg.num_experts,
+    )
 
 
 def plateau(losses: Sequence[float], epochs: int, tolerance: float) -> bool:
