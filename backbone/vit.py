@@ -13,9 +13,8 @@ import torch
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-Route = Callable[
-    [Tensor], Sequence[Tensor]
-]  # the first slot's input [B, N, D] -> gates for each slot, from the lowest up
+# the first slot's input [B, N, D] -> gates for each slot, from the lowest up
+Route = Callable[[Tensor], Sequence[Tensor]]
 
 
 class SlottedViT(nn.Module):

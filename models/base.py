@@ -7,7 +7,7 @@ Shapes: n images, B batch, D width, C classes.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -20,6 +20,8 @@ from backbone.vit import SlottedViT
 from utils.runlog import RunLog
 from utils.runtime import named_generator
 from utils.tasks import Task, TaskData
+
+SAMPLED_TOKENS = 4096  # about as many inputs of a layer are sampled for what is measured or fitted on them
 
 
 class Initialiser(Protocol):
@@ -200,3 +202,38 @@ class Learner(nn.Module):
         start = time.perf_counter()
         yield
         self.seconds[purpose] = self.seconds.get(purpose, 0.0) + time.perf_counter() - start
+
+
+def layer_range(start: int | None, end: int | None, backbone: SlottedViT) -> range:
+    """The layers `start..end`, both included; None: the last three. Raises ValueError if the backbone lacks some."""
+    top = backbone.depth - 1
+    last = top if end is None else end
+    first = max(0, last - 2) if start is None else start
+    if not first <= last <= top:
+        raise ValueError(
+            f"adapt_start_layer, adapt_end_layer: {first}..{last} do not lie within the backbone's layers 0..{top}; "
+            f"the last three are {max(0, top - 2)} and {top}"
+        )
+    return range(first, last + 1)
+
+
+@torch.no_grad()
+def slot_inputs(learner: Learner, task: Task, layers: Sequence[int]) -> dict[int, Tensor]:
+    """What the slots of `layers` read for a sample of the task's training images, [n, D] each; no old image is used."""
+    learner.eval()
+    kept: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+
+    def keep(layer: int) -> Any:
+        return lambda module, inputs: kept[layer].append(inputs[0].flatten(0, 1))
+
+    hooks = [learner.backbone.slots[str(n)].register_forward_pre_hook(keep(n)) for n in layers]
+    device = next(learner.backbone.vit.parameters()).device
+    try:
+        for images, *_ in task.train.batches(32, stream="merge", augment=False):
+            learner.backbone(images.to(device))
+            if sum(len(x) for x in kept[layers[0]]) >= SAMPLED_TOKENS:
+                break
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {layer: torch.cat(parts) for layer, parts in kept.items()}

@@ -23,22 +23,17 @@ from backbone.adapter import Adapter
 from backbone.heads import LinearHead
 from backbone.router import Routing, temperature
 from backbone.vit import SlottedViT
-from models import nesting
 from models.base import Learner as Base
-from models.training import Group, cross_entropy_among, fit
-from utils.config import Trained
+from models.base import layer_range, slot_inputs
+from models.settings import LayerSettings
+from models.training import Group, cross_entropy_among, fit, keep_other_rows
 from utils.runtime import named_generator
 from utils.tasks import Task, TaskData
 
 
-class Settings(Trained):
+class Settings(LayerSettings):
     """Keys of the parts in the order in which they act. Defaults are provisional until the study of issue 4."""
 
-    epochs: int = Field(20, ge=0, description="passes over each task")
-    adapt_start_layer: int | None = Field(
-        None, ge=0, description="first layer with experts, counted from 0; null: the last three"
-    )
-    adapt_end_layer: int | None = Field(None, ge=0, description="last layer with experts; null: the backbone's last")
     ffn_num: int = Field(16, ge=1, le=4096, description="rank of a new expert")
     num_experts: int = Field(8, ge=1, le=64, description="most experts in a layer; the first task brings one")
 
@@ -206,7 +201,7 @@ class Learner(Base):
     def __init__(self, *args: Any):
         super().__init__(*args)
         cfg, width = self.cfg, self.backbone.width
-        self.layers = nesting.layer_range(cfg.adapt_start_layer, cfg.adapt_end_layer, self.backbone)
+        self.layers = layer_range(cfg.adapt_start_layer, cfg.adapt_end_layer, self.backbone)
         for layer in self.layers:
             self.backbone.fill(layer, routed.RoutedLayer())
         self.experts: list[Expert] = []
@@ -309,7 +304,7 @@ class Learner(Base):
 
     def _centre(self, task: Task) -> None:
         """Routers read x minus the mean token of the first task: of the first layer's, or of each layer's own input."""
-        inputs = nesting.slot_inputs(self, task, self.layers)
+        inputs = slot_inputs(self, task, self.layers)
         first = self.layers[0]
         for layer, router in zip(self.layers, routed.routers_of(self.backbone), strict=True):
             router.set_center(inputs[first if self.cfg.router_scope == "shared" else layer].mean(dim=0))
@@ -367,12 +362,13 @@ class Learner(Base):
                 loss = loss + cfg.distill_coef * self._distance(features, images, teacher, task)
             return loss, right
 
-        keep = nesting.keep_other_rows(self.head, task)
+        keep = None if cfg.decay_other_rows else keep_other_rows(self.head, task)
 
         def after_step() -> None:
             nonlocal done
             done += 1
-            keep()
+            if keep is not None:
+                keep()
             set_temperature()
             for e in learning:
                 self.experts[e].steps += 1

@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from backbone.heads import LinearHead
 from models import nesting
 from models.base import Learner as Base
+from models.base import layer_range, slot_inputs
 from models.settings import SharedAdapterSettings
-from models.training import Group, cross_entropy_among, fit
+from models.training import Group, cross_entropy_among, fit, keep_other_rows, planned
 from utils.tasks import Task, TaskData
 
 
@@ -122,7 +123,7 @@ class Learner(Base):
     def __init__(self, *args: Any):
         super().__init__(*args)
         cfg, width = self.cfg, self.backbone.width
-        self.layers = nesting.layer_range(cfg.adapt_start_layer, cfg.adapt_end_layer, self.backbone)
+        self.layers = layer_range(cfg.adapt_start_layer, cfg.adapt_end_layer, self.backbone)
         nesting.fill(self, self.layers, cfg.num_experts)
         self.head = self.place("head", LinearHead(width, self.num_classes))
         others = cfg.num_experts - 1 if cfg.moe_heads == "per_expert" and cfg.moe_mode == "parallel" else 0
@@ -185,7 +186,7 @@ class Learner(Base):
 
         self.train()
         groups = self._groups(experts, count if cfg.moe_loss == "sum" else 1)
-        keepers = [] if cfg.decay_other_rows else [nesting.keep_other_rows(head, task) for head in self.heads()]
+        keepers = [] if cfg.decay_other_rows else [keep_other_rows(head, task) for head in self.heads()]
 
         def keep() -> None:
             for restore in keepers:
@@ -272,7 +273,7 @@ class Learner(Base):
         """Merges the winner into slow where it is due, starts the fast experts anew, and sets what is evaluated."""
         for adapter in nesting.nested_of(self, self.layers).values():
             adapter.use("combined", [self.winner])
-        inputs = nesting.slot_inputs(self, task, self.layers)
+        inputs = slot_inputs(self, task, self.layers)
         # in mode task the others are no losers: they hold tasks that are not merged yet
         alone = self.cfg.moe_reset == "winner" or self.cfg.moe_mode == "task"
         restart = [self.winner] if alone else None
@@ -318,4 +319,4 @@ class Learner(Base):
 
     def planned_parameters(self) -> list[tuple[str, int]]:
         count = self.cfg.num_experts if self.cfg.moe_mode == "parallel" else 1
-        return nesting.planned(self._groups(list(range(count)), 1))
+        return planned(self._groups(list(range(count)), 1))

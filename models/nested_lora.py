@@ -14,8 +14,9 @@ from torch import Tensor
 from backbone.heads import LinearHead
 from models import nesting
 from models.base import Learner as Base
+from models.base import layer_range, slot_inputs
 from models.settings import SharedAdapterSettings
-from models.training import Group, cross_entropy_among, fit
+from models.training import Group, cross_entropy_among, fit, keep_other_rows, planned
 from utils.tasks import Task
 
 
@@ -30,7 +31,7 @@ class Learner(Base):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        self.layers = nesting.layer_range(self.cfg.adapt_start_layer, self.cfg.adapt_end_layer, self.backbone)
+        self.layers = layer_range(self.cfg.adapt_start_layer, self.cfg.adapt_end_layer, self.backbone)
         nesting.fill(self, self.layers)
         self.head = self.place("head", LinearHead(self.backbone.width, self.num_classes))
 
@@ -51,12 +52,12 @@ class Learner(Base):
             *nesting.nested_groups(self.cfg, adapters),
             Group("head", list(self.head.parameters()), self.cfg.rate_head),
         ]
-        keep = None if self.cfg.decay_other_rows else nesting.keep_other_rows(self.head, task)
+        keep = None if self.cfg.decay_other_rows else keep_other_rows(self.head, task)
         fit(self, task, step, groups, phase="func", epochs=self.cfg.epochs, after_step=keep)
 
     def consolidate(self, task: Task) -> None:
         """Merges fast into slow in every layer where it is due, refits the head on request, and sets what is evaluated."""
-        inputs = nesting.slot_inputs(self, task, self.layers)
+        inputs = slot_inputs(self, task, self.layers)
         found = {
             layer: nesting.merge(self, task, f"layers.{layer}", adapter, inputs[layer], where={"layer": layer})
             for layer, adapter in nesting.nested_of(self, self.layers).items()
@@ -84,4 +85,4 @@ class Learner(Base):
     def planned_parameters(self) -> list[tuple[str, int]]:
         groups = nesting.nested_groups(self.cfg, list(nesting.nested_of(self, self.layers).values()))
         groups.append(Group("head", list(self.head.parameters()), self.cfg.rate_head))
-        return nesting.planned(groups)
+        return planned(groups)

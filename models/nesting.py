@@ -16,26 +16,10 @@ from torch.nn import functional as F
 from backbone import consolidation
 from backbone.adapter import Adapter
 from backbone.nested import NestedLoRAAdapter
-from backbone.vit import SlottedViT
 from models.base import Learner
 from models.settings import NestedSettings
-from models.training import Group, cross_entropy_among, fit
+from models.training import Group, cross_entropy_among, fit, keep_other_rows
 from utils.tasks import Task
-
-SAMPLED_TOKENS = 4096  # about as many inputs of a layer as the facts of a merge, and fits to them, are computed on
-
-
-def layer_range(start: int | None, end: int | None, backbone: SlottedViT) -> range:
-    """The layers `start..end`, both included; None: the last three. Raises ValueError if the backbone lacks some."""
-    top = backbone.depth - 1
-    last = top if end is None else end
-    first = max(0, last - 2) if start is None else start
-    if not first <= last <= top:
-        raise ValueError(
-            f"adapt_start_layer, adapt_end_layer: {first}..{last} do not lie within the backbone's layers 0..{top}; "
-            f"the last three are {max(0, top - 2)} and {top}"
-        )
-    return range(first, last + 1)
 
 
 def new_nested(cfg: NestedSettings, width: int, experts: int = 1) -> NestedLoRAAdapter:
@@ -104,14 +88,6 @@ def nested_groups(
     return groups
 
 
-def planned(groups: Sequence[Group]) -> list[tuple[str, int]]:
-    """Lines of --check: all that is trained in a task, and each group with its rate."""
-    parts = [(g, sum(p.numel() for p in g.parameters)) for g in groups]
-    total = sum(count for g, count in parts if g.lr > 0)
-    lines = [(f"  of these {g.name}, rate {g.lr:g}", count) for g, count in parts if g.lr > 0]
-    return [("every task", total), *lines, *((f"  {g.name} is frozen: its rate is 0", 0) for g, _ in parts if not g.lr)]
-
-
 def level_rates(cfg: NestedSettings) -> list[float]:
     """Learning rates from slow to fast: geometric between the two ends, or even where one of them is 0."""
     slow, fast, top = cfg.rate_slow, cfg.rate_fast, cfg.nested_lora_levels - 1
@@ -133,28 +109,6 @@ def level_intervals(cfg: NestedSettings) -> list[int]:
 
 
 # End of a task -----------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def slot_inputs(learner: Learner, task: Task, layers: Sequence[int]) -> dict[int, Tensor]:
-    """What the slots of `layers` read for a sample of the task's training images, [n, D] each; no old image is used."""
-    learner.eval()
-    kept: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-
-    def keep(layer: int) -> Any:
-        return lambda module, inputs: kept[layer].append(inputs[0].flatten(0, 1))
-
-    hooks = [learner.backbone.slots[str(n)].register_forward_pre_hook(keep(n)) for n in layers]
-    device = next(learner.backbone.vit.parameters()).device
-    try:
-        for images, *_ in task.train.batches(32, stream="merge", augment=False):
-            learner.backbone(images.to(device))
-            if sum(len(x) for x in kept[layers[0]]) >= SAMPLED_TOKENS:
-                break
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return {layer: torch.cat(parts) for layer, parts in kept.items()}
 
 
 @torch.no_grad()
@@ -250,19 +204,6 @@ def recalibrate(learner: Learner, task: Task, epochs: int) -> None:
     groups = [Group("head", list(learner.head.parameters()), cfg.rate_head)]
     keep = keep_other_rows(learner.head, task)
     fit(learner, task, step, groups, phase="recalibrate", epochs=epochs, batches=batches, after_step=keep)
-
-
-def keep_other_rows(head: nn.Linear, task: Task) -> Any:
-    """A function that gives the head's rows of other tasks their present values back: weight decay shrinks them."""
-    kept = [p.detach().clone() for p in head.parameters()]
-
-    @torch.no_grad()
-    def restore() -> None:
-        for parameter, old in zip(head.parameters(), kept, strict=True):
-            parameter[: task.first] = old[: task.first]
-            parameter[task.total :] = old[task.total :]
-
-    return restore
 
 
 # Facts of a pair ----------------------------------------------------------------------------------------------------

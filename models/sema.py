@@ -25,8 +25,9 @@ from backbone.nested import NestedLoRAAdapter, Part
 from backbone.router import RouterColumn
 from models import nesting
 from models.base import Learner as Base
+from models.base import layer_range, slot_inputs
 from models.settings import NestedSettings
-from models.training import Group, cross_entropy_among, fit
+from models.training import Group, cross_entropy_among, fit, keep_other_rows
 from utils.tasks import Task
 
 
@@ -123,7 +124,7 @@ class Learner(Base):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        self.expandable = nesting.layer_range(self.cfg.adapt_start_layer, self.cfg.adapt_end_layer, self.backbone)
+        self.expandable = layer_range(self.cfg.adapt_start_layer, self.cfg.adapt_end_layer, self.backbone)
         self.is_nested = self.cfg.ffn_adapter_type == "nested_lora"
         self.unmerged: list[tuple[int, int]] = []  # (layer, index) of nested adapters trained since the last merge
         for layer in range(self.backbone.depth):
@@ -264,7 +265,7 @@ class Learner(Base):
             return cross_entropy_among(self.head(features), labels, task.first, task.total)
 
         self.train()
-        after = None if self.cfg.decay_other_rows else nesting.keep_other_rows(self.head, task)
+        after = None if self.cfg.decay_other_rows else keep_other_rows(self.head, task)
         fit(self, task, step, groups, phase=phase, epochs=self.cfg.func_epoch, after_step=after)
         return remembered
 
@@ -332,7 +333,7 @@ class Learner(Base):
     def consolidate(self, task: Task) -> None:
         """Nested adapters that were trained since the last merge: fast into slow where it is due. Freezes everything."""
         if self.unmerged:
-            inputs = nesting.slot_inputs(self, task, sorted({layer for layer, _ in self.unmerged}))
+            inputs = slot_inputs(self, task, sorted({layer for layer, _ in self.unmerged}))
             found, left = {}, []
             for layer, index in self.unmerged:
                 adapter, name = self._layer(layer).adapters[index], f"layers.{layer}.adapters.{index}.functional"

@@ -1,4 +1,4 @@
-"""JSON keys that several methods share: those of adapters with a slow and a fast time scale (Nested LoRA).
+"""JSON keys that several methods share: of layers that are adapted, and of slow and fast adapters in them (Nested LoRA).
 
 Imports nothing heavy, so that bad input is refused before torch is loaded.
 """
@@ -11,6 +11,19 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from utils.config import Trained
+
+
+class LayerSettings(Trained):
+    """Keys of methods that train something in a range of layers, shared by all tasks."""
+
+    epochs: int = Field(20, ge=0, description="passes over each task")
+    adapt_start_layer: int | None = Field(
+        None, ge=0, description="first layer that is adapted, counted from 0; null: the last three"
+    )
+    adapt_end_layer: int | None = Field(None, ge=0, description="last layer that is adapted; null: the backbone's last")
+    decay_other_rows: bool = Field(
+        False, description="weight decay also shrinks the head rows of other tasks, as in the originals"
+    )
 
 
 class NestedSettings(Trained):
@@ -161,19 +174,10 @@ class NestedSettings(Trained):
                     yield ("min_lr", key), f"min_lr: {self.min_lr} is above {key} {rate}"
 
 
-class SharedAdapterSettings(NestedSettings):
+class SharedAdapterSettings(NestedSettings, LayerSettings):
     """Keys of methods with one nested adapter a layer that all tasks share. SEMA's keys that their files carry never act."""
 
     ignored: ClassVar[frozenset[str]] = frozenset(
         {"ffn_adapter_type", "ffn_num", "func_epoch", "rd_epoch", "rd_lr", "rd_dim", "buffer_size"}
         | {"detect_batch_size", "exp_threshold"}
-    )
-
-    epochs: int = Field(20, ge=0, description="passes over each task")
-    adapt_start_layer: int | None = Field(
-        None, ge=0, description="first layer with an adapter, counted from 0; null: the last three"
-    )
-    adapt_end_layer: int | None = Field(None, ge=0, description="last layer with an adapter; null: the backbone's last")
-    decay_other_rows: bool = Field(
-        False, description="weight decay also shrinks the head rows of other tasks, as in the original"
     )

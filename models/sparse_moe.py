@@ -18,21 +18,16 @@ from backbone import balance
 from backbone.heads import LinearHead
 from backbone.moe import SparseMoE, hidden_for
 from backbone.router import Routing
-from models import nesting
 from models.base import Learner as Base
-from models.training import Group, cross_entropy_among, fit
-from utils.config import Trained
+from models.base import layer_range, slot_inputs
+from models.settings import LayerSettings
+from models.training import Group, cross_entropy_among, fit, keep_other_rows, planned
 from utils.tasks import Task
 
 
-class Settings(Trained):
+class Settings(LayerSettings):
     """Keys of the sparse mixture."""
 
-    epochs: int = Field(20, ge=0, description="passes over each task")
-    adapt_start_layer: int | None = Field(
-        None, ge=0, description="first layer with experts, counted from 0; null: the last three"
-    )
-    adapt_end_layer: int | None = Field(None, ge=0, description="last layer with experts; null: the backbone's last")
     num_experts: int = Field(4, ge=1, le=256, description="experts in each layer")
     top_k_experts: int = Field(2, ge=1, le=256, description="experts that act on a token; 1 as Switch, 2 as Mixtral")
     ffn_num: int = Field(
@@ -62,7 +57,6 @@ class Settings(Trained):
     moe_dispatch: Literal["auto", "dense", "loop", "grouped"] = Field(
         "auto", description="how experts are computed; all give the same to rounding"
     )
-    decay_other_rows: bool = Field(False, description="weight decay also shrinks the head rows of other tasks")
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()
@@ -97,7 +91,7 @@ class Learner(Base):
     def __init__(self, *args: Any):
         super().__init__(*args)
         cfg, width = self.cfg, self.backbone.width
-        self.layers = nesting.layer_range(cfg.adapt_start_layer, cfg.adapt_end_layer, self.backbone)
+        self.layers = layer_range(cfg.adapt_start_layer, cfg.adapt_end_layer, self.backbone)
         hidden = cfg.expert_hidden or hidden_for(width, cfg.ffn_num, cfg.num_experts, noisy=cfg.router_noisy)
         for layer in self.layers:
             moe = SparseMoE(
@@ -126,7 +120,7 @@ class Learner(Base):
         self.seen = task.total
         cfg, moes = self.cfg, self.experts()
         if task.index == 0 and cfg.router_centre:
-            for layer, inputs in nesting.slot_inputs(self, task, self.layers).items():
+            for layer, inputs in slot_inputs(self, task, self.layers).items():
                 moes[layer].router.set_center(inputs.mean(dim=0))
         watch = Watch(self, task)
 
@@ -139,7 +133,7 @@ class Learner(Base):
                 loss = loss + cfg.router_z_loss_coef * balance.over_layers(balance.z_loss, routings)
             return loss, right
 
-        keep = None if cfg.decay_other_rows else nesting.keep_other_rows(self.head, task)
+        keep = None if cfg.decay_other_rows else keep_other_rows(self.head, task)
 
         def after_step() -> None:
             watch.end_step()
@@ -166,7 +160,7 @@ class Learner(Base):
     # Prediction is the base's; bookkeeping -------------------------------------------------------------------------
 
     def planned_parameters(self) -> list[tuple[str, int]]:
-        return nesting.planned(self._groups())
+        return planned(self._groups())
 
 
 class Watch:

@@ -201,3 +201,24 @@ def cross_entropy_among(scores: Tensor, labels: Tensor, first: int, total: int) 
     softmax, LAMDA-PILOT's mask), without infinities in the graph."""
     among = scores[:, first:total]
     return F.cross_entropy(among, labels - first), (among.argmax(dim=1) == labels - first).sum()
+
+
+def keep_other_rows(head: nn.Linear, task: Task) -> Callable[[], None]:
+    """A function that gives the head's rows of other tasks their present values back: weight decay shrinks them."""
+    kept = [p.detach().clone() for p in head.parameters()]
+
+    @torch.no_grad()
+    def restore() -> None:
+        for parameter, old in zip(head.parameters(), kept, strict=True):
+            parameter[: task.first] = old[: task.first]
+            parameter[task.total :] = old[task.total :]
+
+    return restore
+
+
+def planned(groups: Sequence[Group]) -> list[tuple[str, int]]:
+    """Lines of --check: all that is trained in a task, and each group with its rate."""
+    parts = [(g, sum(p.numel() for p in g.parameters)) for g in groups]
+    total = sum(count for g, count in parts if g.lr > 0)
+    lines = [(f"  of these {g.name}, rate {g.lr:g}", count) for g, count in parts if g.lr > 0]
+    return [("every task", total), *lines, *((f"  {g.name} is frozen: its rate is 0", 0) for g, _ in parts if not g.lr)]

@@ -102,8 +102,8 @@ def test_the_command_line_speaks_our_names(tmp_path):
 def test_the_resolved_settings_are_no_older_file(name, tmp_path):
     found = load(FILES[name], tmp_path, "nested_lora_consolidation_method=pam")
     again = load(found.values, tmp_path)
-    assert not any("Nested-LoRA" in note for note in again.notes)
-    assert again.values == found.values and again.hash == found.hash
+    assert again.notes == tuple(found.settings.remarks()) and again.values == found.values
+    assert again.hash == found.hash
 
 
 # ---------------------------------------------------------------- what the files do not contain

@@ -13,6 +13,7 @@ import models.training
 from backbone import catalogue
 from backbone.consolidation import METHODS
 from models import nesting
+from models.base import slot_inputs
 from utils import config
 from utils.strict_json import ConfigError
 
@@ -481,7 +482,7 @@ def faults_of(method, **values):
         ),
         ({"head_recalibration": True, "head": "ncm"}, "head_recalibration: refits the linear head, which head 'ncm'"),
         ({"head_lr": 0.0}, "head_lr: must be greater than 0"),  # there may be nothing else to train
-        ({"router_lr": 0.1}, "router_lr: unknown key of nested_lora, it belongs to"),
+        ({"router_lr": 0.1}, "router_lr: unknown key of nested_lora, it belongs to sema"),
         ({"nested_lora_eval": "both"}, "nested_lora_eval: must be 'combined', 'slow' or 'fast'"),
     ],
 )
@@ -545,7 +546,7 @@ def test_facts_of_every_pair_are_of_the_state_before_the_first_merge(chain):
             with torch.no_grad():
                 part.up_proj.weight.normal_(generator=generator)
     task = toy_stream().task(1)
-    inputs = nesting.slot_inputs(learner, task, learner.layers)
+    inputs = slot_inputs(learner, task, learner.layers)
     for layer, adapter in nesting.nested_of(learner, learner.layers).items():
         with torch.no_grad():
             slow, middle, fast = (nesting.size(part(inputs[layer])) for part in adapter.adapters())

@@ -7,7 +7,7 @@ import torch
 from conftest import toy_settings, toy_stream
 
 from backbone.adapter import Adapter
-from models import nesting
+from models.base import slot_inputs
 
 
 def rows(learner, kind):
@@ -68,7 +68,7 @@ def test_the_losses_pull_towards_balance(toy_learner):
 
 def test_the_router_reads_distances_from_the_first_tasks_mean_token(toy_learner):
     learner = toy_learner("sparse_moe")
-    expected = nesting.slot_inputs(learner, toy_stream().task(0), learner.layers)
+    expected = slot_inputs(learner, toy_stream().task(0), learner.layers)
     learned(learner, 2)
     for layer, moe in learner.experts().items():
         torch.testing.assert_close(moe.router.center, expected[layer].mean(dim=0))

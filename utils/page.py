@@ -56,7 +56,7 @@ FIGURES = {  # file name: heading, caption
     ),
     "slow_and_fast": (
         "Slow and fast adapters",
-        "After each task and before the merge: fast's part of the summed sizes of both outputs, and the sizes "
+        "After each task and before the merge: fast's part of the summed sizes of all levels' outputs, and the sizes "
         "themselves (root mean square length, on training images of the task); slow once more after a merge. The mean "
         "where a layer has several adapters; of more than two levels, the fastest and the one below it.",
     ),
