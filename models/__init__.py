@@ -13,8 +13,7 @@ from typing import Any
 from utils.config import Experiment
 
 _FOLDER = Path(__file__).parent
-# Files of this folder that are no method; dylora_moe is being built (issue 4) and cannot be chosen yet.
-_SHARED = {"__init__", "base", "training", "settings", "nesting", "dylora_moe"}
+_SHARED = {"__init__", "base", "training", "settings", "nesting"}  # files of this folder that are no method
 # Imported in no time, so what a Settings class takes from them can be had without the rest of its file.
 _LIGHT = {*sys.stdlib_module_names, "pydantic", "utils.config", "models.settings"}
 
