@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from utils import data
-from utils.data import cifar, digits, folders, glyphs
+from utils.data import cifar, digits, folders, fractals, glyphs
 
 
 def test_importing_is_light():
@@ -84,6 +84,19 @@ def test_glyphs(drawn):
 def test_glyphs_are_the_same_every_time(drawn):
     again = data.load("glyphs")
     assert torch.equal(drawn.train.images, again.train.images) and torch.equal(drawn.test.images, again.test.images)
+
+
+def test_domains_are_the_first_classes_of_three_sets_one_after_the_other(drawn):
+    loaded = data.load("domains")
+    assert [loaded.class_names[i] for i in (0, 9, 10, 19, 20, 29)] == [
+        *("digits 0", "digits 9", "glyphs A", "glyphs J", "fractals family 01 a", "fractals family 10 a"),
+    ]
+    assert np.bincount(loaded.train.labels)[10:].tolist() == [60] * 20 and len(loaded.train) == 1438 + 1200
+    assert np.bincount(loaded.test.labels)[10:].tolist() == [15] * 10 + [20] * 10
+    of_b = torch.from_numpy(drawn.test.labels == 1)
+    assert torch.equal(loaded.test.images[torch.from_numpy(loaded.test.labels == 11)], drawn.test.images[of_b])
+    third = fractals.load()
+    assert torch.equal(loaded.train.images[-60:], torch.from_numpy(third[1][third[2] == 36]))
 
 
 def test_no_two_glyphs_look_alike():

@@ -1,0 +1,224 @@
+"""What the studies share: an arm is trained once a seed, every head is scored on the same features, tables are paired.
+
+A run is kept as one small JSON file, so that a study can be stopped and started; `kept` ones come from a .jsonl beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from utils.metrics import paired_difference, summarise
+
+ROOT = Path(__file__).resolve().parent.parent
+SEEDS = (1993, 1994, 1995, 1996, 1997)
+RANDOM = "_random"  # the same data over an untrained backbone, where adapters have more to win
+HEADS = ("linear", "ncm", "ridge")
+
+Run = dict[str, Any]
+Key = tuple[str, str, int]  # set, arm, seed
+
+
+def shipped(model: str, name: str) -> dict[str, Any]:
+    """The experiment file of a method on a set; over an untrained backbone all layers are adapted."""
+    values: dict[str, Any] = json.loads((ROOT / "exps" / f"{model}_{name.removesuffix(RANDOM)}.json").read_text())
+    if name.endswith(RANDOM):
+        values["backbone_weights"] = "random"
+        if "adapt_start_layer" in values:
+            values["adapt_start_layer"] = 0
+    return values
+
+
+@cache
+def dataset(name: str) -> Any:
+    from utils import data
+
+    return data.load(name)
+
+
+def train(values: Mapping[str, Any], seed: int, facts: Callable[[Any, list[Any]], Run], *, drift: bool) -> Run:
+    """Learns all tasks with the ridge head's statistics beside the linear head, and scores all heads after the last task.
+
+    `facts(learner, rows of metrics.jsonl)` adds what a study wants to know. `drift`: also score statistics recomputed on
+    the final features."""
+    import torch
+
+    import models
+    from backbone import catalogue, weights
+    from models.base import SeededInit
+    from utils import config
+    from utils.runlog import RunLog
+    from utils.runtime import seed_everything
+    from utils.tasks import TaskStream
+
+    torch.set_num_threads(1)
+    values = dict(values) | {"head": "ridge", "head_projection_dim": None, "head_drift": False, "seed": [seed]}
+    cfg = config.resolve(
+        values, source="arm", settings_of=models.settings_of, methods=models.available(), backbones=catalogue.names
+    ).settings
+    backbone, known = weights.build(cfg)
+    stream = TaskStream(
+        dataset(cfg.dataset),
+        init_cls=cfg.init_cls,
+        increment=cfg.increment,
+        shuffle=cfg.shuffle,
+        seed=seed,
+        image_size=known.image_size,
+    )
+    with tempfile.TemporaryDirectory() as folder, RunLog(Path(folder) / "run", console=False) as log:
+        started, bare = time.perf_counter(), sum(p.numel() for p in backbone.parameters())
+        learner = models.learner_of(cfg.model_name)(cfg, backbone, len(stream.order), SeededInit(seed), log)
+        trained = []
+        for index in range(len(stream)):
+            seed_everything(seed, "task", index)
+            learner.begin_task()
+            task = stream.task(index, with_past=learner.uses_past, with_test=learner.uses_test)
+            learner.learn(task)
+            learner.consolidate(task)
+            trained.append(sum(p.numel() for p in learner.trained.values()))
+        rows = [json.loads(line) for line in (log.folder / "metrics.jsonl").read_text().splitlines()]
+        result = {"last": last_accuracy(learner, stream), "trained": trained, "adapters": learner.adapters_per_layer()}
+        head = getattr(learner, "head", None)
+        heads = sum(p.numel() for p in head.parameters()) if head is not None else 0
+        result["added"] = sum(p.numel() for p in learner.parameters()) - bare - heads
+        result |= facts(learner, rows)
+        if drift:
+            result["recomputed"] = recomputed(learner, stream)
+    return result | {"seconds": time.perf_counter() - started}
+
+
+def heads_of(learner: Any) -> dict[str, Any]:
+    """Functions from features to scores: the trained head, if there is one, and nearest mean and ridge of the statistics."""
+    from backbone.heads import StatisticsHead
+
+    ridge = learner.statistics
+    ncm = StatisticsHead("ncm", ridge.sums.shape[1], ridge.sums.shape[0])
+    ncm.counts.copy_(ridge.counts)
+    ncm.sums.copy_(ridge.sums)
+    ncm.solve()
+    found = {"linear": getattr(learner, "head", None), "ncm": ncm, "ridge": ridge}
+    return {name: head for name, head in found.items() if head is not None}
+
+
+def last_accuracy(learner: Any, stream: Any) -> dict[str, float]:
+    """Accuracy over all test images, as a fraction, of every head; one pass over the images."""
+    import torch
+
+    learner.eval()
+    heads = heads_of(learner)
+    right, count = dict.fromkeys(heads, 0), 0
+    with torch.inference_mode():
+        for index in range(len(stream)):
+            for images, labels, *_ in stream.test(index).batches(256, augment=False, shuffle=False):
+                features = learner.features(images)
+                count += len(labels)
+                for head, scores in heads.items():
+                    right[head] += int((scores(features)[:, : learner.seen].argmax(1) == labels).sum())
+    return {head: hits / count for head, hits in right.items()}
+
+
+def recomputed(learner: Any, stream: Any) -> dict[str, float]:
+    """Last accuracy of nearest mean and ridge with statistics of all training images recomputed on the final features."""
+    learner.statistics.clear()
+    for index in range(len(stream)):
+        learner.statistics.add(*learner.features_of(stream.task(index).train))
+    learner.statistics.solve()
+    found = last_accuracy(learner, stream)
+    return {head: found[head] for head in ("ncm", "ridge")}
+
+
+# Many runs, and tables of them ----------------------------------------------------------------------------------------
+
+
+def run_all(worker: Callable[[str, str, int], Run], keys: Iterable[Key], args: argparse.Namespace, kept: Path) -> Any:
+    """`worker(arm, set, seed)` for every key, `args.jobs` at a time on one thread each; {key: run} of those that are done.
+
+    Skips runs whose file lies in `args.out`, and with `args.kept` those in the .jsonl `kept`. `worker` must be a function
+    at the top of its module. A run that fails is named and left out."""
+    known = [json.loads(line) for line in kept.read_text().splitlines()] if args.kept and kept.is_file() else []
+    results: dict[Key, Run] = {(r["set"], r["arm"], r["seed"]): r for r in known}
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the workers, which start afresh
+    wanted = list(keys)
+    todo = {key: args.out / key[0] / f"{_stem(key[1])}_{key[2]}.json" for key in wanted if key not in results}
+    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
+        waiting = {k: pool.submit(worker, k[1], k[0], k[2]) for k, path in todo.items() if not path.is_file()}
+        for key, path in todo.items():
+            if (job := waiting.get(key)) is not None:
+                try:
+                    found = {"set": key[0], "arm": key[1], "seed": key[2], **job.result()}
+                except Exception as error:
+                    print(f"{', '.join(map(str, key))}: {error}", file=sys.stderr)
+                    continue
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(found))
+                print(f"{', '.join(map(str, key))}: {found['seconds']:.0f} s", file=sys.stderr, flush=True)
+            results[key] = json.loads(path.read_text())
+    return {key: results[key] for key in wanted if key in results}
+
+
+def keep(results: Mapping[Key, Run], path: Path) -> None:
+    """Writes the runs to `path`, one a line, without their seconds, which other work on the machine decides."""
+    lines = (json.dumps({k: v for k, v in run.items() if k != "seconds"}) for run in results.values())
+    path.write_text("".join(f"{line}\n" for line in lines))
+
+
+def _stem(arm: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in arm)
+
+
+def cell(values: Iterable[float | None], digits: int = 1) -> str:
+    """Mean ± standard deviation over seeds; '-' without values."""
+    summary = summarise(values)
+    if summary.mean is None:
+        return "-"
+    return f"{summary.mean:.{digits}f}" + (f" ± {summary.std:.{digits}f}" if summary.std is not None else "")
+
+
+def by_arm(results: Mapping[Key, Run], name: str, arms: Sequence[str]) -> dict[str, dict[int, Run]]:
+    """{arm: {seed: run}} of one set, without arms that have no run."""
+    found = {arm: {k[2]: r for k, r in results.items() if k[:2] == (name, arm)} for arm in arms}
+    return {arm: runs for arm, runs in found.items() if runs}
+
+
+def differences(runs: Mapping[str, Mapping[int, Run]], references: Sequence[str]) -> str:
+    """Markdown: each arm less each reference, head by head, on the same seeds, in points of last accuracy with a 95 %
+    interval."""
+    references = [arm for arm in references if arm in runs]
+    head = ["difference in last accuracy", *(f"{h} - {arm}" for arm in references for h in HEADS)]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for arm, found in runs.items():
+        row = [arm]
+        for reference in references:
+            for kind in HEADS:
+                own, other = (
+                    {s: 100 * r["last"][kind] for s, r in part.items() if kind in r["last"]}
+                    for part in (found, runs[reference])
+                )
+                d = paired_difference(own, other)
+                text = "-" if d.mean is None else f"{d.mean:+.1f}"
+                row.append(text if d.low is None or arm == reference else f"{text} [{d.low:+.1f}, {d.high:+.1f}]")
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def parser(doc: str, sets: Sequence[str], arms: Sequence[str], out: str) -> argparse.ArgumentParser:
+    """The options of every study."""
+    ask = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    ask.add_argument("--sets", nargs="+", choices=sets, default=sets)
+    ask.add_argument("--arms", nargs="+", choices=arms, default=arms, metavar="ARM", help=f"of {', '.join(arms)}")
+    ask.add_argument("--jobs", type=int, default=2, help="runs at a time, each on one thread")
+    ask.add_argument("--out", type=Path, default=Path("logs/benchmarks") / out)
+    ask.add_argument("--kept", action="store_true", help="take the runs that are kept in the repository as done")
+    ask.add_argument("--keep", action="store_true", help="keep these runs in the repository, as done with --kept")
+    return ask
