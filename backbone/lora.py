@@ -9,7 +9,7 @@ Shapes: B batch, N tokens, I inputs and O outputs of a linear layer, R rank, E e
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -75,6 +75,47 @@ def mixture(x: Tensor, experts: Sequence[LoRA], gates: Tensor | None = None) -> 
         spread = [gates[..., i : i + 1].expand(*gates.shape[:-1], e.rank) for i, e in enumerate(experts)]
         hidden = hidden * torch.cat(spread, dim=-1).to(hidden.dtype)
     return F.linear(hidden, torch.cat([e.up * e.scale for e in experts], dim=1))
+
+
+class Bundle(nn.Module):
+    """One expert on several linear layers of a block: a LoRA of the same rank for each target, which one gate scales.
+
+    Raises ValueError for ranks that differ, for no target and for an unknown one."""
+
+    def __init__(self, loras: Mapping[str, LoRA]):
+        super().__init__()
+        ranks = sorted({lora.rank for lora in loras.values()})
+        if len(ranks) != 1 or not set(loras) <= set(TARGETS):
+            raise ValueError(
+                f"an expert has LoRA of one rank for some of {', '.join(TARGETS)}; got ranks {ranks} for {list(loras)}"
+            )
+        self.loras = nn.ModuleDict(loras)
+
+    def __getitem__(self, target: str) -> LoRA:
+        return cast(LoRA, self.loras[target])
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return tuple(self.loras)
+
+    @property
+    def rank(self) -> int:
+        return self[self.targets[0]].rank
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        for target in self.targets:
+            self[target].reset_parameters(generator)
+
+
+def bundle(backbone: SlottedViT, layer: int, targets: Sequence[str], rank: int) -> Bundle:
+    """A new expert for the linear layers `targets` of a layer, of scale 1. Raises ValueError as `linear_of` does."""
+    linears = {target: linear_of(backbone, layer, target) for target in targets}
+    return Bundle({target: LoRA(at.in_features, at.out_features, rank) for target, at in linears.items()})
+
+
+def merge_bundles(experts: Sequence[Bundle], weights: Sequence[float]) -> Bundle:
+    """`merge` target by target: exact with these fixed gates."""
+    return Bundle({target: merge([expert[target] for expert in experts], weights) for target in experts[0].targets})
 
 
 class LinearExperts(nn.Module):

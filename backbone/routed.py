@@ -1,25 +1,29 @@
-"""The slot of a layer whose experts are mixed by gates from outside, and the routers that give them in one pass.
+"""Slots whose experts are mixed by gates, beside the MLP or on the block's linear layers, and the routers that set these.
 
 Shapes: B batch, N tokens, D width, E experts, L layers with a slot.
 """
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from collections.abc import Callable
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from backbone import lora
 from backbone.adapter import Adapter, mixture
+from backbone.consolidation import consolidate
+from backbone.lora import Bundle
 from backbone.router import Granularity, Router, Routing
-from backbone.vit import SlottedViT
+from backbone.vit import BlockSlot, SlottedViT
 
 Scope = Literal["shared", "layer"]
 
 
-class RoutedLayer(nn.Module):
-    """y = sum_e g_e expert_e(x), [B, N, D] -> [B, N, D], with experts of any ranks. Gates [B, E] or [B, N, E] come from the
-    caller, else from the layer's own `router`; without either all are 1, the plain sum.
+class RoutedSlot(nn.Module):
+    """Experts of one layer, and what gives their gates: the caller, else the layer's own `router`; without either all act
+    with gate 1, the plain sum.
 
     `collect`, a list set between passes, receives the Routing of the layer's own router; `forward` changes nothing.
     """
@@ -33,21 +37,76 @@ class RoutedLayer(nn.Module):
     def __len__(self) -> int:
         return len(self.adapters)
 
-    def experts(self) -> list[Adapter]:
-        return cast("list[Adapter]", list(self.adapters))
-
-    def add(self, expert: Adapter) -> None:
+    def add(self, expert: nn.Module) -> None:
         """Adds an expert; an attached router must `grow` with it."""
         self.adapters.append(expert)
 
-    def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
+    def experts(self) -> list[Any]:
+        return list(self.adapters)
+
+    def ranks(self) -> list[int]:
+        return [expert.rank for expert in self.experts()]
+
+    def join(self, first: nn.Module, second: nn.Module, weight: float) -> nn.Module:
+        """One expert whose function is first + weight * second, exact, of the sum of their ranks."""
+        raise TypeError(f"{type(self).__name__} does not say how its experts are joined")
+
+    def _gates(self, x: Tensor, gates: Tensor | None) -> Tensor | None:
+        """The given gates, else those of the layer's own router for x [B, N, D]; None where there is none."""
         if gates is None and self.router is not None:
             routing = self.router(x)
             if self.collect is not None:
                 self.collect.append(routing)
             gates = routing.gates
+        return gates
+
+
+class RoutedLayer(RoutedSlot):
+    """Experts beside the MLP: y = sum_e g_e expert_e(x), [B, N, D] -> [B, N, D], of any ranks. Gates [B, E] or [B, N, E]."""
+
+    def experts(self) -> list[Adapter]:
+        return cast("list[Adapter]", list(self.adapters))
+
+    def join(self, first: nn.Module, second: nn.Module, weight: float) -> nn.Module:
+        return consolidate(cast(Adapter, first), cast(Adapter, second), "concat", weight)
+
+    def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
+        gates = self._gates(x, gates)
         gates = x.new_ones(1, len(self)) if gates is None else gates.to(x.dtype)
         return mixture(x, self.experts(), gates)
+
+
+class RoutedLinears(RoutedSlot, BlockSlot):
+    """Experts on the block's own linear layers: W z + b becomes W z + b + sum_e g_e scale_e U_e A_e z in each target, with one
+    gate an expert for all targets.
+
+    Gates [B, E] or [B, N, E] are decided by the block's input x, before its attention. The experts act by hooks that are
+    there for the time of a call only: afterwards the block is timm's alone, and backbones that share one frozen ViT, as
+    a teacher and its pupil do, never see each other's experts.
+    """
+
+    def experts(self) -> list[Bundle]:
+        return cast("list[Bundle]", list(self.adapters))
+
+    def join(self, first: nn.Module, second: nn.Module, weight: float) -> nn.Module:
+        return lora.merge_bundles([cast(Bundle, first), cast(Bundle, second)], [1.0, weight])
+
+    def forward(self, x: Tensor, gates: Tensor | None, block: nn.Module) -> Tensor:
+        """The output [B, N, D] of `block` for its input x [B, N, D]."""
+        gates, experts = self._gates(x, gates), self.experts()
+
+        def adding(target: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+            loras = [expert[target] for expert in experts]
+            return lambda linear, inputs, output: output + lora.mixture(inputs[0], loras, gates)
+
+        hooks = []
+        try:
+            for target in experts[0].targets:
+                hooks.append(block.get_submodule(lora.TARGETS[target]).register_forward_hook(adding(target)))
+            return block(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 class SharedRouter(nn.Module):
@@ -55,7 +114,7 @@ class SharedRouter(nn.Module):
     samples). Its L * E columns are kept layer by layer; center and granularity are one, so x is read once.
 
     What it reads comes from the frozen prefix, so an old image is routed by the same features for ever. `collect` as in
-    RoutedLayer, L entries a pass.
+    RoutedSlot, L entries a pass.
     """
 
     def __init__(self, layers: int, width: int, experts: int, granularity: Granularity):
@@ -78,14 +137,14 @@ class SharedRouter(nn.Module):
         return torch.stack(self(x), dim=-2)
 
 
-def routed_layers(backbone: SlottedViT) -> list[RoutedLayer]:
+def routed_layers(backbone: SlottedViT) -> list[RoutedSlot]:
     """The routed slots, from the lowest layer up."""
     found = [backbone.slots[name] for name in sorted(backbone.slots, key=int)]
-    return [slot for slot in found if isinstance(slot, RoutedLayer)]
+    return [slot for slot in found if isinstance(slot, RoutedSlot)]
 
 
 def attach_router(backbone: SlottedViT, scope: Scope, granularity: Granularity = "token") -> list[Router]:
-    """Puts routers (all gates 1 / E at first) on a backbone whose slots are all RoutedLayers; returns one a layer.
+    """Puts routers (all gates 1 / E at first) on a backbone whose slots are all routed; returns one a layer.
 
     `shared`: one SharedRouter that reads the first slot's input. `layer`: each layer's own router reads the layer's own
     input, which moves as the adapters below it learn. Raises ValueError if something else is in a slot, if the layers
@@ -132,3 +191,17 @@ def collect(backbone: SlottedViT, into: list[Routing] | None) -> None:
         backbone.router.collect = into
     for layer in routed_layers(backbone):
         layer.collect = into
+
+
+@torch.no_grad()
+def merge_experts(backbone: SlottedViT, gone: int, into: int, gates: Tensor) -> None:
+    """f_into + (g_gone / g_into) f_gone takes the place of expert `into` in every layer, with its mean gates g of gates [L, E]:
+    what the two add together on average, exact for gates that are these. The column of `gone` is dropped, and its share
+    goes to all that are left. Where g_into is 0 nothing is known of the ratio, and f_into stays as it is."""
+    for slot, g in zip(routed_layers(backbone), gates, strict=True):
+        weight = float(g[gone] / g[into]) if g[into] > 0 else 0.0
+        if weight > 0:
+            slot.adapters[into] = slot.join(slot.adapters[into], slot.adapters[gone], weight)
+        del slot.adapters[gone]
+    for router in routers_of(backbone):
+        router.drop(gone)

@@ -1,7 +1,8 @@
 """One frozen ViT over timm with one open slot per block, beside the MLP.
 
 Shapes: B batch, N tokens (prefix tokens included), D width. A slot is any module that maps the stream after attention
-[B, N, D] to an addition of the same shape. With empty slots the features equal timm's own bit for bit.
+[B, N, D] to an addition of the same shape; a BlockSlot runs its block itself. With empty slots the features equal timm's own
+bit for bit.
 """
 
 from __future__ import annotations
@@ -15,6 +16,11 @@ from torch import Tensor, nn
 
 # the first slot's input [B, N, D] -> gates for each slot, from the lowest up
 Route = Callable[[Tensor], Sequence[Tensor]]
+
+
+class BlockSlot(nn.Module):
+    """A slot that acts inside its block: called as slot(x, gates or None, block) with the block's input x [B, N, D], it
+    returns the block's output, and the block is afterwards as it was."""
 
 
 class SlottedViT(nn.Module):
@@ -57,7 +63,7 @@ class SlottedViT(nn.Module):
         return self
 
     def fill(self, layer: int, slot: nn.Module) -> None:
-        """Puts `slot` beside the MLP of block `layer`."""
+        """Puts `slot` beside the MLP of block `layer`, or around the block if it is a BlockSlot."""
         if not 0 <= layer < self.depth:
             raise ValueError(f"layer {layer} does not exist, the backbone has layers 0..{self.depth - 1}")
         self.slots[str(layer)] = slot
@@ -69,7 +75,7 @@ class SlottedViT(nn.Module):
         is equal for all copies, up to the first slot's input and its block's MLP, is computed once.
 
         `route`, or without one the attached `router`, is called once, with the first slot's input, which the frozen prefix
-        alone decides; each slot is then called as slot(x, its gates). Without either as slot(x)."""
+        alone decides; each slot is then called as slot(x, its gates). Without either as slot(x), a BlockSlot with None."""
         return self.encode(images, branches=branches, route=route)[0]
 
     def encode(
@@ -108,18 +114,23 @@ class SlottedViT(nn.Module):
             if slot is None and layer not in tap:
                 x = block(x)
                 continue
-            x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))
+            inside = isinstance(slot, BlockSlot)
+            if not inside:
+                x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))
             if layer in tap:
                 means[layer] = x.mean(dim=1)
             if layer == stop:
                 break
-            after = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+            after = x if inside else x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
             if slot is not None:
                 if branches > 1:  # the first slot: from here on the copies differ
                     x, after, branches = x.repeat(branches, 1, 1), after.repeat(branches, 1, 1), 1
                 if route is not None and gates is None:
                     gates = iter(route(x))
-                after = after + (slot(x) if gates is None else slot(x, next(gates)))
+                if inside:
+                    after = slot(x, None if gates is None else next(gates), block)
+                else:
+                    after = after + (slot(x) if gates is None else slot(x, next(gates)))
             x = after
         return x.repeat(branches, 1, 1) if branches > 1 else x, means
 

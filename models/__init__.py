@@ -13,9 +13,13 @@ from typing import Any
 from utils.config import Experiment
 
 _FOLDER = Path(__file__).parent
-_SHARED = {"__init__", "base", "training", "settings", "nesting"}  # files of this folder that are no method
+# files of this folder that are no method
+_SHARED = {
+    "__init__", "base", "training", "settings", "nesting", "expert_settings", "experts", "replay", "spawning", "watch",
+    "saved",
+}  # fmt: skip
 # Imported in no time, so what a Settings class takes from them can be had without the rest of its file.
-_LIGHT = {*sys.stdlib_module_names, "pydantic", "utils.config", "models.settings"}
+_LIGHT = {*sys.stdlib_module_names, "pydantic", "utils.config", "models.settings", "models.expert_settings"}
 
 
 def available() -> list[str]:

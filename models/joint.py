@@ -5,7 +5,7 @@ The upper bound: it keeps every image, so it is no continual learner. Same parts
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field
 from torch import Tensor
@@ -29,7 +29,7 @@ class Learner(Base):
     """Asks for past data and starts over from the same initial weights in every task."""
 
     cfg: Settings
-    uses_past: ClassVar[bool] = True
+    uses_past = True
 
     def __init__(self, *args: Any):
         super().__init__(*args)

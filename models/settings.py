@@ -26,6 +26,16 @@ class LayerSettings(Trained):
     )
 
 
+class RoutedSettings(LayerSettings):
+    """Keys of methods whose experts are gated by a learned router."""
+
+    routing_controls: bool = Field(
+        True,
+        description="after the last task, score the same model with uniform and random routing and with each expert alone: "
+        "E + 2 more passes over the test images, which the learner never sees; not with one expert or no learned router",
+    )
+
+
 class NestedSettings(Trained):
     """Keys of slow and fast adapters, of what merges them, and of rates by parameter group."""
 

@@ -10,22 +10,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from backbone import balance
+from backbone.adapter import Adapter
 from backbone.heads import LinearHead
 from backbone.moe import SparseMoE, hidden_for
-from backbone.router import Routing
 from models.base import Learner as Base
 from models.base import layer_range, slot_inputs
-from models.settings import LayerSettings
+from models.settings import RoutedSettings
 from models.training import Group, cross_entropy_among, fit, keep_other_rows, planned
+from models.watch import Watch
 from utils.tasks import Task
 
 
-class Settings(LayerSettings):
+class Settings(RoutedSettings):
     """Keys of the sparse mixture."""
 
     num_experts: int = Field(4, ge=1, le=256, description="experts in each layer")
@@ -42,6 +42,12 @@ class Settings(LayerSettings):
     )
     router_aux_loss_coef: float = Field(0.01, ge=0, le=100, description="weight of the balance loss (Switch, eq. 4)")
     router_z_loss_coef: float = Field(0.001, ge=0, le=100, description="weight of the z-loss (ST-MoE, eq. 5)")
+    router_bias_rate: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="balancing by a bias on the choice alone, moved this much a step (arXiv 2408.15664)",
+    )
     router_granularity: Literal["token", "sample"] = Field("token", description="what is routed")
     router_noisy: bool = Field(False, description="noisy top-k in training (Shazeer et al. 2017, eq. 4)")
     router_centre: bool = Field(
@@ -75,8 +81,8 @@ class Settings(LayerSettings):
 
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()
-        learned = ("router_lr", "router_warmup", "router_aux_loss_coef", "router_z_loss_coef", "router_noisy")
-        given = [key for key in learned if self.departs(key)]
+        learned = ("lr", "warmup", "aux_loss_coef", "z_loss_coef", "noisy", "bias_rate")
+        given = [key for name in learned if self.departs(key := f"router_{name}")]
         if self.fixed_routing != "none" and given:
             yield f"these keys do not act with fixed_routing {self.fixed_routing}: {', '.join(given)}"
         if self.expert_hidden is not None and self.departs("ffn_num"):
@@ -122,20 +128,28 @@ class Learner(Base):
         if task.index == 0 and cfg.router_centre:
             for layer, inputs in slot_inputs(self, task, self.layers).items():
                 moes[layer].router.set_center(inputs.mean(dim=0))
-        watch = Watch(self, task)
+        watch = Watch(self, task, "func", {layer: (list(moe.experts), moe.router) for layer, moe in moes.items()})
 
-        def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            routings = watch.begin_step()
+        def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            routings = watch.routings = []
+            for moe in moes.values():
+                moe.collect = routings
             scores = self.head(self.backbone(images))
-            loss, right = cross_entropy_among(scores, labels, task.first, task.total)
+            for moe in moes.values():
+                moe.collect = None
+            task_loss, right = cross_entropy_among(scores, labels, task.first, task.total)
+            loss = task_loss
             if cfg.fixed_routing == "none":
                 loss = loss + cfg.router_aux_loss_coef * balance.over_layers(balance.balance_loss, routings)
                 loss = loss + cfg.router_z_loss_coef * balance.over_layers(balance.z_loss, routings)
-            return loss, right
+            return loss, right, task_loss
 
         keep = None if cfg.decay_other_rows else keep_other_rows(self.head, task)
 
         def after_step() -> None:
+            if cfg.router_bias_rate and cfg.fixed_routing == "none":
+                for moe, routing in zip(moes.values(), watch.routings, strict=True):
+                    moe.router.update_bias(balance.assignments(routing), cfg.router_bias_rate)
             watch.end_step()
             if keep is not None:
                 keep()
@@ -160,57 +174,9 @@ class Learner(Base):
     # Prediction is the base's; bookkeeping -------------------------------------------------------------------------
 
     def planned_parameters(self) -> list[tuple[str, int]]:
-        return planned(self._groups())
-
-
-class Watch:
-    """Collects the routings of each step, and writes an `experts` row a layer and epoch: use and gradients of every expert."""
-
-    def __init__(self, learner: Learner, task: Task):
-        self.learner, self.task = learner, task
-        self.moes = learner.experts()
-        self.epoch, self.steps = -1, 0
-        self.sums: dict[int, dict[str, Tensor]] = {}
-
-    def begin_step(self) -> list[Routing]:
-        """An empty list, which the pass to come fills with one Routing a layer."""
-        routings: list[Routing] = []
-        for moe in self.moes.values():
-            moe.collect = routings
-        self.routings = routings
-        return routings
-
-    @torch.no_grad()
-    def end_step(self) -> None:
-        """Adds up what the step used and the gradients it left; called after the optimizer's step."""
-        self.steps += 1
-        for (layer, moe), routing in zip(self.moes.items(), self.routings, strict=True):
-            use = balance.utilisation([routing])
-            found = {
-                "share": use.share,
-                "gate": use.gate,
-                "entropy": use.entropy,
-                "gradient": torch.stack([_gradient(expert) for expert in moe.experts]),
-                "router_gradient": _gradient(moe.router),
-            }
-            sums = self.sums.setdefault(layer, {})
-            for name, value in found.items():
-                sums[name] = sums[name] + value if name in sums else value
-            moe.collect = None
-
-    def begin_epoch(self, epoch: int) -> None:
-        self.close()
-        self.epoch = epoch
-
-    def close(self) -> None:
-        """Writes the rows of the epoch that ended: means over its steps."""
-        for layer, sums in self.sums.items():
-            means = {name: (value / self.steps).tolist() for name, value in sums.items()}
-            self.learner.log.row("experts", task=self.task.index, epoch=self.epoch + 1, layer=layer, **means)
-        self.sums, self.steps = {}, 0
-
-
-def _gradient(module: torch.nn.Module) -> Tensor:
-    """Euclidean norm of a module's gradient; 0 where it has none."""
-    squares = [p.grad.square().sum() for p in module.parameters() if p.grad is not None]
-    return torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
+        sizes = [sum(p.numel() for p in module.parameters()) for module in self.experts().values()]
+        dense = sum(p.numel() for p in Adapter(self.backbone.width, self.cfg.ffn_num).parameters())
+        return [
+            *planned(self._groups()),
+            (f"  a layer; a dense adapter of rank {self.cfg.ffn_num} has {dense:,}", sizes[0]),
+        ]

@@ -19,7 +19,8 @@ from models.base import Learner
 from utils.config import Trained
 from utils.tasks import Task
 
-Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
+# images, labels -> loss, how many are right, and where the loss has further terms its cross-entropy alone
+Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None] | tuple[Tensor, Tensor | None, Tensor]]
 
 
 @dataclass
@@ -102,7 +103,8 @@ def fit(
 
     `parameters` are groups, or plain parameters that form one group with rate `lr`.
     `step(images [B,3,H,W], labels [B])` returns the loss and, where there are scores to judge, how many of the batch are
-    right (a scalar tensor). `batches(epoch)` replaces the task's own augmented, shuffled batches. Writes one `epoch` row
+    right (a scalar tensor); a third value, the loss without what regularises it, is told as the epoch's `task_loss`.
+    `batches(epoch)` replaces the task's own augmented, shuffled batches. Writes one `epoch` row
     per epoch. Raises ValueError before the optimizer steps if a loss is not finite. All methods share this one loop.
     """
     cfg = learner.cfg
@@ -118,11 +120,13 @@ def fit(
         for epoch in range(epochs):
             start = time.perf_counter()
             losses: list[float] = []
+            task_losses: list[Tensor] = []
             right, count = 0.0, 0
             judged = False
             rates = [g["lr"] for g in optimizer.param_groups]  # of this epoch, before any warm-up
             for images, labels, *_ in source(epoch):
-                loss, correct = step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
+                loss, correct, *parts = step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
+                task_losses += [part.detach() for part in parts]
                 value = loss.item()
                 if not math.isfinite(value):
                     raise ValueError(
@@ -157,6 +161,7 @@ def fit(
                 epoch=epoch + 1,
                 epochs=epochs,
                 loss=mean,
+                **({"task_loss": float(torch.stack(task_losses).mean())} if task_losses else {}),
                 accuracy=accuracy,
                 lr=rates[0] if len(set(rates)) == 1 else rates,
                 images=count,

@@ -1,15 +1,20 @@
 """The routed learner that grows: each part does what its key says, and what it decided can be read and restored."""
 
 import json
+import math
 from dataclasses import fields
 
+import numpy as np
 import pytest
 import torch
 from conftest import toy_settings, toy_stream
 
 from backbone import routed
 from backbone.novelty import Decision, replay
-from models.dylora_moe import plateau, policy_of
+from models.experts import all_act, plateau, routing_loss
+from models.replay import herd, herd_classes
+from models.spawning import THRESHOLDS, policy_of
+from utils.tasks import TaskData
 
 ALWAYS, NEVER = {"novelty_threshold": 2.0}, {"novelty_threshold": -2.0}
 
@@ -31,8 +36,9 @@ def teach(learner, tasks=3, first=0, stream=None):
     stream = stream or toy_stream()
     for index in range(first, tasks):
         learner.begin_task()
-        learner.learn(stream.task(index))
-        learner.consolidate(stream.task(index))
+        task = stream.task(index, with_past=learner.uses_past)
+        learner.learn(task)
+        learner.consolidate(task)
     learner.eval()
     return learner
 
@@ -85,6 +91,47 @@ def test_decisions_carry_their_numbers_and_can_be_replayed_from_the_results(buil
     assert replay(decisions, policy_of(toy_settings("dylora_moe", **NEVER))) == [0]
 
 
+def test_the_results_carry_the_decisions_and_the_log_tells_other_thresholds(build):
+    stream, learner, carried = toy_stream(), build(novelty_threshold=0.3), []
+    for index in range(3):
+        teach(learner, index + 1, first=index, stream=stream)
+        carried += json.loads(json.dumps(learner.selections()))
+    assert [c.pop("kind") for c in carried] == ["novelty"] * 3 and [c["task"] for c in carried] == [0, 1, 2]
+    decisions = [Decision(**c) for c in carried]
+    told = (learner.log.folder / "run.log").read_text()
+    for made in decisions[1:]:
+        assert f"would spawn at any threshold above {made.high:.3f}" in told
+    (row,) = rows(learner, "would_spawn")
+    assert row["thresholds"] == list(THRESHOLDS)
+    for threshold, tasks in zip(THRESHOLDS, row["tasks"], strict=True):
+        policy = policy_of(toy_settings("dylora_moe", novelty_threshold=threshold))
+        assert [0, *tasks] == replay(decisions, policy)
+        words = ", ".join(str(task + 1) for task in tasks) or "none"
+        assert f"{threshold:g}: {words}" in told
+    # just above the interval the whole run spawns there, just below it does not
+    high = decisions[1].high
+    for shift in (1e-6, -1e-6):
+        again = teach(build(novelty_threshold=high + shift), 2)
+        assert rows(again, "novelty")[-1]["spawn"] is (shift > 0)
+
+
+def test_what_no_threshold_would_spawn_is_told_with_the_reason(build):
+    learner = teach(build(**NEVER, novelty_min_samples=21), 2)
+    assert (
+        "similar, expert 0 goes on; would spawn at no threshold (few images)"
+        in (learner.log.folder / "run.log").read_text()
+    )
+
+
+def test_an_estimate_that_is_not_sure_does_not_spawn_unless_confidence_is_off(build):
+    teach(first := build(**NEVER), 2)
+    row = rows(first, "novelty")[-1]
+    between = {"novelty_threshold": (row["best"] + row["high"]) / 2}
+    assert row["best"] < row["high"]
+    assert rows(teach(build(**between), 2), "novelty")[-1]["reason"] == "uncertain"
+    assert rows(teach(build(**between, novelty_confidence=0.0), 2), "novelty")[-1]["reason"] == "novel"
+
+
 def test_embeddings_are_the_class_means_of_the_prefix_and_training_does_not_move_them(build):
     stream = toy_stream()
     learner = build(**ALWAYS)
@@ -99,7 +146,8 @@ def test_embeddings_are_the_class_means_of_the_prefix_and_training_does_not_move
     teach(learner, stream=stream)
     torch.testing.assert_close(learner.embeddings, torch.stack(expected), rtol=1e-5, atol=1e-6)
     assert learner.images.tolist() == [10] * 6
-    assert learner.owners == [[0, 0], [0, 0], [1, 1], [1, 1], [2, 2], [2, 2]]
+    assert learner.owners == [(0, 0), (0, 0), (1, 1), (1, 1), (2, 2), (2, 2)]
+    assert learner.task_experts() == {0: 0, 1: 1, 2: 2}
 
 
 def test_confidence_zero_uses_the_estimate_alone(build):
@@ -190,20 +238,24 @@ def test_each_loss_of_routing_acts_and_zero_takes_it_away(build):
     for expert in learner.experts:
         expert.young = True  # all act: entropy, here among two that learn
     expected = 5 * balance.entropy_loss(routing, among) + 7 * z
-    assert float(learner._routing_loss([routing], [0, 1])) == pytest.approx(float(expected))
+    assert float(routing_loss([routing], learner.experts, [0, 1], learner.cfg)) == pytest.approx(float(expected))
     for expert in learner.experts:
         expert.young = False  # top-k: balance
     expected = 3 * balance.balance_loss(routing, among) + 7 * z  # a mean over two equal layers
-    assert float(learner._routing_loss([routing, routing], [0, 1])) == pytest.approx(float(expected))
-    assert float(learner._routing_loss([routing], [1])) == pytest.approx(float(7 * z))  # nothing to balance
+    assert float(routing_loss([routing, routing], learner.experts, [0, 1], learner.cfg)) == pytest.approx(
+        float(expected)
+    )
+    assert float(routing_loss([routing], learner.experts, [1], learner.cfg)) == pytest.approx(
+        float(7 * z)
+    )  # nothing to balance
     learner.experts[2].young = True  # acts always beside the best of the others, so it stays out of their balance
-    assert not learner._dense()
-    assert float(learner._routing_loss([routing], [0, 1, 2])) == pytest.approx(float(expected))
+    assert not all_act(learner.experts, learner.cfg)
+    assert float(routing_loss([routing], learner.experts, [0, 1, 2], learner.cfg)) == pytest.approx(float(expected))
     learner.experts[2].young = False
     zero = teach(build(router_aux_loss_coef=0.0, router_entropy_coef=0.0, router_z_loss_coef=0.0, **ALWAYS), 3)
-    assert float(zero._routing_loss([routing], [0, 1])) == 0
+    assert float(routing_loss([routing], zero.experts, [0, 1], zero.cfg)) == 0
     alone = teach(build(**NEVER), 1)
-    assert alone._routing_loss([routing], [0]) == 0
+    assert routing_loss([routing], alone.experts, [0], alone.cfg) == 0
 
 
 def test_without_routing_experts_add_up(build):
@@ -230,17 +282,36 @@ def test_the_router_is_centred_on_the_first_task_on_request(build):
     assert routed.routers_of(plain.backbone)[0].center.abs().max() == 0
 
 
+def test_the_use_of_experts_in_training_is_told_for_every_phase_epoch_and_layer(build):
+    learner = teach(build(**ALWAYS, top_k_experts=1), 2)
+    told = rows(learner, "experts")
+    assert [(r["task"], r["phase"], r["epoch"], r["layer"]) for r in told] == [
+        (t, "func", e, n) for t in (0, 1) for e in (1, 2) for n in (1, 2)
+    ]
+    for row in told:
+        experts = row["task"] + 1  # expert 0 is mature in task 2, 1 is young: both act
+        assert sum(row["share"]) == pytest.approx(experts) and sum(row["gate"]) == pytest.approx(1)
+        assert len(row["share"]) == len(row["gradient"]) == experts and all(g > 0 for g in row["gradient"])
+        assert 0 <= row["token_entropy"] <= math.log(experts) + 1e-6
+    assert told[-1]["router_gradient"] > 0 and told[0]["router_gradient"] == 0
+    assert not rows(teach(build(use_moe_routing=False), 1), "experts")[len(told) :]
+
+
 # 4: distillation ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("on", "coefficient"), [("features", 3.0), ("logits", 100.0)])
-def test_distillation_holds_what_mature_experts_knew(on, coefficient, build):
+@pytest.mark.parametrize(
+    ("on", "coefficient", "targets"),
+    [("features", 3.0, None), ("logits", 100.0, None), ("features", 3.0, ("qkv", "fc2"))],
+)
+def test_distillation_holds_what_mature_experts_knew(on, coefficient, targets, build):
     stream = toy_stream()
     images = next(iter(stream.task(1).train.batches(100, augment=False)))[0]
 
     def drift(weight):
         """How far the new images' scores of the old classes move."""
         keys = {"distill_coef": weight, "distill_on": on, "weight_decay": 0.0, "epochs": 6}
+        keys |= {"lora_target": targets}
         learner = teach(build(**NEVER, **keys), 1, stream=stream)
         with torch.no_grad():
             before = learner.logits(images)
@@ -282,6 +353,18 @@ def test_the_distances_by_hand(build):
 
 
 # 5: rank --------------------------------------------------------------------------------------------------------------
+
+
+def test_ranks_of_linear_experts_grow_with_the_function_kept(build):
+    stream = toy_stream()
+    learner = teach(build(expert_rank_max=7, ffn_num=2, lora_target=("qkv", "fc1")), 1, stream=stream)
+    with torch.no_grad():
+        before, rank = learner.features(images_of(stream)), learner._ranks()[0][0]
+        assert learner._grow_rank(3, "here") == rank + 3 and learner._ranks() == [[rank + 3]] * 2
+        torch.testing.assert_close(learner.features(images_of(stream)), before, rtol=0, atol=1e-6)
+    expert = learner.backbone.slots["1"].adapters[0]
+    for target in ("qkv", "fc1"):
+        assert expert[target].up[:, rank:].abs().max() == 0 and (expert[target].down[rank:].abs().amax(dim=1) > 0).all()
 
 
 def test_rank_growth_keeps_the_function_and_the_parameters_are_counted_once(build):
@@ -359,7 +442,7 @@ def test_merging_adds_the_weighted_functions_and_drops_the_column(build):
     kept = [r.columns[2].clone() for r in routed.routers_of(learner.backbone)]
     young = [e.steps for e in learner.experts]
     learner._merge(0, 2, gates)
-    assert learner.target == 1 and learner.owners == [[0, 1], [0, 1], [1, 0], [1, 0], [2, 1], [2, 1]]
+    assert learner.target == 1 and learner.owners == [(0, 1), (0, 1), (1, 0), (1, 0), (2, 1), (2, 1)]
     assert [e.steps for e in learner.experts] == young[1:]
     for i, (slot, router) in enumerate(zip(slots, routed.routers_of(learner.backbone), strict=True)):
         weight = gates[i, 0] / gates[i, 2]
@@ -390,8 +473,15 @@ def test_an_expert_added_after_a_merge_has_start_values_of_its_own(build):
 # Restoring ------------------------------------------------------------------------------------------------------------
 
 
-def test_grown_merged_and_frozen_experts_are_restored(build):
-    keys = {**ALWAYS, "expert_rank_max": 5, "freeze_on_convergence": True, "plateau_tolerance": 0.99}
+@pytest.mark.parametrize("targets", [None, ("qkv",), ("qkv", "proj", "fc1", "fc2")], ids=str)
+def test_grown_merged_and_frozen_experts_are_restored(targets, build):
+    keys = {
+        **ALWAYS,
+        "lora_target": targets,
+        "expert_rank_max": 5,
+        "freeze_on_convergence": True,
+        "plateau_tolerance": 0.99,
+    }
     keys |= {"plateau_epochs": 1, "rank_growth_epochs": 1, "top_k_experts": 1}
     stream = toy_stream()
     learner = teach(build(**keys), 2, stream=stream)
@@ -410,6 +500,161 @@ def test_grown_merged_and_frozen_experts_are_restored(build):
     assert all(torch.equal(v, fresh.own_state()[k]) for k, v in learner.own_state().items())
 
 
+# Experts on linear layers ---------------------------------------------------------------------------------------------
+
+TARGETS = [("qkv",), ("proj",), ("fc1",), ("fc2",), ("qkv", "proj", "fc1", "fc2")]
+
+
+@pytest.mark.parametrize("targets", TARGETS, ids=str)
+def test_experts_on_linear_layers_learn_as_adapters_do(targets, build):
+    stream = toy_stream()
+    learner = build(**ALWAYS, lora_target=targets, epochs=4)
+    start = experts_of(learner, 0)
+    teach(learner, 3, stream=stream)
+    assert not torch.equal(experts_of(learner, 0), start) and columns_of(learner, 2).abs().max() > 0
+    losses = [r["loss"] for r in rows(learner, "epoch") if r["task"] == 2]
+    assert losses[-1] < losses[0]
+    assert len(learner.experts) == 3 and learner.adapters_per_layer() == [0, 3, 3]
+    sizes = {"qkv": 16 + 48, "proj": 16 + 16, "fc1": 16 + 64, "fc2": 64 + 16}
+    expert = 2 * 2 * sum(sizes[target] for target in targets)  # 2 layers, rank 2
+    head = learner.head.weight.numel() + learner.head.bias.numel()
+    assert build(**ALWAYS, lora_target=targets).planned_parameters() == [
+        ("first task: one expert a layer and the head", expert + head),
+        ("each added expert with its router columns", expert + 2 * 16),
+    ]
+    assert not any(m._forward_hooks for m in learner.backbone.vit.modules())
+    with torch.no_grad():
+        for e in range(3):
+            one_hot = torch.eye(3)[e].expand(8, 3)
+            alone = learner.backbone(images_of(stream), route=lambda x, g=one_hot: [g] * 2)
+            assert (alone - learner.features(images_of(stream))).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("scope", ["shared", "layer"])
+def test_every_part_works_with_experts_on_linear_layers(scope, build):
+    keys = {"lora_target": ("qkv", "fc1"), "router_scope": scope, "expert_rank_max": 5, "merge_below": 0.9}
+    keys |= {"top_k_experts": 1, "distill_coef": 1.0, "replay_per_class": 2, "novelty_threshold_mode": "adaptive"}
+    learner = teach(build(**ALWAYS, **keys, freeze_on_convergence=True, plateau_epochs=1, plateau_tolerance=0.5))
+    assert rows(learner, "merge") and rows(learner, "rank") and rows(learner, "routing") and rows(learner, "replay")
+
+
+def test_the_embeddings_of_linear_experts_are_of_what_the_first_block_reads(build):
+    stream = toy_stream()
+    learner = build(lora_target=("qkv",))
+    images, labels = next(iter(stream.task(0).train.batches(20, augment=False, shuffle=False)))[:2]
+    read = []
+    hook = learner.backbone.vit.blocks[1].register_forward_pre_hook(lambda m, i: read.append(i[0].mean(dim=1).double()))
+    with torch.no_grad():
+        learner.backbone(images)
+    hook.remove()
+    teach(learner, 1, stream=stream)
+    expected = torch.stack([read[0][labels == c].mean(0) for c in (0, 1)])
+    torch.testing.assert_close(learner.embeddings, expected, rtol=1e-5, atol=1e-6)
+
+
+# Replay ---------------------------------------------------------------------------------------------------------------
+
+
+def test_herding_follows_the_mean_and_takes_all_of_a_small_class():
+    features = torch.tensor([[0.0], [4.0], [1.0], [7.0], [3.0]])  # mean 3
+    assert herd(features, 3) == [4, 1, 0 + 2]  # 3; (3 + 4) / 2 is nearer than (3 + 1) / 2; (3 + 4 + 1) / 3
+    assert sorted(herd(features, 9)) == [0, 1, 2, 3, 4] and herd(features, 0) == []
+    labels = torch.tensor([1, 0, 1, 0, 1])
+    assert herd_classes(features, labels, 1) == [1, 2]
+
+
+def test_kept_images_are_training_images_of_each_earlier_class_and_reach_the_loss(build):
+    stream = toy_stream()
+    learner = build(**ALWAYS, replay_per_class=3)
+    assert learner.uses_past and not build().uses_past
+    shown, original = [], TaskData.batches
+
+    def batches(data, *given, **how):
+        if how.get("stream") == "func":
+            shown.append(data)
+        return original(data, *given, **how)
+
+    TaskData.batches = batches
+    try:
+        teach(learner, 3, stream=stream)
+    finally:
+        TaskData.batches = original
+    assert len(learner.kept) == 3 * 6
+    per_task = [r["rows"] for r in rows(learner, "replay")]
+    for index, kept in enumerate(per_task):
+        own = stream.task(index).train
+        where = np.isin(own.rows, kept)
+        assert where.sum() == 6 and own.labels[where].bincount().tolist()[-2:] == [3, 3]
+    last = shown[-1]
+    assert sorted(last.rows) == sorted([*stream.task(2).train.rows, *per_task[0], *per_task[1]])
+    assert {r["images"] for r in rows(learner, "epoch") if r["task"] == 2} == {20 + 12}
+    assert sum(r["kept"] for r in rows(learner, "replay")) == 6 + 12 + 18
+
+
+def test_replayed_images_are_told_apart_among_all_seen_classes(build):
+    """The old classes' rows of the head learn too, and those of classes to come do not."""
+    stream = toy_stream()
+
+    def rows_moved(**keys):
+        learner = teach(build(**NEVER, **keys), 1, stream=stream)
+        before = learner.head.weight.clone()
+        teach(learner, 2, first=1, stream=stream)
+        return (learner.head.weight != before).any(dim=1).tolist()
+
+    assert rows_moved(replay_per_class=2) == [True] * 4 + [False] * 2
+    assert rows_moved() == [False] * 2 + [True] * 2 + [False] * 2
+
+
+def test_replay_lowers_the_loss_of_old_images_among_all_classes(build):
+    stream = toy_stream()
+    images, labels = next(iter(stream.task(0).train.batches(20, augment=False, shuffle=False)))[:2]
+
+    def loss(count):
+        learner = teach(build(**NEVER, replay_per_class=count, epochs=4), 3, stream=stream)
+        with torch.no_grad():
+            return float(torch.nn.functional.cross_entropy(learner.logits(images), labels))
+
+    assert loss(10) < 0.9 * loss(0)
+
+
+def test_replay_off_is_the_same_run_whether_past_data_are_handed_over_or_not(build):
+    stream, plain, given = toy_stream(), teach(build(**ALWAYS)), build(**ALWAYS)
+    for index in range(3):
+        given.begin_task()
+        task = stream.task(index, with_past=True)
+        given.learn(task)
+        given.consolidate(task)
+    assert given.kept == [] and not rows(given, "replay")
+    assert all(torch.equal(v, given.own_state()[k]) for k, v in plain.own_state().items())
+
+
+def test_a_resumed_run_replays_the_same_images(build):
+    stream, keys = toy_stream(), {**ALWAYS, "replay_per_class": 2}
+    whole = teach(build(**keys), 2, stream=stream)
+    fresh = build(**keys)
+    fresh.restore(json.loads(json.dumps(whole.structure())))
+    fresh.load_own_state({k: v.clone() for k, v in whole.own_state().items()})
+    assert fresh.kept == whole.kept and fresh.decisions == whole.decisions
+    for made in (whole, fresh):
+        teach(made, 3, first=2, stream=stream)
+    assert all(torch.equal(v, fresh.own_state()[k]) for k, v in whole.own_state().items())
+    assert fresh.structure() == whole.structure()
+
+
+@pytest.mark.parametrize("head", ["ncm", "ridge"])
+def test_class_statistics_stay_those_of_each_tasks_own_time(head, build):
+    stream = toy_stream()
+    learner = build(**NEVER, head=head, replay_per_class=2)
+    assert learner.statistics_age
+    gathered = []
+    for index in range(2):
+        teach(learner, index + 1, first=index, stream=stream)
+        features, labels = learner.features_of(stream.task(index).train)
+        gathered += [features[labels == c].double().mean(dim=0) for c in labels.unique()]
+    assert learner.statistics.counts.tolist() == [10] * 4 + [0] * 2  # no image counted twice, none left out
+    torch.testing.assert_close(learner.statistics.means()[:4], torch.stack(gathered))
+
+
 # Keys -----------------------------------------------------------------------------------------------------------------
 
 
@@ -423,6 +668,8 @@ def test_contradictory_keys_are_refused_and_silent_ones_told():
     assert faults(router_lr=0.001, min_lr=0.01) == ["min_lr"]
     assert faults(expert_rank_max=2) == ["expert_rank_max"]
     assert faults(merge_below=0.1, use_moe_routing=False) == ["merge_below"]
+    assert faults(lora_target=()) == faults(lora_target=("qkv", "qkv")) == ["lora_target"]
+    assert faults(lora_target=("qkv", "fc2")) == []
 
     def told(**keys):
         return list(toy_settings("dylora_moe", **keys).remarks())
@@ -434,4 +681,30 @@ def test_contradictory_keys_are_refused_and_silent_ones_told():
     assert "router_lr" in told(use_moe_routing=False, router_lr=0.1)[0]
     assert "distill_on" in told(distill_on="logits")[0]
     assert "rank_growth_step" in told(rank_growth_step=2)[0]
+    assert told(replay_per_class=2) == ["replay_per_class 2: training images are kept, the run is not rehearsal-free"]
     assert "no rank ever grows" in told(expert_rank_max=9, epochs=2)[0]
+
+
+# Fixed instead of grown -----------------------------------------------------------------------------------------------
+
+
+def test_all_experts_from_the_start_learn_together_and_none_is_added(build):
+    learner = build(grow_experts=False, num_experts=3, top_k_experts=2, init_lr=0.2, **ALWAYS)
+    assert len(learner.experts) == 3
+    before = [experts_of(learner, e) for e in range(3)]
+    teach(learner, 1)
+    assert all(not torch.equal(experts_of(learner, e), before[e]) for e in range(3))
+    teach(learner, 2, first=1)
+    assert len(learner.experts) == 3
+    assert [d.reason for d in learner.decisions] == ["first", "full"]
+    assert all(columns_of(learner, e).any() for e in range(3))
+
+
+def test_fewer_experts_than_at_the_start_are_restored(build, toy_learner):
+    learner = teach(build(grow_experts=False, num_experts=3, merge_below=1.0), 1)
+    assert len(learner.experts) < 3
+    again = build(grow_experts=False, num_experts=3, merge_below=1.0)
+    again.restore(json.loads(json.dumps(learner.structure())))
+    again.load_own_state(learner.own_state())
+    images = images_of(toy_stream())
+    torch.testing.assert_close(again.eval().logits(images), learner.logits(images), rtol=0, atol=0)

@@ -9,7 +9,21 @@ from conftest import toy_backbone
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from backbone.lora import TARGETS, LoRA, attach, attached, detach, merge, mixture, put, set_gates
+from backbone import routed
+from backbone.lora import (
+    TARGETS,
+    Bundle,
+    LoRA,
+    attach,
+    attached,
+    bundle,
+    detach,
+    merge,
+    merge_bundles,
+    mixture,
+    put,
+    set_gates,
+)
 from backbone.peft_format import CONFIG, WEIGHTS, load_peft, save_peft
 from models.base import Learner
 
@@ -460,3 +474,64 @@ def test_nothing_to_export_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no LoRA to export"):
         save_peft(tmp_path / "x", {})
     assert not (tmp_path / "x").exists()
+
+
+# Experts of the routed learner ------------------------------------------------------------------------------------------
+
+
+def routed_experts(experts, targets=ALL, alpha=4.0):
+    """A backbone with `LinearExperts` by hooks, and one with the same experts in routed slots."""
+    hooked, backbone = with_experts(targets, experts=experts, rank=3, alpha=alpha), toy_backbone()
+    for layer in range(3):
+        slot = routed.RoutedLinears()
+        for e in range(experts):
+            slot.add(Bundle({target: attached(hooked)[layer, target].experts[e] for target in targets}))
+        backbone.fill(layer, slot)
+    return hooked, backbone
+
+
+@pytest.mark.parametrize("targets", [ALL, ["qkv"], ["proj"], ["fc1"], ["fc2"]], ids=str)
+def test_one_routed_expert_equals_peft(peft, targets):
+    hooked, backbone = routed_experts(1, targets)
+    routed.attach_router(backbone, "shared")  # of one expert: gate 1
+    same(backbone(IMAGES), peft_twin(peft, hooked)(IMAGES))
+    assert (backbone(IMAGES) - toy_backbone()(IMAGES)).abs().max() > 0.01
+
+
+def test_routed_experts_without_a_router_equal_all_active_peft_adapters(peft):
+    hooked, backbone = routed_experts(3, alpha=1)
+    model = peft_twin(peft, hooked)
+    model.base_model.set_adapter(["e0", "e1", "e2"])
+    same(backbone(IMAGES), model(IMAGES))
+
+
+@pytest.mark.parametrize("per", ["sample", "token"])
+def test_routed_slots_equal_experts_with_the_same_gates_by_hooks(per):
+    hooked, backbone = routed_experts(2)
+    gates = torch.rand((3, 2) if per == "sample" else (3, 5, 2))
+    set_gates(hooked, gates)
+    assert torch.equal(backbone(IMAGES, route=lambda x: [gates] * 3), hooked(IMAGES))
+
+
+def test_a_bundle_starts_at_zero_and_merges_target_by_target():
+    backbone = toy_backbone().double()
+    made = [bundle(backbone, 0, ["qkv", "fc1"], rank).double() for rank in (2, 3)]
+    assert made[0].targets == ("qkv", "fc1") and made[1].rank == 3
+    assert not any(lora.up.any() for one in made for lora in one.loras.values())
+    for parameter in (p for one in made for p in one.parameters()):
+        torch.nn.init.normal_(parameter)
+    whole = merge_bundles(made, [1.0, -0.3])
+    assert whole.rank == 5
+    for target in ("qkv", "fc1"):
+        x = torch.randn(2, 5, 16, dtype=torch.float64)
+        wanted = made[0][target](x) - 0.3 * made[1][target](x)
+        assert (whole[target](x) - wanted).abs().max() < 1e-12
+
+
+def test_bundles_of_unknown_targets_or_several_ranks_are_refused():
+    with pytest.raises(ValueError, match="'pro' is unknown"):
+        bundle(toy_backbone(), 0, ["pro"], 2)
+    with pytest.raises(ValueError, match=r"got ranks \[1, 2\]"):
+        Bundle({"qkv": LoRA(4, 4, 1), "proj": LoRA(4, 4, 2)})
+    with pytest.raises(ValueError, match=r"got ranks \[\]"):
+        Bundle({})

@@ -7,7 +7,7 @@ import torch
 from conftest import toy_backbone
 from torch import nn
 
-from backbone import routed
+from backbone import lora, routed
 from backbone.adapter import Adapter
 from backbone.router import one_expert, uniform
 
@@ -251,3 +251,135 @@ def test_what_cannot_carry_a_router_is_refused():
     backbone = shaken(backbone_with([2]))
     with pytest.raises(ValueError, match="attached already"):
         routed.attach_router(backbone, "layer")
+
+
+# Experts on the block's linear layers ---------------------------------------------------------------------------------
+
+
+def linears_with(ranks, layers=(1, 2), targets=tuple(lora.TARGETS), dtype=torch.float64):
+    torch.manual_seed(0)
+    backbone = toy_backbone().to(dtype)
+    for layer in layers:
+        slot = routed.RoutedLinears()
+        for rank in ranks:
+            made = lora.bundle(backbone, layer, targets, rank).to(dtype)
+            for parameter in made.parameters():
+                nn.init.normal_(parameter, std=0.2)
+            slot.add(made)
+        backbone.fill(layer, slot)
+    return backbone
+
+
+def by_weights(backbone, gates):
+    """A plain copy of the ViT with sum_e g_e U_e A_e added to each layer's own weight; gates [E] are the same everywhere."""
+    plain = toy_backbone().to(next(backbone.vit.parameters()).dtype)
+    with torch.no_grad():
+        for name, slot in backbone.slots.items():
+            for gate, expert in zip(gates, slot.experts(), strict=True):
+                for target in expert.targets:
+                    weight = plain.vit.blocks[int(name)].get_submodule(lora.TARGETS[target]).weight
+                    weight += gate * (expert[target].up @ expert[target].down)
+    return plain
+
+
+@pytest.mark.parametrize("targets", [*((t,) for t in lora.TARGETS), tuple(lora.TARGETS)], ids=str)
+def test_linear_experts_with_fixed_gates_are_the_weighted_sum_in_each_linear_layer(targets):
+    backbone = linears_with([2, 3], targets=targets)
+    with torch.no_grad():
+        for gates in ([1.0, 0.0], [0.0, 1.0], [0.3, 0.7]):
+            given = torch.tensor(gates, dtype=torch.float64).expand(5, 5, 2)
+            close(backbone(IMAGES, route=lambda x, given=given: [given] * 2), by_weights(backbone, gates)(IMAGES))
+        close(backbone(IMAGES), by_weights(backbone, [1.0, 1.0])(IMAGES))  # no route and no router: the plain sum
+
+
+def test_after_a_pass_the_block_is_timms_alone_also_after_a_failure():
+    backbone, plain = linears_with([2, 2]), toy_backbone().double()
+    with torch.no_grad():
+        assert (backbone(IMAGES) - plain(IMAGES)).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="do not fit"):
+        backbone(IMAGES, route=lambda x: [torch.ones(1, 2).double()] * 2)
+    hooks = [m for m in backbone.vit.modules() if m._forward_hooks or m._forward_pre_hooks]
+    assert hooks == [] and list(backbone.vit.state_dict()) == list(plain.vit.state_dict())
+    with torch.no_grad():
+        backbone.slots.clear()
+        assert torch.equal(backbone(IMAGES), plain(IMAGES))
+
+
+def test_fresh_linear_experts_add_exactly_nothing():
+    backbone = toy_backbone()
+    for layer in (0, 2):
+        slot = routed.RoutedLinears()
+        slot.add(lora.bundle(backbone, layer, ["fc2", "qkv"], 3))
+        backbone.fill(layer, slot)
+    with torch.no_grad():
+        assert torch.equal(backbone(IMAGES.float()), toy_backbone()(IMAGES.float()))
+
+
+@pytest.mark.parametrize("scope", ["shared", "layer"])
+def test_the_router_of_linear_experts_reads_the_blocks_input(scope):
+    backbone, read, inputs = shaken(linears_with([2, 3]), scope), [], {}
+    for layer in (1, 2):
+        backbone.vit.blocks[layer].register_forward_pre_hook(lambda m, i, layer=layer: inputs.update({layer: i[0]}))
+    for router in [backbone.router] if scope == "shared" else routed.routers_of(backbone):
+        router.register_forward_pre_hook(lambda m, i: read.append(i[0]))
+    routings = []
+    routed.collect(backbone, routings)
+    with torch.no_grad():
+        backbone(IMAGES)
+        assert all(torch.equal(a, b) for a, b in zip(read, inputs.values(), strict=scope == "layer"))
+        assert len(read) == (1 if scope == "shared" else 2) and len(routings) == 2
+        means = backbone.mean_tokens(IMAGES, [1])[1]
+        assert torch.equal(means, inputs[1].mean(dim=1))  # as the novelty of a task: from the frozen prefix
+        assert torch.equal(backbone.encode(IMAGES, tap=[1])[1][1], means)
+
+
+def test_copies_of_the_batch_part_at_the_first_block_with_linear_experts():
+    backbone = linears_with([2, 2])
+    one_hot = torch.eye(2).double().repeat_interleave(5, dim=0)  # branch k sees expert k
+    with torch.no_grad():
+        both = backbone(IMAGES, branches=2, route=lambda x: [one_hot] * 2)
+        close(both, torch.cat([by_weights(backbone, gates)(IMAGES) for gates in ([1, 0], [0, 1])]))
+
+
+def test_gradients_of_gates_and_factors_of_linear_experts():
+    backbone = shaken(linears_with([1, 2], layers=(2,)))
+    router, slot, block = routed.routers_of(backbone)[0], backbone.slots["2"], backbone.vit.blocks[2]
+    x = torch.randn(1, 3, 16, requires_grad=True, dtype=torch.float64)
+    factors = [p for e in slot.experts() for t in ("qkv", "fc2") for p in (e[t].up, e[t].down)]
+    given = [x, router.columns[0], router.columns[1], *factors]
+    assert torch.autograd.gradcheck(lambda x, *_: slot(x, backbone.router(x)[0], block), given)
+    gates = torch.rand(1, 3, 2, requires_grad=True, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda g: slot(x.detach(), g, block), [gates])
+
+
+def test_a_teacher_over_the_same_frozen_vit_keeps_its_own_linear_experts():
+    backbone = shaken(linears_with([2, 3]))
+    twin = copy.deepcopy(backbone, {id(backbone.vit): backbone.vit})
+    with torch.no_grad():
+        before = twin(IMAGES)
+        assert torch.equal(before, backbone(IMAGES))  # each pass adds its own experts once
+        for parameter in backbone.slots.parameters():
+            parameter.add_(0.1)
+        assert torch.equal(twin(IMAGES), before) and not torch.equal(backbone(IMAGES), before)
+
+
+@pytest.mark.parametrize("made", [backbone_with, linears_with])
+def test_merged_experts_are_exact_for_the_gates_they_were_merged_by(made):
+    backbone = made([2, 3, 1])
+    rows = torch.tensor([[0.1, 0.4, 0.5], [0.25, 0.5, 0.25]], dtype=torch.float64)
+    given = [row.expand(5, 3) for row in rows]
+    with torch.no_grad():
+        before = backbone(IMAGES, route=lambda x: given)
+        routed.attach_router(backbone, "shared")
+        routed.merge_experts(backbone, 0, 2, rows)
+        close(backbone(IMAGES, route=lambda x: [g[:, 1:] for g in given]), before)
+    assert [slot.ranks() for slot in routed.routed_layers(backbone)] == [[3, 3], [3, 3]]
+    assert [len(router) for router in routed.routers_of(backbone)] == [2, 2]
+
+
+@pytest.mark.parametrize("made", [backbone_with, linears_with])
+def test_an_expert_whose_partner_never_acted_is_dropped(made):
+    backbone = made([2, 3])
+    kept = backbone.slots["1"].adapters[1]
+    routed.merge_experts(backbone, 0, 1, torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    assert len(backbone.slots["1"]) == 1 and backbone.slots["1"].adapters[0] is kept

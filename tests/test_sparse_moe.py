@@ -107,6 +107,17 @@ def test_the_routers_rate_rises_over_its_warm_up(toy_learner, monkeypatch):
     assert {rates[0] for rates in seen} == {0.05}
 
 
+def test_balancing_by_bias_moves_the_choice_and_nothing_else(toy_learner):
+    moved = learned(toy_learner("sparse_moe", top_k_experts=1, router_bias_rate=0.01, router_aux_loss_coef=0.0, epochs=1))
+    plain = learned(toy_learner("sparse_moe", top_k_experts=1, router_aux_loss_coef=0.0, epochs=1))
+    steps = 3  # 20 images in batches of 8
+    for moe, other in zip(moved.experts().values(), plain.experts().values(), strict=True):
+        in_steps = moe.router.selection_bias / 0.01
+        torch.testing.assert_close(in_steps, in_steps.round(), atol=1e-4, rtol=0)
+        assert 0 < in_steps.abs().max() <= steps + 1e-4
+        assert not other.router.selection_bias.any()
+
+
 def test_contradictions_are_refused_and_keys_that_do_not_act_are_told():
     def faults(**keys):
         return [text for _, text in toy_settings("sparse_moe", **keys).cross_checks()]

@@ -264,7 +264,7 @@ EXPECTED = {
     "float_type": "a number is expected",
     "bool_type": "true or false is expected",
     "string_type": "a text is expected",
-    "tuple_type": "a list of numbers is expected",
+    "tuple_type": "a list is expected",
 }
 
 
