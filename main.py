@@ -301,9 +301,11 @@ def learn_and_score(learner: Learner, stream: TaskStream, index: int, record: re
     learned = time.perf_counter()
     renewed = evaluation.renewed_statistics(learner, stream, index)
     ready = time.perf_counter()
-    scores, by_renewed = evaluation.evaluate(learner, stream, index, device, renewed)
+    gates = evaluation.gates_of(learner, stream, index)
+    scores, by_renewed = evaluation.evaluate(learner, stream, index, device, renewed, gates)
     detect = learner.seconds.get("detect", 0.0)
     seconds = {"train": learned - start - detect, "detect": detect, "evaluate": time.perf_counter() - ready}
+    controls = evaluation.tell_routing(learner, stream, index, device, gates, scores, record.seed)
     record.add_task(
         scores,
         adapters_per_layer=dict(enumerate(learner.adapters_per_layer())),
@@ -312,7 +314,7 @@ def learn_and_score(learner: Learner, stream: TaskStream, index: int, record: re
         seconds=seconds,
         images=learner.views,
         selections=learner.selections(),
-        test_evaluations=1 + learner.uses_test,
+        test_evaluations=1 + learner.uses_test + controls,
         peak_memory_bytes=peak_memory(device),
         head_drift=evaluation.drift_of(learner, stream, index, renewed, scores, by_renewed, seconds=ready - learned),
     )

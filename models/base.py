@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence, Sized
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from backbone import observe
 from backbone.heads import HELD_OUT, LinearHead, StatisticsHead
+from backbone.router import Routing
 from backbone.vit import SlottedViT
 from utils.runlog import RunLog
 from utils.runtime import named_generator
@@ -46,14 +48,14 @@ class Learner(nn.Module):
     The linear head is the training signal. With the key `head` at `ncm` or `ridge`, predictions come from `statistics`
     instead: the features of each class, gathered at the end of its task.
 
-    Attributes a method may set: `uses_past` (it asks for the training data of earlier tasks: no rehearsal-free method does),
+    Attributes a method may set: `uses_past` (it asks for the training data of earlier tasks: nothing rehearsal-free does),
     `uses_test` (a setting of its asks to select on test data),
     `trains_features` (false: they are the same after every task, so that statistics of them never age).
     Counted in the current task: `trained`, the parameters that took gradient steps; `seconds` by purpose; `views`, the
     training images shown, repeats included.
     """
 
-    uses_past: ClassVar[bool] = False
+    uses_past: bool = False
     uses_test: bool = False
     trains_features: ClassVar[bool] = True
     head: LinearHead
@@ -104,7 +106,12 @@ class Learner(nn.Module):
     @property
     def statistics_age(self) -> bool:
         """Whether features go on changing after the statistics of a class were gathered from them."""
-        return self.statistics is not None and self.trains_features and not self.uses_past
+        return self.statistics is not None and self.trains_features and not self.renews_statistics
+
+    @property
+    def renews_statistics(self) -> bool:
+        """Whether they are gathered anew from all past training data after each task."""
+        return self.uses_past
 
     @torch.no_grad()
     def features_of(self, data: TaskData) -> tuple[Tensor, Tensor]:
@@ -118,9 +125,9 @@ class Learner(nn.Module):
 
     def _gather(self, task: Task, head: StatisticsHead) -> None:
         """Adds the task's training images to the class statistics; a learner that keeps past data starts them afresh."""
-        if self.uses_past:
+        if self.renews_statistics:
             head.clear()
-        data = task.train.join(*task.past) if task.past else task.train
+        data = task.train.join(*task.past) if self.renews_statistics else task.train
         features, labels = self.features_of(data)
         if head.kind == "ridge":
             self._choose_ridge(task, head, data, features)
@@ -186,6 +193,26 @@ class Learner(nn.Module):
     def selections(self) -> list[dict[str, Any]]:
         """Choices the current task made on held-out training data, for results.json; empty where nothing is selected."""
         return []
+
+    # Routing, looked at from outside -------------------------------------------------------------------------------
+
+    def routed_layers(self) -> list[int]:
+        """Layers whose experts a learned router gates; empty for methods without."""
+        return observe.routed_blocks(self.backbone)
+
+    def collecting(self) -> AbstractContextManager[list[Routing]]:
+        """Each pass within the block appends its routings, one for each of `routed_layers`, to the list it yields."""
+        return observe.collecting(self.backbone)
+
+    def forced(self, how: observe.How, seed: int) -> AbstractContextManager[None]:
+        """Passes within the block are routed uniformly, at random or all to one expert, see backbone/observe.py."""
+        return observe.forced(self.backbone, how, seed)
+
+    def task_experts(self) -> dict[int, int]:
+        """The expert each task was given to, for methods that give tasks to experts; empty for others."""
+        return {}
+
+    # Parts for methods ---------------------------------------------------------------------------------------------
 
     def place(self, name: str, module: nn.Module) -> Any:
         """Gives a new module its start values and the backbone's precision and device; returns it."""

@@ -108,7 +108,9 @@ def test_the_routers_rate_rises_over_its_warm_up(toy_learner, monkeypatch):
 
 
 def test_balancing_by_bias_moves_the_choice_and_nothing_else(toy_learner):
-    moved = learned(toy_learner("sparse_moe", top_k_experts=1, router_bias_rate=0.01, router_aux_loss_coef=0.0, epochs=1))
+    moved = learned(
+        toy_learner("sparse_moe", top_k_experts=1, router_bias_rate=0.01, router_aux_loss_coef=0.0, epochs=1)
+    )
     plain = learned(toy_learner("sparse_moe", top_k_experts=1, router_aux_loss_coef=0.0, epochs=1))
     steps = 3  # 20 images in batches of 8
     for moe, other in zip(moved.experts().values(), plain.experts().values(), strict=True):

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from utils import plots, plots_nested
+from utils import plots, plots_nested, plots_routing, routing
 from utils.report import number, write_bytes
 from utils.runlog import clock
 
@@ -59,6 +59,28 @@ FIGURES = {  # file name: heading, caption
         "After each task and before the merge: fast's part of the summed sizes of all levels' outputs, and the sizes "
         "themselves (root mean square length, on training images of the task); slow once more after a merge. The mean "
         "where a layer has several adapters; of more than two levels, the fastest and the one below it.",
+    ),
+    "routing_heatmap": (
+        "Routing",
+        "How much each expert acts on the test images of each task after the last task: the mean of its gates over tokens, "
+        "images and the task's classes. Experts are numbered in order of birth.",
+    ),
+    "routing_over_time": (
+        "Routing while training",
+        "Above: mean entropy of the routers' softmax in each epoch; at the dotted line, log E, all experts look alike to the "
+        "router. Below: each expert's part of the gates of the training images, layer by layer.",
+    ),
+    "routing_drift": (
+        "Routing drift",
+        "Above: how far the mean gates on the test images of earlier classes moved with each task (total variation, 0 not "
+        "at all, 1 to other experts wholly). Below: the expert with the largest mean gate for each class after each task; "
+        "grey where another has at least nine tenths of it.",
+    ),
+    "routing_controls": (
+        "Routing controls",
+        "The finished model scored again with other routing: uniform, random (as many experts as the router chooses, so "
+        "the same as uniform where all act), each expert alone for everything. The oracle takes for each task the expert "
+        "that alone does best on its test images: it reads test labels, an upper bound and not a result.",
     ),
     "adapters": ("Adapters", "Adapters in place after each task, stacked by layer."),
     "detection": (
@@ -195,6 +217,37 @@ def _merge_rows(rows: plots.Rows) -> str:
     return _details(f"Slow and fast in numbers ({how})", _table(head, body))
 
 
+def _routing_drift_rows(rows: plots.Rows) -> str:
+    moves = [row for row in rows if row["kind"] == "routing_drift"]
+    if not moves:
+        return ""
+    head = ["task", "new", "merged", *(f"layer {n}: moved, changed" for n in moves[-1]["layers"])]
+    body = []
+    for row in moves:
+        merged = ", ".join(f"{gone} into {into}" for gone, into in row["merged"])
+        cells = [
+            f"{number(mean, 3)}, {n} of {len(row['before'])}"
+            for mean, n in zip(row["mean"], row["changed"], strict=True)
+        ]
+        body.append([row["task"] + 1, ", ".join(map(str, row["added"])) or "-", merged or "-", *cells])
+    return _details(
+        "The drift as numbers: mean distance, and classes that another expert serves now", _table(head, body)
+    )
+
+
+def _control_rows(rows: plots.Rows) -> str:
+    text = ""
+    for row in [row for row in rows if row["kind"] == "routing_controls"][-1:]:
+        head = ["routing", "all", *(f"task {t + 1}" for t in range(len(row["samples"])))]
+        body = []
+        for name, values in routing.controls(row):
+            accuracies = [routing.overall(values, row["samples"]), *values]
+            body.append([name, *(number(100 * accuracy) for accuracy in accuracies)])
+        body.append(["expert the oracle takes", "", *row["oracle"]])
+        text = _details("The controls as numbers", _table(head, body))
+    return text
+
+
 def page(
     results: Mapping[str, Any],
     settings: Mapping[str, Any],
@@ -226,6 +279,8 @@ def page(
         "head_drift": _drift_rows(results),
         "selection": _selection_rows(results),
         "slow_and_fast": _merge_rows(rows),
+        "routing_drift": _routing_drift_rows(rows),
+        "routing_controls": _control_rows(rows),
     }
     for name, (heading, caption) in FIGURES.items():
         if name in pictures or after.get(name):
@@ -262,7 +317,7 @@ def write_report(
     folder = Path(folder)
     if rows is None:
         rows = load_rows(folder / "metrics.jsonl")
-    pictures = plots.draw(results, rows) | plots_nested.draw(results, rows)
+    pictures = plots.draw(results, rows) | plots_nested.draw(results, rows) | plots_routing.draw(results, rows)
     (folder / "plots").mkdir(exist_ok=True)
     for name in FIGURES:
         path = folder / "plots" / f"{name}.png"
