@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from backbone import lora
 from backbone.adapter import Adapter, mixture
@@ -54,7 +55,7 @@ class RoutedSlot(nn.Module):
     def _gates(self, x: Tensor, gates: Tensor | None) -> Tensor | None:
         """The given gates, else those of the layer's own router for x [B, N, D]; None where there is none."""
         if gates is None and self.router is not None:
-            routing = self.router(x)
+            routing = _recomputed(self.router, x)
             if self.collect is not None:
                 self.collect.append(routing)
             gates = routing.gates
@@ -126,15 +127,24 @@ class SharedRouter(nn.Module):
         return cast("list[Router]", list(self.routers))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        read = self.layers()[0].read(x)
-        routings = [router.route(read) for router in self.layers()]
+        routings = _recomputed(self._routings, x)
         if self.collect is not None:
             self.collect += routings
         return [routing.gates for routing in routings]
 
+    def _routings(self, x: Tensor) -> list[Routing]:
+        read = self.layers()[0].read(x)
+        return [router.route(read) for router in self.layers()]
+
     def weights(self, x: Tensor) -> Tensor:
         """The gates as one tensor, [B, N, L, E] for tokens and [B, L, E] for samples."""
         return torch.stack(self(x), dim=-2)
+
+
+def _recomputed(route: Callable[[Tensor], Any], x: Tensor) -> Any:
+    """route(x), whose parts are computed again for the backward pass instead of kept: the centred tokens would be one more
+    [B, N, D], while x itself is kept anyway, as what the experts read."""
+    return checkpoint(route, x, use_reentrant=False, preserve_rng_state=False) if torch.is_grad_enabled() else route(x)
 
 
 def routed_layers(backbone: SlottedViT) -> list[RoutedSlot]:

@@ -77,6 +77,8 @@ class Settings(SharedAdapterSettings):
         for why, keys in silent.items():
             if given := [key for key in keys if self.departs(key)]:
                 yield f"these keys do not act with {why}: {', '.join(given)}"
+        if self.moe_val_ratio > 0.5 and self.moe_mode == "parallel" and self.selection_split != "test":
+            yield f"moe_val_ratio {self.moe_val_ratio:g}: more images are held out to select on than are trained on"
         fresh = self.nested_lora_use_consolidation and self.nested_lora_consolidation_interval == 1
         if self.moe_eval == "sum" and self.moe_reset == "all" and self.moe_mode == "parallel" and fresh:
             yield "moe_eval sum does not act with moe_reset all: after each merge every fast expert has output 0"

@@ -424,7 +424,7 @@ def test_in_mode_task_a_merge_leaves_the_experts_of_other_tasks_alone(contest):
         ({"moe_mode": "task", "moe_heads": "per_expert"}, "moe_heads: there is one head"),
         ({"nested_lora_levels": 1}, "competition needs fast experts, so at least 2"),
         ({"init_lr": 0.1, "min_lr": 0.05}, "min_lr: 0.05 is above 0.0125, the rate of the slowest expert"),
-        ({"router_lr": 0.1}, "router_lr: unknown key of moe_parallel, it belongs to sema"),
+        ({"router_lr": 0.1}, "router_lr: unknown key of moe_parallel, it belongs to dylora_moe, sema"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(values, expected):

@@ -482,7 +482,7 @@ def faults_of(method, **values):
         ),
         ({"head_recalibration": True, "head": "ncm"}, "head_recalibration: refits the linear head, which head 'ncm'"),
         ({"head_lr": 0.0}, "head_lr: must be greater than 0"),  # there may be nothing else to train
-        ({"router_lr": 0.1}, "router_lr: unknown key of nested_lora, it belongs to sema"),
+        ({"router_lr": 0.1}, "router_lr: unknown key of nested_lora, it belongs to dylora_moe, sema"),
         ({"nested_lora_eval": "both"}, "nested_lora_eval: must be 'combined', 'slow' or 'fast'"),
     ],
 )

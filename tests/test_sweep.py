@@ -220,6 +220,14 @@ ROWS = comparison.compare(
 )
 
 
+def test_a_row_that_selected_on_test_data_says_so():
+    honest, peeked = (
+        {**results(70.0), "selection_history": [{"split": split}, {"task": 1}]} for split in ("held-out", "test")
+    )
+    rows = comparison.compare([("a", "0" * 12, {1: honest, 2: honest}), ("b", "1" * 12, {1: honest, 2: peeked})])
+    assert [row.label for row in rows] == ["a", "b (selected on TEST data)"]
+
+
 def test_csv_has_every_number_in_full():
     lines = list(csv.DictReader(io.StringIO(comparison.as_csv(ROWS))))
     assert [line["cell"] for line in lines] == ["a_1 & 50%", "b|c", "one", "none"]
@@ -386,7 +394,9 @@ def test_a_sweep_from_start_to_table(tmp_path, capsys):
     # again: nothing is run, the same table; and a run that is lost is the only one to be made anew
     before = {p: p.stat().st_mtime_ns for folder in folders for p in folder.rglob("*")}
     assert main.main(["--config", str(path), "--out", str(out)]) == 0
-    assert capsys.readouterr().out.strip() == printed[printed.index("last_accuracy  ") :].strip()
+    told, again = capsys.readouterr().out.split("\n", 1)
+    assert told == "all 2 runs of 2 cells are finished"
+    assert again.strip() == printed[printed.index("last_accuracy  ") :].strip()
     assert {p: p.stat().st_mtime_ns for folder in folders for p in folder.rglob("*")} == before
 
 

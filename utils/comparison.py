@@ -42,7 +42,9 @@ class Row:
 
 
 def compare(found: Sequence[tuple[str, str, Mapping[int, Mapping[str, Any]]]]) -> list[Row]:
-    """Rows from (label, settings hash, results.json by seed); the first is what the others are compared with."""
+    """Rows from (label, settings hash, results.json by seed); the first is what the others are compared with.
+
+    A row whose runs selected something on test data says so in its label."""
     first = found[0][2] if found else {}
     rows = []
     for index, (label, run, results) in enumerate(found):
@@ -53,7 +55,9 @@ def compare(found: Sequence[tuple[str, str, Mapping[int, Mapping[str, Any]]]]) -
             else None
             for c in COLUMNS
         }
-        rows.append(Row(label, run, summaries, differences))
+        selections = [entry for r in results.values() for entry in r.get("selection_history", ())]
+        peeked = any(entry.get("split") == "test" for entry in selections)
+        rows.append(Row(f"{label} (selected on TEST data)" if peeked else label, run, summaries, differences))
     return rows
 
 

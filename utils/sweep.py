@@ -227,6 +227,8 @@ def run(
             print(f"warning: {note}", file=sys.stderr)
         print(f"{len(swept.cells)} cells, {len(jobs)} runs, {len(jobs) - waiting} of them finished before")
         pool.run(jobs, args.jobs, accuracy_of)
+    else:
+        print(f"all {len(jobs)} runs of {len(swept.cells)} cells are finished")
 
     found = []
     for cell in swept.cells:

@@ -1,0 +1,151 @@
+"""A run folder comes back as the learner that wrote it, bit for bit, or is refused with the reason."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+import main
+import models
+from models import saved
+from utils import checkpoint, data, evaluation, page
+from utils.data.images import ImageArray
+from utils.runlog import RunLog
+
+# two tasks on some digits over a random ViT of 16 px: a run of any method takes about a second
+TINY = {
+    "about": "a tiny run", "dataset": "digits", "init_cls": 5, "increment": 5, "seed": [3], "backbone_weights": "random",
+    "image_size": 16, "batch_size": 32, "epochs": 1, "func_epoch": 1, "rd_epoch": 1, "init_lr": 0.05, "rd_lr": 0.01,
+    "ffn_num": 4, "rd_dim": 4, "exp_threshold": 0.5, "num_experts": 2, "expert_hidden": 2,
+    "novelty_confidence": 0.0, "device": "cpu",
+}  # fmt: skip
+
+
+def few_digits():
+    """Eight training and four test images of each digit."""
+    whole = data._embedded(data.DATASETS["digits"])
+
+    def first(images, count):
+        rows = torch.cat([torch.from_numpy(images.labels == c).nonzero().flatten()[:count] for c in range(10)])
+        return ImageArray(images.images[rows].numpy(), images.labels[rows.numpy()])
+
+    return replace(whole, train=first(whole.train, 8), test=first(whole.test, 4))
+
+
+def tiny_run(method, place, monkeypatch, **settings):
+    """The folder of a finished run of `method` under `place`, and its learner at the end."""
+    kept = []
+
+    def keep(folder, task, learner, *rest, write=checkpoint.save):
+        kept.append(learner)
+        write(folder, task, learner, *rest)
+
+    dataset = few_digits()
+    monkeypatch.setattr(data, "load", lambda *args, **options: dataset)
+    monkeypatch.setattr(checkpoint, "save", keep)
+    monkeypatch.setattr(page, "write_report", lambda *args: None)  # most of the time of so small a run
+    known = models.settings_of(method).model_fields
+    values = {k: v for k, v in (TINY | {"model_name": method} | settings).items() if k in known}
+    path = place / f"{method}.json"
+    path.write_text(json.dumps(values), encoding="utf-8")
+    assert main.main(["--config", str(path), "--out", str(place / "logs")]) == 0
+    (folder,) = (place / "logs" / method).glob("*/seed_3")
+    return folder, kept[-1]
+
+
+def contents(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("method", models.available())
+def test_a_finished_run_of_any_method_comes_back_bit_for_bit(method, tmp_path, monkeypatch):
+    folder, learner = tiny_run(method, tmp_path, monkeypatch)
+    before = contents(folder)
+    run = saved.load(folder)
+    assert contents(folder) == before  # reading changes nothing
+    assert (run.task, run.notes, run.learner.structure()) == (1, [], learner.structure())
+    ours, theirs = run.learner.state_dict(), learner.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+    assert not run.learner.training and not any(p.requires_grad for p in run.learner.parameters())
+    scores, _ = evaluation.evaluate(run.learner, run.stream, run.task, torch.device("cpu"))
+    assert [s.correct for s in scores] == run.record["correct"][-1]
+    written = json.loads((folder / "results.json").read_text())
+    assert written["accuracy_matrix"][-1] == pytest.approx([100 * s.correct / s.samples for s in scores])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        yield tiny_run("finetune", tmp_path_factory.mktemp("saved"), patch)[0]
+
+
+@pytest.fixture
+def folder(finished, tmp_path, monkeypatch):
+    dataset = few_digits()
+    monkeypatch.setattr(data, "load", lambda *args, **options: dataset)
+    return shutil.copytree(finished, tmp_path / "seed_3")
+
+
+def test_an_unfinished_run_comes_back_as_after_its_last_task(folder):
+    (folder / "results.json").unlink()
+    (folder / "checkpoints" / "task_00001.json").unlink()
+    run = saved.load(folder)
+    assert (run.task, run.learner.seen, len(run.record["correct"])) == (0, 5, 1)
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(folder):
+    path = folder / "checkpoints" / "task_00001.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    run = saved.load(folder)
+    assert run.task == 0 and len(run.notes) == 1 and "task_00001" in run.notes[0]
+
+
+def test_with_a_log_it_can_learn_on(folder, tmp_path):
+    (folder / "checkpoints" / "task_00001.json").unlink()
+    with RunLog(tmp_path / "other", console=False) as log:
+        run = saved.load(folder, log=log)
+        task = run.stream.task(1)
+        run.learner.begin_task()
+        run.learner.learn(task)
+        run.learner.consolidate(task)
+    assert run.learner.seen == 10 and log.rows > 0
+
+
+def test_what_is_no_run_is_refused_with_what_is_near(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"seed_4 is no run folder: it has no config.json; did you mean .*seed_3'"):
+        saved.load(folder.with_name("seed_4"))
+    with pytest.raises(ValueError, match=r"is no run folder: .*; it holds the runs .*seed_3"):
+        saved.load(tmp_path)
+    shutil.rmtree(folder / "checkpoints")
+    with pytest.raises(ValueError, match="the run has no whole checkpoint"):
+        saved.load(folder)
+
+
+def changed(folder, **values):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"image_size": 24}, r"was made with backbone weights [0-9a-f]{16}, embedded \(random\) here is [0-9a-f]{16}"),
+        ({"class_order_seed": 8}, "the run had 10 classes in another order"),
+        ({"ffn_num": 5}, "the saved state does not fit this models.finetune: of another shape"),
+        ({"model_name": "finetun"}, "did you mean 'finetune'"),
+        ({"seed": [3, 4]}, "names 2 seeds: it is an experiment file"),
+    ],
+)
+def test_a_run_that_no_longer_fits_is_refused(folder, values, message):
+    changed(folder, **values)
+    with pytest.raises(ValueError, match=message):
+        saved.load(folder)
+
+
+def test_another_data_root_is_used(folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(data, "load", lambda *args, **options: asked.append(options["root"]) or few_digits())
+    saved.load(folder, data_root="elsewhere")
+    assert [str(root) for root in asked] == ["elsewhere"]
