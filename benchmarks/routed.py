@@ -79,7 +79,7 @@ FEW = [
 ]
 ON_DIGITS = [*FEW, "dense adapter, active size", "sparse top-1", "sparse uniform", "spawning, replay of 5"]
 ON_DOMAINS = [
-    *ON_DIGITS,
+    *FEW,
     *("dylora never spawns", "dylora fixed 0.5", "dylora adaptive", "dylora median", "spawning, distilled"),
 ]
 CURVES = ("dense adapter", "dense adapter, active size", "sparse", "sparse top-1", "dylora always spawns")
