@@ -43,6 +43,7 @@ class ExpandableRouter(nn.Module):
 # One-pass routing of tokens or samples ------------------------------------------------------------------------------
 
 Granularity = Literal["token", "sample"]
+MOST_SURE = 6.0  # logit at which a discriminant may start: a gate of 0.998 beside one other, and still a gradient
 CLOSED = -1e4  # logit offset of a grown expert: its share is exactly 0, also in float64, and nothing is infinite
 
 
@@ -160,6 +161,23 @@ class Router(nn.Module):
     def set_offset(self, expert: int, value: float) -> None:
         """Adds `value` to an expert's logit after the temperature: CLOSED keeps it out, 0 lets it compete as any other."""
         self.offset[expert] = value
+
+    @torch.no_grad()
+    def aim(self, expert: int, inputs: Tensor) -> None:
+        """Opens an expert for what lies near `inputs` [n, D] (as `read` gives them) and leaves the rest to those before.
+
+        Its logit becomes the log odds of a linear discriminant between the center and the mean v of the inputs, with their
+        variance s^2 along v on both sides (Fisher 1936): v.x / s^2 - |v|^2 / (2 s^2), 0 half way, at v at most MOST_SURE. So
+        inputs that do not tell the two apart leave the gates near even. Raises ValueError for inputs whose mean is the center.
+        """
+        mean = inputs.mean(dim=0)
+        square = mean.square().sum()
+        if square == 0:
+            raise ValueError("inputs around the center have no direction a router could be aimed at")
+        variance = (inputs @ mean).var(correction=0) / square
+        scale = 1 / variance.clamp(min=square / (2 * MOST_SURE))
+        self.columns[expert].copy_(scale * mean * self.temperature)
+        self.offset[expert] = -scale * square / 2
 
     def grow(self) -> None:
         """Adds an expert whose gate is 0: the output stays as it was, to the last bit but for the order of sums.

@@ -56,6 +56,12 @@ class SlottedViT(nn.Module):
         """D of the stream, of the slots and of the pooled feature."""
         return self.vit.embed_dim
 
+    @property
+    def tokens(self) -> int:
+        """N of the stream for images of the model's size, prefix tokens included."""
+        vit = self.vit
+        return int(vit.patch_embed.num_patches) + int(vit.num_prefix_tokens)
+
     def train(self, mode: bool = True) -> SlottedViT:
         """Sets the slots' mode. The frozen model stays in evaluation mode: no dropout, no stochastic depth."""
         super().train(mode)

@@ -149,10 +149,15 @@ class Learner(Base):
 
     def _spawn(self, task: Task) -> None:
         """Adds an expert in every layer. Its adapters add 0; its column is opened at once, since training starts now."""
+        routers = routed.routers_of(self.backbone)
+        inputs = self._router_inputs(task) if self.cfg.router_column_start == "prototype" else [None] * len(routers)
         self._add_expert()
-        for router in routed.routers_of(self.backbone):
+        for router, own in zip(routers, inputs, strict=True):
             router.grow()
-            router.set_offset(len(router) - 1, 0.0)
+            if own is None:
+                router.set_offset(len(router) - 1, 0.0)
+            else:
+                router.aim(len(router) - 1, own - router.center)
         self.last_spawn = task.index
 
     def _add_expert(self) -> None:
@@ -169,10 +174,19 @@ class Learner(Base):
 
     def _centre(self, task: Task) -> None:
         """Routers read x minus the mean token of the first task: of the first layer's, or of each layer's own input."""
-        inputs = slot_inputs(self, task, self.layers)
-        first = self.layers[0]
-        for layer, router in zip(self.layers, routed.routers_of(self.backbone), strict=True):
-            router.set_center(inputs[first if self.cfg.router_scope == "shared" else layer].mean(dim=0))
+        for router, inputs in zip(routed.routers_of(self.backbone), self._router_inputs(task), strict=True):
+            router.set_center(inputs.mean(dim=0))
+
+    def _router_inputs(self, task: Task) -> list[Tensor]:
+        """What each layer's router reads of a sample of the task's images, before centring: tokens or mean tokens [n, D]."""
+        tokens = slot_inputs(self, task, self.layers)
+        if self.cfg.router_granularity == "sample":
+            count = self.backbone.tokens
+            tokens = {layer: rows.unflatten(0, (-1, count)).mean(dim=1) for layer, rows in tokens.items()}
+        shared = self.cfg.router_scope == "shared"
+        return [tokens[self.layers[0] if shared else layer] for layer in self.layers][
+            : len(routed.routers_of(self.backbone))
+        ]
 
     # 3 Train: dense while young, top-k once mature -------------------------------------------------------------------
 

@@ -96,6 +96,11 @@ class GateSettings(ExpertSettings):
         "shared", description="gates of all layers from the first layer's input, or each layer's from its own"
     )
     router_granularity: Literal["token", "sample"] = Field("token", description="what is routed")
+    router_column_start: Literal["zero", "prototype"] = Field(
+        "zero",
+        description="router column of an added expert: zero, an even share of everything; or the linear discriminant of the "
+        "new task against the first, so that old images stay with the old experts",
+    )
     router_centre: bool = Field(True, description="route by the distance from the mean token of the first task")
     router_lr: float | None = Field(None, gt=0, le=100, description="learning rate of the router; null: init_lr")
     router_aux_loss_coef: float = Field(
@@ -125,6 +130,12 @@ class GateSettings(ExpertSettings):
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()
+        if self.router_column_start == "prototype" and not self.router_centre:
+            yield (
+                ("router_column_start", "router_centre"),
+                "router_column_start: prototype tells a new task from the first one's mean token, so router_centre true is "
+                "expected",
+            )
         if self.top_k_experts > self.num_experts:
             yield (
                 ("top_k_experts", "num_experts"),

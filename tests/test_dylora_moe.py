@@ -708,3 +708,41 @@ def test_fewer_experts_than_at_the_start_are_restored(build, toy_learner):
     again.load_own_state(learner.own_state())
     images = images_of(toy_stream())
     torch.testing.assert_close(again.eval().logits(images), learner.logits(images), rtol=0, atol=0)
+
+
+# Aimed columns ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("granularity", ["token", "sample"])
+@pytest.mark.parametrize("scope", ["shared", "layer"])
+def test_an_aimed_column_leaves_old_images_to_the_old_expert(build, scope, granularity):
+    def share_of_the_new(start):
+        where = {
+            "router_scope": scope,
+            "router_granularity": granularity,
+            "maturity_tasks": None,
+            "maturity_steps": None,
+        }
+        learner = build(router_column_start=start, init_lr=1e-4, min_lr=0.0, **where, **ALWAYS)
+        teach(learner, 2)
+        found = []
+        for index in (0, 1):
+            routings = []
+            routed.collect(learner.backbone, routings)
+            with torch.no_grad():
+                learner.backbone(next(iter(toy_stream().test(index).batches(100, augment=False, shuffle=False)))[0])
+            routed.collect(learner.backbone, None)
+            found.append(float(torch.stack([r.gates[..., 1].mean() for r in routings]).mean()))
+        return found
+
+    old, new = share_of_the_new("prototype")
+    assert new > 0.6 and old < 0.4
+    assert share_of_the_new("zero") == pytest.approx([0.5, 0.5], abs=1e-3)
+
+
+def test_a_prototype_needs_the_centre():
+    texts = [
+        text
+        for _, text in toy_settings("dylora_moe", router_column_start="prototype", router_centre=False).cross_checks()
+    ]
+    assert any(text.startswith("router_column_start: prototype tells") for text in texts)

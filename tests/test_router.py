@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from backbone.router import CLOSED, Router, one_expert, random_experts, temperature, uniform
+from backbone.router import CLOSED, MOST_SURE, Router, one_expert, random_experts, temperature, uniform
 
 
 def router_of(width=6, experts=4, top_k=None, seed=0, **settings):
@@ -244,3 +244,31 @@ def test_bad_settings_are_named():
             Router(6, **settings)
     with pytest.raises(ValueError, match="token, sample"):
         Router(6, 2, granularity="image")
+
+
+def test_an_aimed_expert_starts_as_a_linear_discriminant():
+    router = Router(2, 1).double()
+    router.grow()
+    inputs = torch.tensor(
+        [[3.0, 4.0], [9.0, 12.0], [6.0, 8.0]]
+    ).double()  # mean (6, 8) of length 10, deviations along it
+    router.aim(1, inputs)
+    variance = (25 + 25 + 0) / 3
+    expected = {(0.0, 0.0): -50 / variance, (3.0, 4.0): 0.0, (6.0, 8.0): 50 / variance}
+    for x, odds in expected.items():
+        logits = router(torch.tensor([[x]]).double()).logits[0, 0]
+        assert (logits[1] - logits[0]).item() == pytest.approx(odds, abs=1e-12)
+    sideways = router(torch.tensor([[[3.0 + 8.0, 4.0 - 6.0]]]).double())  # across the line between the means
+    assert sideways.gates[0, 0].tolist() == pytest.approx([0.5, 0.5])
+
+
+def test_aiming_is_never_surer_than_its_limit_and_holds_at_the_present_temperature():
+    router = Router(2, 1).double()
+    router.set_temperature(0.5)
+    router.grow()
+    inputs = torch.tensor([[1.0, 0.0], [1.0, 0.0]]).double()  # no variance at all
+    router.aim(1, inputs)
+    logits = router(inputs[None]).logits[0, 0]
+    assert (logits[1] - logits[0]).item() == pytest.approx(MOST_SURE)
+    with pytest.raises(ValueError, match="no direction"):
+        router.aim(1, torch.zeros(3, 2).double())
