@@ -57,6 +57,12 @@ SPAWNING: dict[str, dict[str, Any]] = {
     "target alone learns": {"train_experts": "target"},
     "router rate 0.5": {"router_lr": 0.5},
     "router a layer": {"router_scope": "layer"},
+    "aimed columns": {"router_column_start": "prototype"},
+    "aimed, by sample, target alone": {
+        "router_column_start": "prototype",
+        "router_granularity": "sample",
+        "train_experts": "target",
+    },
     "by sample": {"router_granularity": "sample"},
     "constant temperature": {"router_temperature_start": 1.0},
     "no router": {"use_moe_routing": False},
