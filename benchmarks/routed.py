@@ -135,10 +135,11 @@ def table(results: Mapping[study.Key, Run], name: str, arms: Sequence[str]) -> s
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for arm, by_seed in found.items():
         runs = list(by_seed.values())
-        row = [arm, str(len(runs)), f"{max(r['added'] for r in runs):,}"]
+        added = max((r["added"] for r in runs if r["added"] is not None), default=None)
+        row = [arm, str(len(runs)), "-" if added is None else f"{added:,}"]
         row += [cell(100 * r["last"][kind] if kind in r["last"] else None for r in runs) for kind in study.HEADS]
         row += [
-            cell(float(max(r["adapters"])) if r["added"] else None for r in runs),
+            cell(float(max(r["adapters"])) if added else None for r in runs),
             cell(float(len(r["spawned"]) - 1) if r["spawned"] else None for r in runs),
             cell((r["least_used"] for r in runs), 2),
             cell((r["entropy"] for r in runs), 2),
