@@ -67,7 +67,7 @@ def assignments(routing: Routing) -> Tensor:
 class Utilisation(NamedTuple):
     """How one layer's experts are used, each [E]."""
 
-    share: Tensor  # share of the tokens that chose the expert; sums to k
+    share: Tensor  # share of the tokens on which the expert acts; sums to k less what capacity dropped
     gate: Tensor  # mean gate over all tokens
     entropy: (
         Tensor  # mean entropy (nats) of the softmax of the tokens that chose it: 0 sure, log E undecided; 0 if none did
@@ -79,12 +79,9 @@ def utilisation(routings: Sequence[Routing]) -> Utilisation:
     """The use of one layer's experts over the tokens of one or more batches."""
     gates = torch.cat([routing.gates.flatten(0, -2) for routing in routings])
     entropy = torch.cat([torch.special.entr(r.probabilities.flatten(0, -2)).sum(dim=-1) for r in routings])  # [T]
-    chosen = torch.cat([routing.chosen.flatten(0, -2) for routing in routings])  # [T, k]
-    counts = torch.bincount(chosen.flatten(), minlength=gates.shape[-1])
-    summed = gates.new_zeros(gates.shape[-1]).index_add(
-        0, chosen.flatten(), entropy.repeat_interleave(chosen.shape[-1])
-    )
-    return Utilisation(counts / len(gates), gates.mean(dim=0), summed / counts.clamp(min=1))
+    acts = (gates > 0).to(entropy.dtype)  # [T, E]; a choice that capacity dropped has gate 0
+    counts = acts.sum(dim=0)
+    return Utilisation(counts / len(gates), gates.mean(dim=0), acts.T @ entropy / counts.clamp(min=1))
 
 
 def _share(amounts: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ Shapes: n images, D width, C classes of the new task, S stored embeddings, K ski
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -152,6 +152,17 @@ def decide(
     spawn = reason == "novel"
     skill = len(similar) if spawn else list(similar).index(best)
     return Decision(task, spawn, skill, reason, images, tuple(similar), best, low, high, threshold, calibrated)
+
+
+def decisions(history: Iterable[Mapping[str, Any]]) -> list[Decision]:
+    """The decisions in a run's `selection_history` (results.json) or checkpoint, for `replay`; other entries are left out."""
+    names = [field.name for field in fields(Decision)]
+    made = []
+    for entry in history:
+        if entry.get("kind", "novelty") == "novelty":
+            values: dict[str, Any] = {name: entry[name] for name in names}
+            made.append(Decision(**values | {"similarities": tuple(values["similarities"])}))
+    return made
 
 
 def replay(decisions: Iterable[Decision], policy: Policy) -> list[int]:

@@ -116,7 +116,7 @@ def table(results: Mapping[study.Key, Run], name: str, arms: Sequence[str]) -> s
 def main() -> None:
     args = study.parser(__doc__ or "", SETS, list(ARMS), "nested").parse_args()
     keys = [(name, arm, seed) for seed in args.seeds for name in args.sets for arm in args.arms]
-    results = study.run_all(run_one, keys, args, KEPT)
+    results = study.run_all(run_one, values_of, keys, args, KEPT)
     if args.keep:
         study.keep(results, KEPT)
     for name in args.sets:

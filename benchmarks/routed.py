@@ -27,6 +27,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "dense adapter, active size": ("nested_lora", DENSE | {"nested_lora_rank": 18}),
     "sparse": ("sparse_moe", {}),
     "sparse top-1": ("sparse_moe", {"top_k_experts": 1}),
+    "sparse top-1, no centre": ("sparse_moe", {"top_k_experts": 1, "router_centre": False}),
     "sparse dense gates": ("sparse_moe", {"top_k_experts": 4}),
     "sparse no losses": ("sparse_moe", {"router_aux_loss_coef": 0.0, "router_z_loss_coef": 0.0}),
     "sparse no balance": ("sparse_moe", {"router_aux_loss_coef": 0.0}),
@@ -63,6 +64,10 @@ SPAWNING: dict[str, dict[str, Any]] = {
         "router_granularity": "sample",
         "train_experts": "target",
     },
+    "mature after two tasks": {"maturity_tasks": 2},
+    "mature after 20 steps": {"maturity_tasks": None, "maturity_steps": 20},
+    "all columns learn": {"train_columns": "all"},
+    "distilled on scores": {"distill_coef": 1.0, "distill_on": "logits"},
     "by sample": {"router_granularity": "sample"},
     "constant temperature": {"router_temperature_start": 1.0},
     "no router": {"use_moe_routing": False},
@@ -129,7 +134,7 @@ def run_one(arm: str, name: str, seed: int) -> Run:
 
 
 def table(results: Mapping[study.Key, Run], name: str, arms: Sequence[str]) -> str:
-    """Last accuracies in percent and what routing did; then paired differences to simplecil and the dense adapter."""
+    """Last accuracies in percent and what routing did; then paired differences to simplecil, SEMA and the dense adapter."""
     found = by_arm(results, name, arms)
     head = ["arm", "n", "added", "linear", "ncm", "ridge", "experts a layer", "spawns", "least used", "entropy", "loss"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
@@ -146,7 +151,7 @@ def table(results: Mapping[study.Key, Run], name: str, arms: Sequence[str]) -> s
             cell((r["losses"][-1] if r["losses"] else None for r in runs), 3),
         ]
         lines.append(f"| {' | '.join(row)} |")
-    return "\n".join([*lines, "", study.differences(found, ("simplecil", "dense adapter"))])
+    return "\n".join([*lines, "", study.differences(found, ("simplecil", "sema", "dense adapter"))])
 
 
 def draw(results: Mapping[study.Key, Run], sets: Sequence[str], target: Path) -> None:
@@ -159,7 +164,7 @@ def draw(results: Mapping[study.Key, Run], sets: Sequence[str], target: Path) ->
         axes = figure.add_subplot(len(sets), 1, place + 1)
         for arm, runs in by_arm(results, name, CURVES).items():
             curve = np.mean([run["losses"] for run in runs.values()], axis=0)
-            axes.plot(range(1, len(curve) + 1), curve, label=f"{arm} (n={len(runs)})", linewidth=1.2)
+            axes.plot(range(1, len(curve) + 1), curve, color=f"C{CURVES.index(arm)}", label=arm, linewidth=1.2)
         axes.set(title=name, ylabel="cross-entropy", yscale="log")
         axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("epochs, task after task")
@@ -171,7 +176,7 @@ def draw(results: Mapping[study.Key, Run], sets: Sequence[str], target: Path) ->
 def main() -> None:
     args = study.parser(__doc__ or "", SETS, list(ARMS), "routed").parse_args()
     keys = [(name, arm, seed) for seed in args.seeds for name in args.sets for arm in arms_on(name) if arm in args.arms]
-    results = study.run_all(run_one, keys, args, KEPT)
+    results = study.run_all(run_one, values_of, keys, args, KEPT)
     if args.keep:
         study.keep(results, KEPT)
         draw(results, args.sets, KEPT.with_suffix(".png"))

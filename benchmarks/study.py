@@ -6,6 +6,7 @@ A run is kept as one small JSON file, so that a study can be stopped and started
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -140,22 +141,37 @@ def recomputed(learner: Any, stream: Any) -> dict[str, float]:
 # Many runs, and tables of them ----------------------------------------------------------------------------------------
 
 
-def run_all(worker: Callable[[str, str, int], Run], keys: Iterable[Key], args: argparse.Namespace, kept: Path) -> Any:
+def fingerprint(values: Mapping[str, Any]) -> str:
+    """Twelve digits of what an arm's settings are, but for `about` and the seeds."""
+    told = {k: v for k, v in values.items() if k not in ("about", "seed")}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def run_all(
+    worker: Callable[[str, str, int], Run],
+    values_of: Callable[[str, str], Mapping[str, Any]],
+    keys: Iterable[Key],
+    args: argparse.Namespace,
+    kept: Path,
+) -> dict[Key, Run]:
     """`worker(arm, set, seed)` for every key, `args.jobs` at a time on one thread each; {key: run} of those that are done.
 
-    Skips runs whose file lies in `args.out`, and with `args.kept` those in the .jsonl `kept`. `worker` must be a function
-    at the top of its module. A run that fails is named and left out."""
-    known = [json.loads(line) for line in kept.read_text().splitlines()] if args.kept and kept.is_file() else []
-    results: dict[Key, Run] = {(r["set"], r["arm"], r["seed"]): r for r in known}
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the workers, which start afresh
+    Skips runs whose file lies in `args.out`, and with `args.kept` those in the .jsonl `kept`, unless they were made with other
+    settings than `values_of(arm, set)` now gives. `worker` must be a function at the top of its module. A run that fails is
+    named and left out."""
     wanted = list(keys)
-    todo = {key: args.out / key[0] / f"{_stem(key[1])}_{key[2]}.json" for key in wanted if key not in results}
+    prints = {key: fingerprint(values_of(key[1], key[0])) for key in wanted}
+    known = {key_of(r): r for r in read(kept)} if args.kept else {}
+    results = {key: run for key in wanted if (run := known.get(key)) and run["settings"] == prints[key]}
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the workers, which start afresh
+    names = {key: f"{_stem(key[1])}_{key[2]}_{prints[key]}.json" for key in wanted}
+    todo = {key: args.out / key[0] / names[key] for key in wanted if key not in results}
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
         waiting = {k: pool.submit(worker, k[1], k[0], k[2]) for k, path in todo.items() if not path.is_file()}
         for key, path in todo.items():
             if (job := waiting.get(key)) is not None:
                 try:
-                    found = {"set": key[0], "arm": key[1], "seed": key[2], **job.result()}
+                    found = {"set": key[0], "arm": key[1], "seed": key[2], "settings": prints[key], **job.result()}
                 except Exception as error:
                     print(f"{', '.join(map(str, key))}: {error}", file=sys.stderr)
                     continue
@@ -167,9 +183,20 @@ def run_all(worker: Callable[[str, str, int], Run], keys: Iterable[Key], args: a
 
 
 def keep(results: Mapping[Key, Run], path: Path) -> None:
-    """Writes the runs to `path`, one a line, without their seconds, which other work on the machine decides."""
-    lines = (json.dumps({k: v for k, v in run.items() if k != "seconds"}) for run in results.values())
+    """Adds the runs to those in `path`, or replaces them, one a line, without their seconds, which depend on what else the
+    machine does."""
+    runs = {key_of(run): run for run in read(path)} | dict(results)
+    lines = (json.dumps({k: v for k, v in run.items() if k != "seconds"}) for run in runs.values())
     path.write_text("".join(f"{line}\n" for line in lines))
+
+
+def read(path: Path) -> list[Run]:
+    """The runs in a .jsonl; none if it is not there."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def key_of(run: Run) -> Key:
+    return run["set"], run["arm"], run["seed"]
 
 
 def _stem(arm: str) -> str:

@@ -27,7 +27,7 @@ from backbone.vit import SlottedViT
 from models.base import Learner as Base
 from models.base import layer_range, slot_inputs
 from models.expert_settings import GateSettings, LifeSettings, NoveltySettings
-from models.experts import Expert, plateau, routing_loss, score_distance
+from models.experts import Expert, Teacher, plateau, routing_loss, score_distance
 from models.replay import at_rows, herd_classes
 from models.spawning import facts_of, in_words, policy_of, spawned_at, told
 from models.training import Group, cross_entropy_among, fit, keep_other_rows, planned
@@ -37,7 +37,7 @@ from utils.tasks import Task, TaskData
 
 
 class Settings(LifeSettings, GateSettings, NoveltySettings):
-    """Keys of the parts, see models/expert_settings.py. Defaults are provisional until the study of issue 4."""
+    """Keys of the parts, see models/expert_settings.py. What the defaults rest on stands in benchmarks/routed.md."""
 
     train_experts: Literal["open", "target"] = Field(
         "open", description="experts that learn a task: all that are not frozen, or only the task's own"
@@ -57,6 +57,12 @@ class Settings(LifeSettings, GateSettings, NoveltySettings):
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()
+        if not self.grow_experts and self.train_experts == "target":
+            yield (
+                ("grow_experts", "train_experts"),
+                "train_experts: target would train one of the experts that are all there from the start, and never the others; "
+                "open is expected with grow_experts false",
+            )
         if self.merge_below and not self.use_moe_routing:
             yield (
                 ("merge_below", "use_moe_routing"),
@@ -118,6 +124,8 @@ class Learner(Base):
         self._set_modes()
         if all(self.experts[e].young for e in self._learning()):
             teacher = None  # nobody who learned enough to be kept learns on
+        if self.cfg.distill_coef:
+            self.log.row("distil", task=task.index, teacher=teacher is not None, on=self.cfg.distill_on)
         losses = self._train_and_grow(task, self._replayed(task), teacher)
         self._freeze(task, losses)
 
@@ -197,8 +205,11 @@ class Learner(Base):
 
     def _set_modes(self) -> None:
         """Who is mature by now, and what follows: young experts act always, `top_k_experts` of the mature."""
-        for expert in self.experts:
-            expert.young = not expert.is_mature(self.cfg)
+        for e, expert in enumerate(self.experts):
+            mature = expert.is_mature(self.cfg)
+            if expert.young and mature:
+                self.log.row("mature", expert=e, tasks=expert.tasks, steps=expert.steps, frozen=expert.frozen)
+            expert.young = not mature
         self._apply_modes()
 
     def _apply_modes(self) -> None:
@@ -208,7 +219,7 @@ class Learner(Base):
             # above any probability: a young expert takes its place whatever the router thinks of it
             router.selection_bias.copy_(2.0 * torch.tensor(young))
 
-    def _train(self, task: Task, data: TaskData, teacher: SlottedViT | None, phase: str, **how: Any) -> list[float]:
+    def _train(self, task: Task, data: TaskData, teacher: Teacher | None, phase: str, **how: Any) -> list[float]:
         """One `fit` with the task's experts, columns and head; returns its loss for each epoch.
 
         `how`: `epochs`; `held`, images whose loss is `measured` after each epoch. In the first phase the
@@ -281,24 +292,25 @@ class Learner(Base):
 
     # 4 Distil from mature experts ------------------------------------------------------------------------------------
 
-    def _teacher(self, task: Task) -> SlottedViT | None:
-        """The model as it is before the task, over the same frozen ViT."""
+    def _teacher(self, task: Task) -> Teacher | None:
+        """The model as it is before the task."""
         if not self.cfg.distill_coef or task.index == 0:
             return None
         made: SlottedViT = copy.deepcopy(self.backbone, {id(self.backbone.vit): self.backbone.vit})
-        return made.requires_grad_(False).eval()
+        return Teacher(made.requires_grad_(False).eval(), copy.deepcopy(self.head).requires_grad_(False))
 
-    def _distance(self, features: Tensor, images: Tensor, teacher: SlottedViT, task: Task) -> Tensor:
-        """How far the features [B, D] of images moved from the teacher's, or what that does to the old classes' scores."""
+    def _distance(self, features: Tensor, images: Tensor, teacher: Teacher, task: Task) -> Tensor:
+        """How far the features [B, D] of images moved from the teacher's, or the old classes' scores from its own."""
         with torch.no_grad():
-            before = teacher(images)
+            before = teacher.backbone(images)
+            scores = teacher.head(before)[:, : task.first]
         if self.cfg.distill_on == "features":
             return F.mse_loss(features, before)
-        return score_distance(*(self.head(f)[:, : task.first] for f in (before, features)))
+        return score_distance(scores, self.head(features)[:, : task.first])
 
     # 5 Grow rank where validation stalls -----------------------------------------------------------------------------
 
-    def _train_and_grow(self, task: Task, replayed: Sequence[TaskData], teacher: SlottedViT | None) -> list[float]:
+    def _train_and_grow(self, task: Task, replayed: Sequence[TaskData], teacher: Teacher | None) -> list[float]:
         """Trains; with `expert_rank_max` on a part of the images. If the loss of the rest stalls, the target gets neurons and
         further epochs, and again as long as that helps. Returns the loss for each epoch."""
         cfg = self.cfg
@@ -382,13 +394,15 @@ class Learner(Base):
     # 7 Freeze what converged -----------------------------------------------------------------------------------------
 
     def _freeze(self, task: Task, losses: Sequence[float]) -> None:
-        """Counts the task for all experts that learned it, and freezes them for good if its loss reached a plateau."""
+        """Counts the task for all experts that learned it, and freezes them for good if its loss, terms of routing and
+        distillation included, reached a plateau."""
         cfg, learned = self.cfg, self._learning()
         converged = cfg.freeze_on_convergence and plateau(losses, cfg.plateau_epochs, cfg.plateau_tolerance)
         for e in learned:
             self.experts[e].tasks += 1
             self.experts[e].frozen = converged
-        self.log.row("freeze", task=task.index, learned=learned, converged=converged, losses=list(losses))
+        rule = {"epochs": cfg.plateau_epochs, "tolerance": cfg.plateau_tolerance}
+        self.log.row("freeze", task=task.index, learned=learned, converged=converged, losses=list(losses), **rule)
 
     # 8 End of a task: use, merging, embeddings -----------------------------------------------------------------------
 
@@ -478,7 +492,7 @@ class Learner(Base):
         self.log.info(in_words(spawned))
 
     def task_experts(self) -> dict[int, int]:
-        return dict(self.owners)
+        return dict(self.owners) if self.cfg.grow_experts else {}
 
     def selections(self) -> list[dict[str, Any]]:
         """The task's decision, from which `novelty.replay` tells what another threshold would have done."""
@@ -536,10 +550,7 @@ class Learner(Base):
         self.created, self.last_spawn = int(structure["created"]), int(structure["last_spawn"])
         self.owners = [(task, skill) for task, skill in structure["owners"]]
         self.kept = list(structure["kept"])
-        self.decisions = [
-            novelty.Decision(**{**facts, "similarities": tuple(facts["similarities"])})
-            for facts in structure["decisions"]
-        ]
+        self.decisions = novelty.decisions(structure["decisions"])
         self._place_embeddings(len(self.owners))
         self._apply_modes()
 
@@ -549,7 +560,7 @@ class Learner(Base):
 
         *experts, head = self._groups([0])
         column = self.backbone.width * len(routed.routers_of(self.backbone))
-        if not self.cfg.grow_experts:
+        if not self.cfg.grow_experts or self.cfg.num_experts == 1:
             return planned(self._groups(self._learning()))
         return [
             ("first task: one expert a layer and the head", size(*experts, head)),

@@ -127,6 +127,10 @@ class GateSettings(ExpertSettings):
         if not self.use_moe_routing:
             silent = [*self._named("router_", "maturity_", "top_k"), "train_columns"]
             yield from self._without_effect("use_moe_routing false", silent)
+        elif self.num_experts == 1:
+            yield from self._without_effect("num_experts 1", [*self._named("router_"), "train_columns"])
+        elif self.maturity_tasks is None and self.maturity_steps is None:
+            yield from self._without_effect("maturity_tasks and maturity_steps null", ["top_k_experts"])
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()
@@ -136,7 +140,7 @@ class GateSettings(ExpertSettings):
                 "router_column_start: prototype tells a new task from the first one's mean token, so router_centre true is "
                 "expected",
             )
-        if self.top_k_experts > self.num_experts:
+        if self.top_k_experts > self.num_experts and self.departs("top_k_experts"):
             yield (
                 ("top_k_experts", "num_experts"),
                 f"top_k_experts: {self.top_k_experts} of num_experts {self.num_experts} cannot act",
@@ -188,6 +192,11 @@ class LifeSettings(ExpertSettings):
             yield from self._without_effect("expert_rank_max null", self._named("rank_growth_"))
         elif self.epochs <= self.plateau_epochs:
             yield f"no rank ever grows: {self.epochs} epochs cannot show a stall over plateau_epochs {self.plateau_epochs}"
+        given = [key for key in self._named("plateau_") if self.departs(key)]
+        if self.freeze_on_convergence and given and self.epochs <= self.plateau_epochs and self.expert_rank_max is None:
+            yield f"no expert ever freezes: {self.epochs} epochs show no plateau over plateau_epochs {self.plateau_epochs}"
+        if not self.freeze_on_convergence and self.expert_rank_max is None:
+            yield from self._without_effect("freeze_on_convergence false", self._named("plateau_"))
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()

@@ -9,14 +9,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbone import balance
 from backbone.router import Routing
+from backbone.vit import SlottedViT
 from models.expert_settings import GateSettings
 
 LWF_TEMPERATURE = 2.0  # of Learning without Forgetting (Li and Hoiem 2016)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The model as it was before a task, over the same frozen ViT."""
+
+    backbone: SlottedViT
+    head: nn.Module
 
 
 @dataclass
@@ -30,9 +39,10 @@ class Expert:
     peak: float = 0.0  # largest mean gate in any task since it was there
 
     def is_mature(self, cfg: GateSettings) -> bool:
-        """By the tasks it learned or by its steps, whichever comes first."""
+        """By the tasks it learned or by its steps, whichever comes first; a frozen one is as mature as it gets."""
         by_tasks = cfg.maturity_tasks is not None and self.tasks >= cfg.maturity_tasks
-        return by_tasks or (cfg.maturity_steps is not None and self.steps >= cfg.maturity_steps)
+        by_steps = cfg.maturity_steps is not None and self.steps >= cfg.maturity_steps
+        return self.frozen or by_tasks or by_steps
 
 
 def all_act(experts: Sequence[Expert], cfg: GateSettings) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 from backbone import balance
 from backbone.adapter import Adapter
 from backbone.heads import LinearHead
-from backbone.moe import SparseMoE, hidden_for
+from backbone.moe import SparseMoE, hidden_for, rank_for
 from models.base import Learner as Base
 from models.base import layer_range, slot_inputs
 from models.settings import RoutedSettings
@@ -66,10 +66,16 @@ class Settings(RoutedSettings):
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()
-        if self.top_k_experts > self.num_experts:
+        if self.top_k_experts > self.num_experts and self.departs("top_k_experts"):
             yield (
                 ("top_k_experts", "num_experts"),
                 f"top_k_experts: {self.top_k_experts} of num_experts {self.num_experts} cannot act",
+            )
+        if self.expert_capacity is not None and self.router_granularity == "sample":
+            yield (
+                ("expert_capacity", "router_granularity"),
+                "expert_capacity: counts tokens and would cut samples that are routed as a whole; null is expected with "
+                "router_granularity sample",
             )
         if self.fixed_expert >= self.num_experts:
             yield (
@@ -85,6 +91,8 @@ class Settings(RoutedSettings):
         given = [key for name in learned if self.departs(key := f"router_{name}")]
         if self.fixed_routing != "none" and given:
             yield f"these keys do not act with fixed_routing {self.fixed_routing}: {', '.join(given)}"
+        if self.fixed_routing != "expert" and self.departs("fixed_expert"):
+            yield f"fixed_expert does not act with fixed_routing {self.fixed_routing}"
         if self.expert_hidden is not None and self.departs("ffn_num"):
             yield "ffn_num does not act beside expert_hidden"
 
@@ -175,8 +183,10 @@ class Learner(Base):
 
     def planned_parameters(self) -> list[tuple[str, int]]:
         sizes = [sum(p.numel() for p in module.parameters()) for module in self.experts().values()]
-        dense = sum(p.numel() for p in Adapter(self.backbone.width, self.cfg.ffn_num).parameters())
+        first = next(iter(self.experts().values()))
+        rank = rank_for(first.width, first.hidden, len(first.experts), noisy=self.cfg.router_noisy)
+        dense = sum(p.numel() for p in Adapter(first.width, rank).parameters())
         return [
             *planned(self._groups()),
-            (f"  a layer; a dense adapter of rank {self.cfg.ffn_num} has {dense:,}", sizes[0]),
+            (f"  a layer; a dense adapter of rank {rank} is nearest with {dense:,}", sizes[0]),
         ]

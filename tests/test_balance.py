@@ -108,3 +108,10 @@ def test_utilisation_by_hand_over_two_batches():
     assert two.entropy.tolist() == pytest.approx([unsure, (unsure + other) / 2, other])
     both = utilisation([routing_of(torch.zeros(2, 5, 3), k=2)])  # [B, N, ..]: tokens of all samples
     assert both.share.tolist() == [1, 1, 0] and not both.gate.requires_grad
+
+
+def test_what_capacity_dropped_counts_as_unused():
+    routing = routing_of(torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 0.0]]), k=1)
+    cut = routing._replace(gates=routing.gates * torch.tensor([[1.0], [0.0], [1.0], [0.0]]))
+    assert utilisation([routing]).share.tolist() == [0.75, 0.25]
+    assert utilisation([cut]).share.tolist() == [0.25, 0.25]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import toy_settings, toy_stream
 
-from backbone import routed
+from backbone import novelty, routed
 from backbone.novelty import Decision, replay
 from models.experts import all_act, plateau, routing_loss
 from models.replay import herd, herd_classes
@@ -98,6 +98,7 @@ def test_the_results_carry_the_decisions_and_the_log_tells_other_thresholds(buil
         carried += json.loads(json.dumps(learner.selections()))
     assert [c.pop("kind") for c in carried] == ["novelty"] * 3 and [c["task"] for c in carried] == [0, 1, 2]
     decisions = [Decision(**c) for c in carried]
+    assert novelty.decisions([{"kind": "novelty", **c} for c in carried] + [{"kind": "other"}]) == learner.decisions
     told = (learner.log.folder / "run.log").read_text()
     for made in decisions[1:]:
         assert f"would spawn at any threshold above {made.high:.3f}" in told
@@ -675,6 +676,7 @@ def test_contradictory_keys_are_refused_and_silent_ones_told():
         return list(toy_settings("dylora_moe", **keys).remarks())
 
     assert told() == []
+    assert told(plateau_epochs=3) == ["no expert ever freezes: 2 epochs show no plateau over plateau_epochs 3"]
     assert told(novelty_delta=0.2, novelty_quantile=0.2) == [
         "these keys do not act with novelty_threshold_mode fixed: novelty_delta, novelty_quantile"
     ]
@@ -746,3 +748,37 @@ def test_a_prototype_needs_the_centre():
         for _, text in toy_settings("dylora_moe", router_column_start="prototype", router_centre=False).cross_checks()
     ]
     assert any(text.startswith("router_column_start: prototype tells") for text in texts)
+
+
+# What is frozen, and what a teacher is ----------------------------------------------------------------------------------
+
+
+def test_an_expert_frozen_while_young_is_mature(build):
+    learner = teach(
+        build(
+            freeze_on_convergence=True, plateau_epochs=1, plateau_tolerance=0.99, maturity_tasks=3, epochs=3, **ALWAYS
+        ),
+        2,
+    )
+    assert [e.frozen for e in learner.experts] == [True, True]
+    learner._set_modes()
+    assert not any(e.young for e in learner.experts)
+    assert [row["expert"] for row in rows(learner, "mature")] == [0, 1]
+
+
+def test_the_teacher_scores_with_the_head_it_had(build):
+    stream = toy_stream()
+    learner = teach(build(**NEVER, distill_coef=1.0, distill_on="logits"), 1, stream=stream)
+    teacher, images = learner._teacher(stream.task(1)), images_of(stream)
+    with torch.no_grad():
+        features = learner.features(images)
+        assert float(learner._distance(features, images, teacher, stream.task(1))) == pytest.approx(0, abs=1e-6)
+        learner.head.weight[:2] *= 0.1
+        assert float(learner._distance(features, images, teacher, stream.task(1))) > 1e-4
+
+
+def test_experts_that_were_there_from_the_start_belong_to_no_task(build):
+    assert teach(build(grow_experts=False), 1).task_experts() == {}
+    assert teach(build(**ALWAYS), 2).task_experts() == {0: 0, 1: 1}
+    faults = [text for _, text in toy_settings("dylora_moe", grow_experts=False, train_experts="target").cross_checks()]
+    assert len(faults) == 1 and faults[0].startswith("train_experts: target would train one")

@@ -124,6 +124,11 @@ def test_contradictions_are_refused_and_keys_that_do_not_act_are_told():
     def faults(**keys):
         return [text for _, text in toy_settings("sparse_moe", **keys).cross_checks()]
 
+    assert not faults(num_experts=1)  # the default of top_k_experts asks for no more than there are
+    assert faults(expert_capacity=1.0, router_granularity="sample") == [
+        "expert_capacity: counts tokens and would cut samples that are routed as a whole; null is expected with "
+        "router_granularity sample"
+    ]
     assert faults(num_experts=2, top_k_experts=3) == ["top_k_experts: 3 of num_experts 2 cannot act"]
     assert faults(fixed_expert=3) == ["fixed_expert: 3 does not exist, experts are 0..2"]
     assert faults(router_lr=0.001, min_lr=0.01) == ["min_lr: 0.01 is above router_lr 0.001"]
