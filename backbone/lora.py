@@ -1,15 +1,15 @@
-"""LoRA experts on the ViT's own linear layers, each layer's experts in one down and one up product.
+"""LoRA experts for the ViT's own linear layers, and the one kernel that mixes a layer's experts in one down and one up product.
 
-The experts live beside the model, in `SlottedViT.lora`, and act through a forward hook on each linear layer. Wrapper modules in
-the layers' place would rename the frozen ViT's weights (`attn.qkv.base.weight`), which checkpoints, hashes and strict loading
-name; with hooks its modules and state_dict never change, and `detach` has nothing to put back.
+Here are the experts alone; `backbone.routed.RoutedLinears` holds them in a slot and lets them act, by hooks for the time of a
+pass. Wrapper modules in the linear layers' place would rename the frozen ViT's weights (`attn.qkv.base.weight`), which
+checkpoints, hashes and strict loading name; with hooks its modules and state_dict never change.
 Shapes: B batch, N tokens, I inputs and O outputs of a linear layer, R rank, E experts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -78,17 +78,14 @@ def mixture(x: Tensor, experts: Sequence[LoRA], gates: Tensor | None = None) -> 
 
 
 class Bundle(nn.Module):
-    """One expert on several linear layers of a block: a LoRA of the same rank for each target, which one gate scales.
+    """One expert on several linear layers of a block: a LoRA for each target, which one gate scales.
 
-    Raises ValueError for ranks that differ, for no target and for an unknown one."""
+    Ranks and alphas may differ between the targets, as in a peft adapter. Raises ValueError for no target or an unknown one."""
 
     def __init__(self, loras: Mapping[str, LoRA]):
         super().__init__()
-        ranks = sorted({lora.rank for lora in loras.values()})
-        if len(ranks) != 1 or not set(loras) <= set(TARGETS):
-            raise ValueError(
-                f"an expert has LoRA of one rank for some of {', '.join(TARGETS)}; got ranks {ranks} for {list(loras)}"
-            )
+        if not loras or not set(loras) <= set(TARGETS):
+            raise ValueError(f"an expert has a LoRA for some of {', '.join(TARGETS)}; got {list(loras) or 'none'}")
         self.loras = nn.ModuleDict(loras)
 
     def __getitem__(self, target: str) -> LoRA:
@@ -100,7 +97,8 @@ class Bundle(nn.Module):
 
     @property
     def rank(self) -> int:
-        return self[self.targets[0]].rank
+        """The largest of its LoRAs' ranks; a learner's experts have one for all."""
+        return max(self[target].rank for target in self.targets)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         for target in self.targets:
@@ -118,30 +116,6 @@ def merge_bundles(experts: Sequence[Bundle], weights: Sequence[float]) -> Bundle
     return Bundle({target: merge([expert[target] for expert in experts], weights) for target in experts[0].targets})
 
 
-class LinearExperts(nn.Module):
-    """The experts of one frozen nn.Linear: W x + b + sum_e g_e scale_e U_e A_e dropout(x), while its hook is in place.
-
-    `experts` may be of any ranks, grow (`append`) and be frozen one by one between passes; `gates` are set between passes
-    too. One dropout mask serves all experts, in training only.
-    """
-
-    gates: Tensor | None
-
-    def __init__(self, linear: nn.Linear, experts: Sequence[LoRA], dropout: float = 0.0):
-        super().__init__()
-        self.experts = nn.ModuleList(experts)
-        self.dropout, self.gates = dropout, None
-        # a bound method, not a closure: a deep copy of the backbone then gets hooks to its own copies
-        self.hook = linear.register_forward_hook(self._add)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """What the experts add, [B, N, I] -> [B, N, O]."""
-        return mixture(F.dropout(x, self.dropout, self.training), cast(Sequence[LoRA], self.experts), self.gates)
-
-    def _add(self, linear: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return output + self(inputs[0])
-
-
 def linear_of(backbone: SlottedViT, layer: int, target: str) -> nn.Linear:
     """The frozen linear layer at a place. Raises ValueError for an unknown target or a block that has it not as nn.Linear."""
     if target not in TARGETS:
@@ -154,87 +128,6 @@ def linear_of(backbone: SlottedViT, layer: int, target: str) -> nn.Linear:
     if type(found) is not nn.Linear:
         raise ValueError(f"layer {layer} has no linear layer {TARGETS[target]}, but {type(found).__name__}")
     return found
-
-
-def put(backbone: SlottedViT, layer: int, target: str, experts: Sequence[LoRA], dropout: float = 0.0) -> LinearExperts:
-    """Sets `experts` beside one linear layer. Raises ValueError if it has some already or sizes do not fit."""
-    linear = linear_of(backbone, layer, target)
-    if (layer, target) in attached(backbone):
-        raise ValueError(f"{target} of layer {layer} has LoRA experts already; detach them first or append to them")
-    if not experts:
-        raise ValueError(f"{target} of layer {layer}: at least 1 LoRA expert is needed")
-    expected = (linear.in_features, linear.out_features)
-    for expert in experts:
-        if (sizes := (expert.down.shape[1], len(expert.up))) != expected:
-            raise ValueError(
-                f"{target} of layer {layer} maps {expected[0]} to {expected[1]}, a LoRA {sizes[0]} to {sizes[1]}"
-            )
-    made = LinearExperts(linear, experts, dropout)
-    if str(layer) not in backbone.lora:
-        backbone.lora[str(layer)] = nn.ModuleDict()
-    cast(nn.ModuleDict, backbone.lora[str(layer)])[target] = made.train(backbone.training)
-    return made
-
-
-def attach(
-    backbone: SlottedViT,
-    targets: Sequence[str],
-    experts: int,
-    rank: int,
-    *,
-    layers: Sequence[int] | None = None,
-    alpha: float | None = None,
-    dropout: float = 0.0,
-    place: Callable[[str, nn.Module], Any] | None = None,
-) -> dict[Place, LinearExperts]:
-    """Sets new `experts` beside the linear layers `targets` of `layers` (None: all) and returns them by place.
-
-    `place` (a learner's: start values, precision, device) takes a name, such as "lora.0.qkv.1", and the new LoRA, and returns
-    it; without it start values come from torch's generator. Raises ValueError before anything is attached.
-    """
-    layers = range(backbone.depth) if layers is None else layers
-    places = [(layer, target) for layer in layers for target in targets]
-    if not places or len(set(places)) < len(places):
-        raise ValueError(f"LoRA needs targets and layers, each named once; got {list(targets)} and {list(layers)}")
-    linears = {where: linear_of(backbone, *where) for where in places}
-    if taken := [where for where in places if where in attached(backbone)]:
-        raise ValueError(f"{taken[0][1]} of layer {taken[0][0]} has LoRA experts already; detach them first")
-    for (layer, target), linear in linears.items():
-        made = []
-        for index in range(experts):
-            new = LoRA(linear.in_features, linear.out_features, rank, alpha)
-            made.append(place(f"lora.{layer}.{target}.{index}", new) if place else new.to(linear.weight))
-        put(backbone, layer, target, made, dropout)
-    return {where: attached(backbone)[where] for where in places}
-
-
-def attached(backbone: SlottedViT) -> dict[Place, LinearExperts]:
-    """All experts on linear layers by (layer, target); empty for a plain backbone."""
-    by_layer = cast("dict[str, nn.ModuleDict]", dict(backbone.lora.items()))
-    return {(int(n), target): cast(LinearExperts, e) for n, layer in by_layer.items() for target, e in layer.items()}
-
-
-def detach(backbone: SlottedViT) -> None:
-    """Takes all experts off: the ViT is timm's alone again."""
-    for experts in attached(backbone).values():
-        experts.hook.remove()
-    backbone.lora.clear()
-
-
-def set_gates(backbone: SlottedViT, gates: Tensor | None, layer: int | None = None) -> None:
-    """Sets what the next passes multiply the experts by, in one `layer` or in all: [B, E], [B, N, E] or None (all 1).
-
-    They stay, with their graph, until set again. Raises ValueError where nothing is attached or E is another number.
-    """
-    found = [experts for (number, _), experts in attached(backbone).items() if layer in (None, number)]
-    if not found:
-        raise ValueError(f"no LoRA experts are attached to {'the backbone' if layer is None else f'layer {layer}'}")
-    counts = sorted({len(experts.experts) for experts in found})
-    if gates is not None and (gates.dim() not in (2, 3) or counts != [gates.shape[-1]]):
-        numbers = " or ".join(map(str, counts))
-        raise ValueError(f"gates [B, E] or [B, N, E] of {numbers} experts are expected, got shape {list(gates.shape)}")
-    for experts in found:
-        experts.gates = gates
 
 
 @torch.no_grad()

@@ -40,7 +40,6 @@ class SlottedViT(nn.Module):
         assert isinstance(vit, VisionTransformer)
         self.vit = vit.requires_grad_(False)
         self.slots = nn.ModuleDict()
-        self.lora = nn.ModuleDict()  # experts on the linear layers, see backbone/lora.py
         self.router: nn.Module | None = None  # a Route for all slots, see backbone/routed.py
         self.normalises = mean is not None
         self.register_buffer("mean", torch.tensor(mean or [0.0]).view(-1, 1, 1), persistent=False)

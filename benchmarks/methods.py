@@ -15,7 +15,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from utils.metrics import summarise
+from benchmarks.study import cell
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("finetune", "simplecil", "sema", "sema_corrected", "joint")
@@ -36,13 +36,6 @@ def run(experiment: Path, seed: int, out: Path) -> dict | None:
         return None
     (folder,) = re.findall(r"^run folder: (.+)$", log.read_text(), re.MULTILINE)
     return json.loads((Path(folder) / f"seed_{seed}" / "results.json").read_text())
-
-
-def cell(values: list[float | None]) -> str:
-    summary = summarise(values)
-    if summary.mean is None:
-        return "-"
-    return f"{summary.mean:.1f}" + (f" ± {summary.std:.1f}" if summary.std is not None else "")
 
 
 def table(found: dict[tuple[str, str], list[dict]]) -> str:
