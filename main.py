@@ -44,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.list:
             print(command.listing(HERE / "exps", models.summaries(), catalogue.names()))
+        elif args.evaluate is not None:
+            code = evaluate_saved(args)
         elif args.config is not None:
             loaded = load(args)
             if args.check:
@@ -197,6 +199,33 @@ def run(resolved: Resolved, args: argparse.Namespace) -> None:
                 told.add(line)
             results[seed] = run_seed(resolved, seed, dataset, built, device, log)
     print("\n" + report.seed_table([r for s in folders if (r := results[s]) is not None], folders[cfg.seed[0]].parent))
+
+
+def evaluate_saved(args: argparse.Namespace) -> int:
+    """Scores a saved run's model on the test data of every task it learned. Exit code: 0 if each is as recorded, else 1."""
+    if args.config is not None or args.set or args.check:
+        raise ValueError("--evaluate RUN takes the run's own settings: --config, --set and --check do not go with it")
+    check_torchvision()
+    from models import saved
+    from utils import evaluation
+
+    device, warning = pick_device(args.device or "auto")
+    run = saved.load(args.evaluate, device, args.data_root)
+    for line in [*run.notes, *([warning] if warning else [])]:
+        print(f"warning: {line}", file=sys.stderr)
+    record = report.RunRecord.from_dict(run.record)
+    now = [score.correct for score in evaluation.evaluate(run.learner, run.stream, run.task, device)[0]]
+    print(f"{args.evaluate}: {record.model_name} on {record.dataset} after task {run.task + 1}/{len(run.stream)}")
+    print(report.again_table(record.samples, record.correct[run.task], now))
+    if now == record.correct[run.task]:
+        print("every number is as recorded")
+        return 0
+    print(
+        "numbers differ from those recorded: another device, machine or version of torch rounds differently; else the data "
+        "or the code changed",
+        file=sys.stderr,
+    )
+    return 1
 
 
 def ready(swept: sweep.Sweep) -> None:

@@ -149,3 +149,38 @@ def test_another_data_root_is_used(folder, monkeypatch):
     monkeypatch.setattr(data, "load", lambda *args, **options: asked.append(options["root"]) or few_digits())
     saved.load(folder, data_root="elsewhere")
     assert [str(root) for root in asked] == ["elsewhere"]
+
+
+# main.py --evaluate ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["sema", "dylora_moe", "simplecil"])
+def test_a_saved_run_is_scored_again_with_the_same_numbers(method, tmp_path, monkeypatch, capsys):
+    folder, _ = tiny_run(method, tmp_path, monkeypatch)
+    before = contents(folder)
+    capsys.readouterr()
+    assert main.main(["--evaluate", str(folder), "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    results = json.loads((folder / "results.json").read_text())
+    assert lines[0].endswith(f"{method} on digits after task 2/2") and lines[-1] == "every number is as recorded"
+    assert [line.split()[0] for line in lines[1:-1]] == ["task", "1", "2", "all"]
+    assert [float(line.split()[4]) for line in lines[2:4]] == pytest.approx(results["accuracy_matrix"][1])
+    assert contents(folder) == before
+
+
+def test_other_numbers_are_told_with_exit_code_1(tmp_path, monkeypatch, capsys):
+    folder, _ = tiny_run("simplecil", tmp_path, monkeypatch)
+    monkeypatch.setattr(evaluation, "evaluate", lambda *args: ([evaluation.metrics.Score(20, 0, 0, 0)] * 2, []))
+    capsys.readouterr()
+    assert main.main(["--evaluate", str(folder), "--device", "cpu"]) == 1
+    told = capsys.readouterr()
+    assert told.out.count("differs") == 2 and told.err.startswith("numbers differ from those recorded")
+
+
+def test_what_cannot_be_evaluated_is_one_line(tmp_path, capsys):
+    assert main.main(["--evaluate", str(tmp_path / "nothing")]) == 2
+    assert "is no run folder" in capsys.readouterr().err
+    assert main.main(["--evaluate", str(tmp_path), "--set", "seed=1"]) == 2
+    assert capsys.readouterr().err == (
+        "error: --evaluate RUN takes the run's own settings: --config, --set and --check do not go with it\n"
+    )

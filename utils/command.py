@@ -48,6 +48,12 @@ def parser(about: str) -> argparse.ArgumentParser:
         metavar="N",
         help="runs at a time, for a sweep or several seeds (default: 1)",
     )
+    ask.add_argument(
+        "--evaluate",
+        type=Path,
+        metavar="RUN",
+        help="score a saved run's model again on every task it learned, and compare",
+    )
     ask.add_argument("--list", action="store_true", help="show methods, data sets, backbones and experiment files")
     ask.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return ask

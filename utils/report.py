@@ -243,6 +243,17 @@ def task_table(record: RunRecord) -> str:
     return "\n".join(lines)
 
 
+def again_table(samples: Sequence[int], then: Sequence[int], now: Sequence[int]) -> str:
+    """A saved model scored again: right answers on each task's test images as recorded and now, and whether all are equal."""
+    lines = [f"{'task':<6}{'images':>8}{'recorded':>10}{'now':>8}{'percent':>10}"]
+    for task, (n, old, new) in enumerate(zip(samples, then, now, strict=True), start=1):
+        mark = "" if old == new else "   differs"
+        lines.append(f"{task:<6}{n:>8}{old:>10}{new:>8}{number(100 * new / n if n else None):>10}{mark}")
+    n, old, new = sum(samples), sum(then), sum(now)
+    lines.append(f"{'all':<6}{n:>8}{old:>10}{new:>8}{number(100 * new / n if n else None):>10}")
+    return "\n".join(lines)
+
+
 SEED_COLUMNS = {
     "last_accuracy": "last",
     "average_accuracy": "average",
