@@ -47,7 +47,7 @@ class NoveltySettings(ExpertSettings):
     """Keys that decide whether a task gets an expert of its own."""
 
     novelty_threshold_mode: Literal["fixed", "adaptive", "calibrated"] = Field(
-        "fixed",
+        "calibrated",
         description="similarity below which a task is new: novelty_threshold; less novelty_delta log(1 + experts); or the "
         "novelty_quantile of how similar the classes of one task are to each other",
     )
@@ -76,6 +76,8 @@ class NoveltySettings(ExpertSettings):
         acting = {"adaptive": "novelty_delta", "calibrated": "novelty_quantile"}
         silent = [key for kind, key in acting.items() if kind != mode]
         yield from self._without_effect(f"novelty_threshold_mode {mode}", silent)
+        if mode == "calibrated" and self.departs("novelty_threshold"):
+            yield "novelty_threshold acts with novelty_threshold_mode calibrated only while no task had two classes"
         if not self.novelty_confidence:
             yield from self._without_effect("novelty_confidence 0", ["novelty_resamples"])
         if self.num_experts == 1:

@@ -16,13 +16,15 @@ from models.replay import herd, herd_classes
 from models.spawning import THRESHOLDS, policy_of
 from utils.tasks import TaskData
 
-ALWAYS, NEVER = {"novelty_threshold": 2.0}, {"novelty_threshold": -2.0}
+FIXED = {"novelty_threshold_mode": "fixed"}
+ALWAYS, NEVER = FIXED | {"novelty_threshold": 2.0}, FIXED | {"novelty_threshold": -2.0}
 
 
 @pytest.fixture
 def build(toy_learner):
     def make(**keys):
-        return toy_learner("dylora_moe", **({"num_experts": 3, "freeze_on_convergence": False} | keys))
+        fixed = {"num_experts": 3, "freeze_on_convergence": False, "novelty_threshold_mode": "fixed"}
+        return toy_learner("dylora_moe", **(fixed | keys))
 
     return make
 
@@ -535,7 +537,7 @@ def test_experts_on_linear_layers_learn_as_adapters_do(targets, build):
 def test_every_part_works_with_experts_on_linear_layers(scope, build):
     keys = {"lora_target": ("qkv", "fc1"), "router_scope": scope, "expert_rank_max": 5, "merge_below": 0.9}
     keys |= {"top_k_experts": 1, "distill_coef": 1.0, "replay_per_class": 2, "novelty_threshold_mode": "adaptive"}
-    learner = teach(build(**ALWAYS, **keys, freeze_on_convergence=True, plateau_epochs=1, plateau_tolerance=0.5))
+    learner = teach(build(**ALWAYS | keys, freeze_on_convergence=True, plateau_epochs=1, plateau_tolerance=0.5))
     assert rows(learner, "merge") and rows(learner, "rank") and rows(learner, "routing") and rows(learner, "replay")
 
 
@@ -676,8 +678,11 @@ def test_contradictory_keys_are_refused_and_silent_ones_told():
         return list(toy_settings("dylora_moe", **keys).remarks())
 
     assert told() == []
+    assert told(novelty_threshold=0.3) == [
+        "novelty_threshold acts with novelty_threshold_mode calibrated only while no task had two classes"
+    ]
     assert told(plateau_epochs=3) == ["no expert ever freezes: 2 epochs show no plateau over plateau_epochs 3"]
-    assert told(novelty_delta=0.2, novelty_quantile=0.2) == [
+    assert told(**FIXED, novelty_delta=0.2, novelty_quantile=0.2) == [
         "these keys do not act with novelty_threshold_mode fixed: novelty_delta, novelty_quantile"
     ]
     assert "router_lr" in told(use_moe_routing=False, router_lr=0.1)[0]

@@ -130,9 +130,15 @@ def whole_run(learner, stream):
 RUNS = {
     "sparse": ("sparse_moe", {"init_lr": 0.5}),
     "sparse top-1 samples": ("sparse_moe", {"top_k_experts": 1, "router_granularity": "sample", "init_lr": 0.5}),
-    "spawning": ("dylora_moe", {"novelty_threshold": 2.0}),
-    "own routers": ("dylora_moe", {"novelty_threshold": 2.0, "router_scope": "layer", "top_k_experts": 1}),
-    "linear layers": ("dylora_moe", {"novelty_threshold": 2.0, "lora_target": ("qkv", "fc1")}),
+    "spawning": ("dylora_moe", {"novelty_threshold_mode": "fixed", "novelty_threshold": 2.0}),
+    "own routers": (
+        "dylora_moe",
+        {"novelty_threshold_mode": "fixed", "novelty_threshold": 2.0, "router_scope": "layer", "top_k_experts": 1},
+    ),
+    "linear layers": (
+        "dylora_moe",
+        {"novelty_threshold_mode": "fixed", "novelty_threshold": 2.0, "lora_target": ("qkv", "fc1")},
+    ),
     "ridge": ("sparse_moe", {"head": "ridge"}),
 }
 every_run = pytest.mark.parametrize(("method", "keys"), RUNS.values(), ids=RUNS)
@@ -211,7 +217,9 @@ def test_controls_change_no_result_and_can_be_left_out(toy_learner):
 
 
 def test_merged_experts_keep_their_numbers_in_a_run(toy_learner):
-    learner = toy_learner("dylora_moe", novelty_threshold=2.0, merge_below=0.999, num_experts=3)
+    learner = toy_learner(
+        "dylora_moe", novelty_threshold_mode="fixed", novelty_threshold=2.0, merge_below=0.999, num_experts=3
+    )
     whole_run(learner, toy_stream())
     assert [(row["task"], row["expert"], row["into"]) for row in told(learner, "merge")] == [(2, 1, 0)]
     gates, moves, (control,) = (told(learner, kind) for kind in ("gates", "routing_drift", "routing_controls"))
@@ -247,7 +255,7 @@ def test_one_expert_has_gates_and_no_controls(toy_learner):
 
 
 def test_a_resumed_run_writes_the_same_rows(tmp_path):
-    cfg = toy_settings("dylora_moe", novelty_threshold=2.0)
+    cfg = toy_settings("dylora_moe", novelty_threshold_mode="fixed", novelty_threshold=2.0)
 
     def begin(log):
         return models.learner_of("dylora_moe")(cfg, toy_backbone(), 6, SeededInit(1), log)

@@ -128,7 +128,11 @@ CHOICES = [
 
 @pytest.mark.parametrize(("method", "settings"), CHOICES, ids=str)
 def test_one_pass_equals_the_loop_for_every_way_to_route(method, settings, toy_learner):
-    spawning = {"novelty_threshold": 2.0, "novelty_confidence": 0.0} if method == "dylora_moe" else {}
+    spawning = (
+        {"novelty_threshold_mode": "fixed", "novelty_threshold": 2.0, "novelty_confidence": 0.0}
+        if method == "dylora_moe"
+        else {}
+    )
     learner, stream = toy_learner(method, init_lr=0.5, **spawning, **settings), toy_stream()
     for index in range(2):
         learner.begin_task()
@@ -167,7 +171,9 @@ def runs(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         place, dataset = tmp_path_factory.mktemp("runs"), few_digits()
         found = {m: tiny_run(m, place, patch)[0] for m in ("sparse_moe", "finetune")}
-        found["dylora_moe"] = tiny_run("dylora_moe", place, patch, novelty_threshold=2.0)[0]
+        found["dylora_moe"] = tiny_run(
+            "dylora_moe", place, patch, novelty_threshold_mode="fixed", novelty_threshold=2.0
+        )[0]
         patch.setattr(data, "load", lambda *args, **options: dataset)
         yield found
 
