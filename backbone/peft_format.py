@@ -41,10 +41,11 @@ _PLAIN_STARTS = (True, False, "gaussian", "orthogonal")  # other starts (pissa, 
 def save_peft(folder: Path, loras: Mapping[Place, LoRA], base_model: str | None = None) -> None:
     """Writes one LoRA a linear layer, by (layer, target). `base_model`: the frozen model's name, for the reader.
 
-    Of several experts take one, or `backbone.lora.merge` of them. Ranks and alphas may differ between the layers.
+    `backbone.routed.loras_of` gives them for an expert, also for one that others were merged into. Ranks and alphas may differ
+    between the layers.
     Raises ValueError if there is nothing to write."""
     if not loras:
-        raise ValueError("there is no LoRA to export, attach experts first")
+        raise ValueError("there is no LoRA to export")
     modules = {where: _module(where) for where in sorted(loras)}
     rank = Counter(lora.rank for lora in loras.values()).most_common(1)[0][0]
     alpha = Counter(lora.alpha for lora in loras.values()).most_common(1)[0][0]
@@ -76,9 +77,10 @@ def save_peft(folder: Path, loras: Mapping[Place, LoRA], base_model: str | None 
 
 
 def load_peft(folder: Path, backbone: SlottedViT) -> dict[Place, LoRA]:
-    """The LoRA in `folder` by (layer, target), in the backbone's precision and on its device; `backbone.lora.put` sets them
-    beside their layers. Raises ValueError with the file and what is wrong if it is incomplete, damaged, holds anything but
-    plain LoRA, or does not fit the backbone. peft's dropout is a setting of training and is not read."""
+    """The LoRA in `folder` by (layer, target), in the backbone's precision and on its device; a `backbone.lora.Bundle` of those
+    of a layer is an expert for a `backbone.routed.RoutedLinears`. Raises ValueError with the file and what is wrong if it is
+    incomplete, damaged, holds anything but plain LoRA, or does not fit the backbone. peft's dropout is a setting of training
+    and is not read."""
     config = _read_config(folder / CONFIG)
     loras = {}
     for where, (down, up) in _read_pairs(folder / WEIGHTS, backbone).items():

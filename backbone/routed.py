@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from backbone import lora
 from backbone.adapter import Adapter, mixture
 from backbone.consolidation import consolidate
-from backbone.lora import Bundle
+from backbone.lora import Bundle, LoRA, Place
 from backbone.router import Granularity, Router, Routing
 from backbone.vit import BlockSlot, SlottedViT
 
@@ -79,7 +79,7 @@ class RoutedLayer(RoutedSlot):
 
 class RoutedLinears(RoutedSlot, BlockSlot):
     """Experts on the block's own linear layers: W z + b becomes W z + b + sum_e g_e scale_e U_e A_e z in each target, with one
-    gate an expert for all targets.
+    gate an expert for all targets. All experts have the same targets; ranks and alphas may differ.
 
     Gates [B, E] or [B, N, E] are decided by the block's input x, before its attention. The experts act by hooks that are
     there for the time of a call only: afterwards the block is timm's alone, and backbones that share one frozen ViT, as
@@ -88,6 +88,15 @@ class RoutedLinears(RoutedSlot, BlockSlot):
 
     def experts(self) -> list[Bundle]:
         return cast("list[Bundle]", list(self.adapters))
+
+    def add(self, expert: nn.Module) -> None:
+        """As in RoutedSlot. Raises ValueError for other targets than those of the experts that are there."""
+        targets = cast(Bundle, expert).targets
+        if len(self) and set(targets) != set(self.experts()[0].targets):
+            raise ValueError(
+                f"the experts here are on {', '.join(self.experts()[0].targets)}, the new one on {', '.join(targets)}"
+            )
+        super().add(expert)
 
     def join(self, first: nn.Module, second: nn.Module, weight: float) -> nn.Module:
         return lora.merge_bundles([cast(Bundle, first), cast(Bundle, second)], [1.0, weight])
@@ -151,6 +160,20 @@ def routed_layers(backbone: SlottedViT) -> list[RoutedSlot]:
     """The routed slots, from the lowest layer up."""
     found = [backbone.slots[name] for name in sorted(backbone.slots, key=int)]
     return [slot for slot in found if isinstance(slot, RoutedSlot)]
+
+
+def loras_of(backbone: SlottedViT, expert: int) -> dict[Place, LoRA]:
+    """The LoRAs of one expert by (layer, target), as backbone/peft_format.py writes them: what acts where its gate is 1.
+
+    Raises ValueError where no layer has experts on its linear layers, or not all of these have this one."""
+    slots = {int(name): slot for name, slot in backbone.slots.items() if isinstance(slot, RoutedLinears)}
+    if not slots:
+        raise ValueError("the backbone has no LoRA experts")
+    count = min(map(len, slots.values()))
+    if not 0 <= expert < count:
+        raise ValueError(f"expert {expert} does not exist, there are {count} in each layer, counted from 0")
+    found = {layer: slots[layer].experts()[expert] for layer in sorted(slots)}
+    return {(layer, target): bundle[target] for layer, bundle in found.items() for target in bundle.targets}
 
 
 def attach_router(backbone: SlottedViT, scope: Scope, granularity: Granularity = "token") -> list[Router]:

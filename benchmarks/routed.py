@@ -84,13 +84,11 @@ SPAWNING: dict[str, dict[str, Any]] = {
 }
 ARMS |= {f"spawning, {name}": ("dylora_moe", SPAWNS | keys) for name, keys in SPAWNING.items()}
 # All arms run over the untrained backbone, where adapters have something to learn; elsewhere those that answer a question.
-FEW = [
-    *("simplecil", "sema", "dense adapter", "sparse", "sparse no losses", "dylora", "dylora always spawns"),
-    *("dylora four from the start", "spawning, target alone learns"),
-]
-ON_DIGITS = [*FEW, "dense adapter, active size", "sparse top-1", "sparse uniform", "spawning, replay of 5"]
+FEW = ["simplecil", "sema", "dense adapter", "sparse", "dylora", "dylora always spawns"]
+MORE = [*FEW, "sparse no losses", "dylora four from the start", "spawning, target alone learns"]
+ON_DIGITS = [*MORE, "dense adapter, active size", "sparse top-1", "sparse uniform", "spawning, replay of 5"]
 ON_DOMAINS = [
-    *FEW,
+    *MORE,
     *("dylora never spawns", "dylora fixed 0.5", "dylora adaptive", "dylora median", "spawning, distilled"),
 ]
 CURVES = ("dense adapter", "dense adapter, active size", "sparse", "sparse top-1", "dylora always spawns")

@@ -7,23 +7,9 @@ import pytest
 import torch
 from conftest import toy_backbone
 from safetensors.torch import load_file, save_file
-from torch.nn import functional as F
 
 from backbone import routed
-from backbone.lora import (
-    TARGETS,
-    Bundle,
-    LoRA,
-    attach,
-    attached,
-    bundle,
-    detach,
-    merge,
-    merge_bundles,
-    mixture,
-    put,
-    set_gates,
-)
+from backbone.lora import TARGETS, Bundle, LoRA, bundle, linear_of, merge, merge_bundles, mixture
 from backbone.peft_format import CONFIG, WEIGHTS, load_peft, save_peft
 from models.base import Learner
 
@@ -39,19 +25,43 @@ def peft():
 def stirred(backbone, seed=3):
     """Every expert of `backbone` with weights unlike its start, so that none adds zero."""
     generator = torch.Generator().manual_seed(seed)
-    for experts in attached(backbone).values():
-        for parameter in experts.parameters():
-            torch.nn.init.normal_(parameter, std=0.1, generator=generator)
+    for parameter in backbone.slots.parameters():
+        torch.nn.init.normal_(parameter, std=0.1, generator=generator)
     return backbone
 
 
-def with_experts(targets=ALL, experts=1, rank=2, **other):
+def fill(backbone, experts):
+    """Puts experts, each a LoRA by (layer, target), into slots of their layers."""
+    for layer in sorted({layer for layer, _ in experts[0]}):
+        slot = routed.RoutedLinears()
+        for expert in experts:
+            slot.add(Bundle({target: lora for (number, target), lora in expert.items() if number == layer}))
+        backbone.fill(layer, slot)
+    return backbone
+
+
+def fresh(backbone, targets=ALL, rank=2, layers=range(3), alpha=None):
+    """A new expert by (layer, target), which adds 0."""
+    linears = {(layer, target): linear_of(backbone, layer, target) for layer in layers for target in targets}
+    return {place: LoRA(at.in_features, at.out_features, rank, alpha) for place, at in linears.items()}
+
+
+def with_experts(targets=ALL, experts=1, **other):
     backbone = toy_backbone()
-    attach(backbone, targets, experts, rank, **other)
-    return stirred(backbone)
+    return stirred(fill(backbone, [fresh(backbone, targets, **other) for _ in range(experts)]))
 
 
-def loras_of(ranks, inputs=4, outputs=6, alpha=3.0, dtype=torch.float64):
+def experts_of(backbone):
+    """Each expert as LoRAs by (layer, target)."""
+    return [routed.loras_of(backbone, e) for e in range(len(routed.routed_layers(backbone)[0]))]
+
+
+def fixed(gates):
+    """A route with the same gates for all three layers."""
+    return lambda x: [gates] * 3
+
+
+def some_loras(ranks, inputs=4, outputs=6, alpha=3.0, dtype=torch.float64):
     torch.manual_seed(0)
     made = [LoRA(inputs, outputs, rank, alpha).to(dtype) for rank in ranks]
     for parameter in (p for lora in made for p in lora.parameters()):
@@ -71,7 +81,7 @@ def loop(x, experts, gates):
 @pytest.mark.parametrize("ranks", [(3,), (2, 2), (1, 4, 2)])
 @pytest.mark.parametrize("shape", [None, (3,), (3, 5)], ids=["ungated", "per sample", "per token"])
 def test_equals_the_loop_with_its_gradients(ranks, shape):
-    experts = loras_of(ranks)
+    experts = some_loras(ranks)
     x = torch.randn(3, 5, 4, dtype=torch.float64, requires_grad=True)
     gates = None if shape is None else torch.randn(*shape, len(ranks), dtype=torch.float64, requires_grad=True)
     inputs = [x, *(p for e in experts for p in e.parameters()), *([] if gates is None else [gates])]
@@ -84,7 +94,7 @@ def test_equals_the_loop_with_its_gradients(ranks, shape):
 
 @pytest.mark.parametrize("shape", [(2, 2), (2, 3, 2)])
 def test_gradcheck(shape):
-    experts = loras_of((2, 1))
+    experts = some_loras((2, 1))
     x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
     gates = torch.rand(shape, dtype=torch.float64, requires_grad=True)
     parameters = tuple(p for e in experts for p in e.parameters())
@@ -94,11 +104,11 @@ def test_gradcheck(shape):
 @pytest.mark.parametrize("shape", [(1, 2), (3, 1), (2,), (3, 1, 2), (3, 5, 3), (1, 5, 2)])
 def test_gates_never_spread_over_samples_or_tokens_in_silence(shape):
     with pytest.raises(ValueError, match=r"\[3, 2\] \(samples, experts\) or \[3, 5, 2\] \(samples, tokens, experts\)"):
-        mixture(torch.zeros(3, 5, 4, dtype=torch.float64), loras_of((2, 2)), torch.ones(shape, dtype=torch.float64))
+        mixture(torch.zeros(3, 5, 4, dtype=torch.float64), some_loras((2, 2)), torch.ones(shape, dtype=torch.float64))
 
 
 def test_a_gate_of_zero_gives_exactly_zero_gradient():
-    experts = loras_of((2, 3))
+    experts = some_loras((2, 3))
     gates = torch.tensor([[1.0, 0.0]], dtype=torch.float64).expand(3, 2)
     mixture(torch.randn(3, 5, 4, dtype=torch.float64), experts, gates).square().sum().backward()
     assert all(not p.grad.any() for p in experts[1].parameters())
@@ -107,7 +117,7 @@ def test_a_gate_of_zero_gives_exactly_zero_gradient():
 
 @pytest.mark.parametrize("weights", [(0, 1, 0), (0.5, -2, 3), (0.25, 0, 1)])
 def test_merged_experts_are_their_weighted_sum(weights):
-    experts = loras_of((1, 3, 2))
+    experts = some_loras((1, 3, 2))
     x = torch.randn(2, 5, 4, dtype=torch.float64)
     whole = merge(experts, weights)
     assert (whole(x) - loop(x, experts, torch.tensor([weights] * 2, dtype=torch.float64))).abs().max() < 1e-12
@@ -121,11 +131,11 @@ def test_merged_experts_are_their_weighted_sum(weights):
 # On the backbone ----------------------------------------------------------------------------------------------------
 
 
-def test_attached_and_detached_the_vit_is_timms_own():
+def test_with_experts_and_without_them_the_vit_is_timms_own():
     plain, backbone = toy_backbone(), toy_backbone()
     names, modules = list(backbone.vit.state_dict()), dict(backbone.vit.named_modules())
     timms = plain.vit(IMAGES)
-    attach(backbone, ALL, 2, 3)
+    fill(backbone, [fresh(backbone, rank=3) for _ in range(2)])
     assert torch.equal(backbone(IMAGES), timms)  # fresh experts add exactly 0
     stirred(backbone)
     assert (backbone(IMAGES) - timms).abs().max() > 0.1
@@ -133,131 +143,124 @@ def test_attached_and_detached_the_vit_is_timms_own():
     backbone(IMAGES).sum().backward()
     assert all(p.grad is None and not p.requires_grad for p in backbone.vit.parameters())
     assert all(torch.equal(a, b) for a, b in zip(backbone.vit.parameters(), plain.vit.parameters(), strict=True))
-    detach(backbone)
-    assert torch.equal(backbone(IMAGES), timms) and not attached(backbone) and not list(backbone.lora.parameters())
     assert not any(module._forward_hooks for module in backbone.modules())
+    backbone.slots.clear()
+    assert torch.equal(backbone(IMAGES), timms)
+
+
+def watched(backbone, gates):
+    """A pass with these gates in all layers: each linear layer's module, input and output by (layer, target).
+
+    Our hooks are set when a block begins and so run after the experts' own."""
+    seen, hooks = {}, []
+
+    def watch(layer, block):
+        for target, name in TARGETS.items():
+            keep = lambda m, i, o, place=(layer, target): seen.update({place: (m, i[0], o)})  # noqa: E731
+            hooks.append(block.get_submodule(name).register_forward_hook(keep))
+
+    for layer, block in enumerate(backbone.vit.blocks):
+        hooks.append(block.register_forward_pre_hook(lambda block, inputs, layer=layer: watch(layer, block)))
+    backbone(IMAGES, route=fixed(gates))
+    for hook in hooks:
+        hook.remove()
+    assert sorted(seen) == sorted((layer, target) for layer in range(3) for target in ALL)
+    return seen
 
 
 def test_every_target_of_every_layer_adds_what_the_formula_says():
-    """Hooks of our own see each linear layer's input and output."""
     backbone = with_experts(experts=2, alpha=5).double()
-    gates = torch.randn(3, 5, 2, dtype=torch.float64)
-    set_gates(backbone, gates)
-    seen = {}
-    for (layer, target), experts in attached(backbone).items():
-        linear = backbone.vit.blocks[layer].get_submodule(TARGETS[target])
-        linear.register_forward_hook(lambda m, i, o, key=(layer, target, experts): seen.update({key: (m, i[0], o)}))
-    backbone(IMAGES)
-    assert sorted(k[:2] for k in seen) == sorted((layer, target) for layer in range(3) for target in ALL)
-    for (_, _, experts), (linear, x, out) in seen.items():
-        wanted = x @ linear.weight.T + linear.bias + loop(x, list(experts.experts), gates)
+    gates, experts = torch.randn(3, 5, 2, dtype=torch.float64), experts_of(backbone)
+    for place, (linear, x, out) in watched(backbone, gates).items():
+        wanted = x @ linear.weight.T + linear.bias + loop(x, [expert[place] for expert in experts], gates)
         assert (out - wanted).abs().max() < 1e-12
 
 
 def test_gates_choose_experts_by_sample_and_by_layer():
     backbone = with_experts(experts=2)
-    alone = []
-    for index in range(2):
-        other = with_experts(experts=2)
-        for experts in attached(other).values():
-            experts.experts = experts.experts[index : index + 1]
-        alone.append(other(IMAGES))
-    set_gates(backbone, torch.tensor([[1.0, 0], [0, 1], [1, 0]]))
+    alone = [fill(toy_backbone(), [expert])(IMAGES) for expert in experts_of(backbone)]
+    ours = backbone(IMAGES, route=fixed(torch.tensor([[1.0, 0], [0, 1], [1, 0]])))
     wanted = torch.stack([alone[0][0], alone[1][1], alone[0][2]])
-    torch.testing.assert_close(backbone(IMAGES), wanted, rtol=0, atol=1e-5)
-    set_gates(backbone, None)
-    both = backbone(IMAGES)
-    set_gates(backbone, torch.zeros(3, 2), layer=2)
-    for place, experts in attached(backbone).items():
-        assert (experts.gates is None) == (place[0] != 2)
-    assert not torch.allclose(backbone(IMAGES), both)
-    set_gates(backbone, torch.zeros(3, 2))
-    torch.testing.assert_close(backbone(IMAGES), toy_backbone()(IMAGES), rtol=0, atol=0)
+    torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-5)
+    none, all_act = torch.zeros(3, 2), torch.ones(3, 2)
+    below = fill(toy_backbone(), [{k: v for k, v in e.items() if k[0] != 2} for e in experts_of(backbone)])
+    ours = backbone(IMAGES, route=lambda x: [all_act, all_act, none])
+    torch.testing.assert_close(ours, below(IMAGES), rtol=0, atol=0)
+    assert not torch.allclose(ours, backbone(IMAGES))
+    torch.testing.assert_close(backbone(IMAGES, route=fixed(none)), toy_backbone()(IMAGES), rtol=0, atol=0)
 
 
 def test_ragged_ranks_growth_and_freezing():
-    backbone = with_experts(["qkv"], experts=1, rank=2, layers=[1])
-    before = backbone(IMAGES)
-    (experts,) = attached(backbone).values()
-    experts.experts.append(LoRA(16, 48, 5))
+    backbone = with_experts(["qkv"], layers=[1])
+    before, slot = backbone(IMAGES), backbone.slots["1"]
+    slot.add(Bundle({"qkv": LoRA(16, 48, 5)}))
     torch.testing.assert_close(backbone(IMAGES), before, rtol=0, atol=1e-6)  # a new expert adds 0
-    experts.experts[0].requires_grad_(False)
+    slot.adapters[0].requires_grad_(False)
     backbone(IMAGES).sum().backward()
-    assert experts.experts[0].up.grad is None and experts.experts[1].up.grad.any()
-
-
-def test_dropout_acts_in_training_on_what_the_experts_read():
-    backbone = with_experts(["fc1"], layers=[2], dropout=0.5)
-    (experts,) = attached(backbone).values()
-    x = torch.randn(2, 5, 16)
-    assert torch.equal(experts(x), mixture(x, list(experts.experts)))  # attached in the backbone's mode, evaluation
-    backbone.train()
-    torch.manual_seed(0)
-    ours = experts(x)
-    torch.manual_seed(0)
-    assert torch.equal(ours, mixture(F.dropout(x, 0.5), list(experts.experts)))
-    assert not backbone.vit.training
+    assert slot.adapters[0]["qkv"].up.grad is None and slot.adapters[1]["qkv"].up.grad.any()
+    assert slot.ranks() == [2, 5]
 
 
 def test_a_deep_copy_has_experts_of_its_own():
     backbone = with_experts()
     before = backbone(IMAGES)
     twin = copy.deepcopy(backbone)
-    torch.nn.init.zeros_(attached(twin)[0, "qkv"].experts[0].up)
+    torch.nn.init.zeros_(routed.loras_of(twin, 0)[0, "qkv"].up)
     assert torch.equal(backbone(IMAGES), before) and not torch.equal(twin(IMAGES), before)
-    detach(twin)
+    twin.slots.clear()
     assert torch.equal(twin(IMAGES), toy_backbone()(IMAGES)) and torch.equal(backbone(IMAGES), before)
 
 
 def test_a_checkpoint_holds_the_experts_and_not_the_vit(toy_learner):
-    learner = toy_learner("simplecil")
-    attach(learner.backbone, ["proj"], 2, 3, layers=[0, 2], place=learner.place)
+    keys = {
+        "lora_target": ["proj"],
+        "num_experts": 2,
+        "grow_experts": False,
+        "adapt_start_layer": 1,
+        "use_moe_routing": False,
+    }
+    learner = toy_learner("dylora_moe", **keys)
     names = [n for n in Learner.own_state(learner) if n.startswith("backbone.")]
-    assert names == [f"backbone.lora.{i}.proj.experts.{e}.{p}" for i in (0, 2) for e in (0, 1) for p in ("down", "up")]
-    again = toy_learner("simplecil", backbone=toy_backbone())
-    attach(again.backbone, ["proj"], 1, 3, layers=[2], place=again.place)
-    ours, theirs = (attached(each.backbone)[2, "proj"].experts[0].down for each in (learner, again))
+    parts = [f"adapters.{e}.loras.proj.{p}" for e in (0, 1) for p in ("down", "up")]
+    assert names == [f"backbone.slots.{layer}.{part}" for layer in (1, 2) for part in parts]
+    again = toy_learner("dylora_moe", **keys | {"num_experts": 1, "adapt_start_layer": 2}, backbone=toy_backbone())
+    ours, theirs = (routed.loras_of(each.backbone, 0)[2, "proj"].down for each in (learner, again))
     assert torch.equal(ours, theirs)  # start values come from the name alone
 
 
 def test_lower_precision_passes_with_gates():
     backbone = with_experts(experts=2).to(torch.bfloat16)
-    set_gates(backbone, torch.rand(3, 2))
-    assert backbone(IMAGES).dtype == torch.bfloat16
+    assert backbone(IMAGES, route=fixed(torch.rand(3, 2))).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda b: attach(b, ["pro"], 1, 2), "'pro' is unknown, qkv, proj, fc1, fc2 are known; did you mean 'proj'"),
-        (lambda b: attach(b, ["qkv"], 1, 2, layers=[0, 3]), r"layer 3 does not exist, the backbone has layers 0\.\.2"),
-        (lambda b: attach(b, ["qkv", "qkv"], 1, 2), "each named once"),
-        (lambda b: attach(b, [], 1, 2), "needs targets and layers"),
-        (lambda b: attach(b, ["qkv"], 0, 2), "at least 1 LoRA expert"),
-        (lambda b: attach(b, ["qkv"], 1, 0), "rank of at least 1, got 0"),
-        (lambda b: put(b, 0, "fc2", [LoRA(16, 64, 2)]), "fc2 of layer 0 maps 64 to 16, a LoRA 16 to 64"),
-        (lambda b: set_gates(b, None), "no LoRA experts are attached"),
+        (lambda b: bundle(b, 0, ["pro"], 2), "'pro' is unknown, qkv, proj, fc1, fc2 are known; did you mean 'proj'"),
+        (lambda b: bundle(b, 3, ["qkv"], 2), r"layer 3 does not exist, the backbone has layers 0\.\.2"),
+        (lambda b: bundle(b, -1, ["qkv"], 2), r"layer -1 does not exist, the backbone has layers 0\.\.2"),
+        (lambda b: bundle(b, 0, [], 2), "some of qkv, proj, fc1, fc2; got none"),
+        (lambda b: bundle(b, 0, ["qkv"], 0), "rank of at least 1, got 0"),
+        (lambda b: Bundle({"kv": LoRA(4, 4, 1)}), r"some of qkv, proj, fc1, fc2; got \['kv'\]"),
+        (lambda b: routed.loras_of(b, 0), "the backbone has no LoRA experts"),
     ],
 )
-def test_bad_input_is_refused_before_anything_is_attached(call, message):
-    backbone = toy_backbone()
+def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
-        call(backbone)
-    assert not attached(backbone) and not any(module._forward_hooks for module in backbone.modules())
+        call(toy_backbone())
 
 
-def test_attaching_twice_and_gates_of_other_experts_are_refused():
-    backbone = with_experts(["qkv"], experts=2)
-    with pytest.raises(ValueError, match="has LoRA experts already"):
-        attach(backbone, ["fc1", "qkv"], 1, 2)
-    assert {target for _, target in attached(backbone)} == {"qkv"}
-    with pytest.raises(ValueError, match=r"of 2 experts are expected, got shape \[3, 4\]"):
-        set_gates(backbone, torch.ones(3, 4))
-    with pytest.raises(ValueError, match="attached to layer 7"):
-        set_gates(backbone, None, layer=7)
-    set_gates(backbone, torch.ones(4, 2))
-    with pytest.raises(ValueError, match=r"gates of shape \[4, 2\] do not fit"):
-        backbone(IMAGES)
+def test_experts_on_other_layers_and_gates_of_other_experts_are_refused():
+    backbone = with_experts(["qkv", "fc1"], experts=2)
+    with pytest.raises(ValueError, match="the experts here are on qkv, fc1, the new one on qkv"):
+        backbone.slots["0"].add(bundle(backbone, 0, ["qkv"], 2))
+    assert len(backbone.slots["0"]) == 2
+    for expert in (2, -1):
+        with pytest.raises(ValueError, match=f"expert {expert} does not exist, there are 2 in each layer"):
+            routed.loras_of(backbone, expert)
+    for shape in ((3, 4), (4, 2)):
+        with pytest.raises(ValueError, match=rf"gates of shape \[{shape[0]}, {shape[1]}\] do not fit"):
+            backbone(IMAGES, route=fixed(torch.ones(shape)))
 
 
 # Against peft -------------------------------------------------------------------------------------------------------
@@ -269,14 +272,14 @@ def same(ours, theirs):
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
-def modules_of(backbone):
-    return {place: f"blocks.{place[0]}.{TARGETS[place[1]]}" for place in attached(backbone)}
+def modules_of(expert):
+    return {place: f"blocks.{place[0]}.{TARGETS[place[1]]}" for place in expert}
 
 
 def peft_twin(peft, backbone):
     """peft's model on a copy of the same ViT, an adapter "e0", "e1", .. for each expert, all with our weights."""
-    names = modules_of(backbone)
-    first = next(iter(attached(backbone).values())).experts
+    experts = experts_of(backbone)
+    names, first = modules_of(experts[0]), [next(iter(expert.values())) for expert in experts]
     configs = [peft.LoraConfig(r=e.rank, lora_alpha=e.alpha, target_modules=list(names.values())) for e in first]
     plain = toy_backbone().vit.to(first[0].down.dtype)
     model = peft.get_peft_model(plain, configs[0], adapter_name="e0")
@@ -285,9 +288,9 @@ def peft_twin(peft, backbone):
     with torch.no_grad():
         for place, name in names.items():
             theirs = model.base_model.model.get_submodule(name)
-            for index, lora in enumerate(attached(backbone)[place].experts):
-                theirs.lora_A[f"e{index}"].weight.copy_(lora.down)
-                theirs.lora_B[f"e{index}"].weight.copy_(lora.up)
+            for index, expert in enumerate(experts):
+                theirs.lora_A[f"e{index}"].weight.copy_(expert[place].down)
+                theirs.lora_B[f"e{index}"].weight.copy_(expert[place].up)
     return model.eval()
 
 
@@ -299,6 +302,8 @@ def test_one_expert_equals_peft(peft, targets, dtype):
     ours, theirs = backbone(IMAGES), model(IMAGES.to(dtype))
     assert ours.dtype == dtype and (ours - toy_backbone()(IMAGES)).abs().max() > 0.01
     same(ours, theirs)
+    routed.attach_router(backbone, "shared")  # of one expert: gate 1
+    same(backbone(IMAGES), theirs)
 
 
 def test_one_experts_gradients_equal_pefts(peft):
@@ -306,8 +311,9 @@ def test_one_experts_gradients_equal_pefts(peft):
     model = peft_twin(peft, backbone)
     backbone(IMAGES).square().sum().backward()
     model(IMAGES.double()).square().sum().backward()
-    for place, name in modules_of(backbone).items():
-        theirs, ours = model.base_model.model.get_submodule(name), attached(backbone)[place].experts[0]
+    (expert,) = experts_of(backbone)
+    for place, name in modules_of(expert).items():
+        theirs, ours = model.base_model.model.get_submodule(name), expert[place]
         assert ours.up.grad.any()
         torch.testing.assert_close(ours.down.grad, theirs.lora_A["e0"].weight.grad, rtol=0, atol=1e-10)
         torch.testing.assert_close(ours.up.grad, theirs.lora_B["e0"].weight.grad, rtol=0, atol=1e-10)
@@ -326,26 +332,37 @@ def test_fixed_gates_equal_pefts_weighted_adapters(peft, per):
     backbone = with_experts(experts=3, alpha=1)
     model = peft_twin(peft, backbone)
     gates = torch.tensor([[0.2, 0.5, 0.3], [1.0, 0.25, 0.75], [0.0, 0.0, 1.0]])
-    set_gates(backbone, gates if per == "sample" else gates.unsqueeze(1).expand(3, 5, 3))
-    ours = backbone(IMAGES)
+    ours = backbone(IMAGES, route=fixed(gates if per == "sample" else gates.unsqueeze(1).expand(3, 5, 3)))
     for index, weights in enumerate(gates.tolist()):
         model.add_weighted_adapter(["e0", "e1", "e2"], weights, f"mix{index}", combination_type="cat")
         model.set_adapter(f"mix{index}")
         same(ours[index : index + 1], model(IMAGES[index : index + 1]))
 
 
+def test_gates_of_each_token_weigh_pefts_adapters_in_every_linear_layer(peft):
+    backbone = with_experts(experts=3, alpha=1).double()
+    model, names = peft_twin(peft, backbone), modules_of(experts_of(backbone)[0])
+    gates = torch.rand(3, 5, 3, dtype=torch.float64)
+    for place, (_, x, out) in watched(backbone, gates).items():
+        theirs = model.base_model.model.get_submodule(names[place])
+        wanted = plain = theirs.base_layer(x)
+        for e in range(3):
+            model.set_adapter(f"e{e}")
+            wanted = wanted + gates[..., e : e + 1] * (theirs(x) - plain)
+        same(out, wanted)
+
+
 # peft's files -------------------------------------------------------------------------------------------------------
 
 
 def taken(backbone, weights):
-    return {place: merge(list(e.experts), weights) for place, e in attached(backbone).items()}
+    experts = experts_of(backbone)
+    return {place: merge([expert[place] for expert in experts], weights) for place in experts[0]}
 
 
 def imported(folder):
     backbone = toy_backbone()
-    for (layer, target), lora in load_peft(folder, backbone).items():
-        put(backbone, layer, target, [lora])
-    return backbone
+    return fill(backbone, [load_peft(folder, backbone)])
 
 
 def same_function(folder, reference):
@@ -360,19 +377,19 @@ def quiet_load(peft, folder):
 def test_peft_loads_what_we_export(peft, tmp_path, weights, recwarn):
     backbone = with_experts(experts=3, alpha=3)
     save_peft(tmp_path, taken(backbone, weights), "toy")
-    set_gates(backbone, torch.tensor([weights], dtype=torch.float32).expand(3, 3))
-    ours = backbone(IMAGES)
+    ours = backbone(IMAGES, route=fixed(torch.tensor([weights], dtype=torch.float32).expand(3, 3)))
     same(quiet_load(peft, tmp_path)(IMAGES), ours)
     assert not [w for w in recwarn if "missing" in str(w.message)]
     same_function(tmp_path, ours)
 
 
 def test_ranks_and_alphas_by_layer_survive_both_ways(peft, tmp_path):
-    backbone = toy_backbone()
-    for index, (layer, target) in enumerate([(0, "qkv"), (0, "fc2"), (1, "proj"), (2, "proj")]):
-        linear = backbone.vit.blocks[layer].get_submodule(TARGETS[target])
-        put(backbone, layer, target, [LoRA(linear.in_features, linear.out_features, 2 + index % 3, 1.5 + index)])
-    stirred(backbone)
+    backbone, expert = toy_backbone(), {}
+    for index, place in enumerate([(0, "qkv"), (0, "fc2"), (1, "proj"), (2, "proj")]):
+        linear = linear_of(backbone, *place)
+        expert[place] = LoRA(linear.in_features, linear.out_features, 2 + index % 3, 1.5 + index)
+    stirred(fill(backbone, [expert]))
+    assert [slot.ranks() for slot in routed.routed_layers(backbone)] == [[3], [4], [2]]
     ours = backbone(IMAGES)
     save_peft(tmp_path / "ours", taken(backbone, [1]))
     model = quiet_load(peft, tmp_path / "ours")
@@ -381,7 +398,7 @@ def test_ranks_and_alphas_by_layer_survive_both_ways(peft, tmp_path):
     same_function(tmp_path / "theirs", ours)
     found = load_peft(tmp_path / "theirs", toy_backbone())
     assert {place: (lora.rank, lora.alpha) for place, lora in found.items()} == {
-        place: (e.experts[0].rank, e.experts[0].alpha) for place, e in attached(backbone).items()
+        place: (lora.rank, lora.alpha) for place, lora in expert.items()
     }
 
 
@@ -406,9 +423,10 @@ def test_round_trip_without_peft_is_exact(tmp_path):
     backbone = with_experts(alpha=3).double()
     save_peft(tmp_path, taken(backbone, [1]))
     back = load_peft(tmp_path, toy_backbone().double())
-    assert set(back) == set(attached(backbone))
+    (expert,) = experts_of(backbone)
+    assert set(back) == set(expert)
     for place, lora in back.items():
-        ours = attached(backbone)[place].experts[0]
+        ours = expert[place]
         assert torch.equal(lora.down, ours.down) and torch.equal(lora.up, ours.up) and lora.scale == ours.scale
         assert lora.down.dtype == torch.float64
 
@@ -476,41 +494,7 @@ def test_nothing_to_export_is_an_error(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-# Experts of the routed learner ------------------------------------------------------------------------------------------
-
-
-def routed_experts(experts, targets=ALL, alpha=4.0):
-    """A backbone with `LinearExperts` by hooks, and one with the same experts in routed slots."""
-    hooked, backbone = with_experts(targets, experts=experts, rank=3, alpha=alpha), toy_backbone()
-    for layer in range(3):
-        slot = routed.RoutedLinears()
-        for e in range(experts):
-            slot.add(Bundle({target: attached(hooked)[layer, target].experts[e] for target in targets}))
-        backbone.fill(layer, slot)
-    return hooked, backbone
-
-
-@pytest.mark.parametrize("targets", [ALL, ["qkv"], ["proj"], ["fc1"], ["fc2"]], ids=str)
-def test_one_routed_expert_equals_peft(peft, targets):
-    hooked, backbone = routed_experts(1, targets)
-    routed.attach_router(backbone, "shared")  # of one expert: gate 1
-    same(backbone(IMAGES), peft_twin(peft, hooked)(IMAGES))
-    assert (backbone(IMAGES) - toy_backbone()(IMAGES)).abs().max() > 0.01
-
-
-def test_routed_experts_without_a_router_equal_all_active_peft_adapters(peft):
-    hooked, backbone = routed_experts(3, alpha=1)
-    model = peft_twin(peft, hooked)
-    model.base_model.set_adapter(["e0", "e1", "e2"])
-    same(backbone(IMAGES), model(IMAGES))
-
-
-@pytest.mark.parametrize("per", ["sample", "token"])
-def test_routed_slots_equal_experts_with_the_same_gates_by_hooks(per):
-    hooked, backbone = routed_experts(2)
-    gates = torch.rand((3, 2) if per == "sample" else (3, 5, 2))
-    set_gates(hooked, gates)
-    assert torch.equal(backbone(IMAGES, route=lambda x: [gates] * 3), hooked(IMAGES))
+# Experts on several layers ----------------------------------------------------------------------------------------------
 
 
 def test_a_bundle_starts_at_zero_and_merges_target_by_target():
@@ -528,10 +512,9 @@ def test_a_bundle_starts_at_zero_and_merges_target_by_target():
         assert (whole[target](x) - wanted).abs().max() < 1e-12
 
 
-def test_bundles_of_unknown_targets_or_several_ranks_are_refused():
-    with pytest.raises(ValueError, match="'pro' is unknown"):
-        bundle(toy_backbone(), 0, ["pro"], 2)
-    with pytest.raises(ValueError, match=r"got ranks \[1, 2\]"):
-        Bundle({"qkv": LoRA(4, 4, 1), "proj": LoRA(4, 4, 2)})
-    with pytest.raises(ValueError, match=r"got ranks \[\]"):
-        Bundle({})
+def test_a_bundle_of_several_ranks_acts_and_merges_as_its_parts():
+    made = [Bundle(dict(zip(("qkv", "proj"), some_loras(ranks), strict=True))) for ranks in ((1, 2), (3, 2))]
+    whole, x = merge_bundles(made, [1.0, 0.5]), torch.randn(2, 5, 4, dtype=torch.float64)
+    assert [one.rank for one in made] == [2, 3] and (whole["qkv"].rank, whole["proj"].rank) == (4, 4)
+    for target in ("qkv", "proj"):
+        assert (whole[target](x) - made[0][target](x) - 0.5 * made[1][target](x)).abs().max() < 1e-12
