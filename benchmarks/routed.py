@@ -156,6 +156,7 @@ def draw(results: Mapping[study.Key, Run], sets: Sequence[str], target: Path) ->
     """Mean cross-entropy of every epoch over seeds, of routed arms and dense adapters, one panel a set."""
     import numpy as np
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7.2, 2.4 * len(sets)), layout="constrained")
     for place, name in enumerate(sets):
@@ -165,6 +166,7 @@ def draw(results: Mapping[study.Key, Run], sets: Sequence[str], target: Path) ->
             axes.plot(range(1, len(curve) + 1), curve, color=f"C{CURVES.index(arm)}", label=arm, linewidth=1.2)
         axes.set(title=name, ylabel="cross-entropy", yscale="log")
         axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epochs, task after task")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=2, frameon=False, fontsize=8)
