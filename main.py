@@ -270,16 +270,7 @@ def run_seed(
 
     cfg, folder = resolved.settings, log.folder
     backbone, facts = built
-    stream = TaskStream(
-        dataset,
-        init_cls=cfg.init_cls,
-        increment=cfg.increment,
-        seed=seed,
-        image_size=facts.image_size,
-        class_order_seed=cfg.class_order_seed,
-        shuffle=cfg.shuffle,
-        num_workers=cfg.num_workers,
-    )
+    stream = TaskStream.of(cfg, dataset, seed, facts.image_size)
     Method = models.learner_of(cfg.model_name)
     learner: Learner = Method(cfg, backbone.to(device), len(stream.order), SeededInit(seed), log)
     classes = [[stream.order[c] for c in span] for span in spans(stream.sizes)]

@@ -68,14 +68,7 @@ def train(values: Mapping[str, Any], seed: int, facts: Callable[[Any, list[Any]]
         values, source="arm", settings_of=models.settings_of, methods=models.available(), backbones=catalogue.names
     ).settings
     backbone, known = weights.build(cfg)
-    stream = TaskStream(
-        dataset(cfg.dataset),
-        init_cls=cfg.init_cls,
-        increment=cfg.increment,
-        shuffle=cfg.shuffle,
-        seed=seed,
-        image_size=known.image_size,
-    )
+    stream = TaskStream.of(cfg, dataset(cfg.dataset), seed, known.image_size)
     with tempfile.TemporaryDirectory() as folder, RunLog(Path(folder) / "run", console=False) as log:
         started, bare = time.perf_counter(), sum(p.numel() for p in backbone.parameters())
         learner = models.learner_of(cfg.model_name)(cfg, backbone, len(stream.order), SeededInit(seed), log)

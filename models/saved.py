@@ -60,16 +60,7 @@ def load(
     path = Path(cfg.data_path).expanduser() if cfg.data_path else None
     dataset = data.load(cfg.dataset, root=Path(cfg.data_root).expanduser(), path=path, test_ratio=cfg.test_ratio)
     (seed,) = cfg.seed
-    stream = TaskStream(
-        dataset,
-        init_cls=cfg.init_cls,
-        increment=cfg.increment,
-        seed=seed,
-        image_size=facts.image_size,
-        class_order_seed=cfg.class_order_seed,
-        shuffle=cfg.shuffle,
-        num_workers=cfg.num_workers,
-    )
+    stream = TaskStream.of(cfg, dataset, seed, facts.image_size)
     record = saved.facts["record"]
     if record["class_order"] != stream.order:
         raise ValueError(

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 from timm.models.vision_transformer import VisionTransformer
 
 import models
 from backbone.vit import SlottedViT
 from models.base import SeededInit
+from utils import plots
 from utils.data import Dataset
 from utils.data.images import ImageArray
 from utils.runlog import RunLog
@@ -72,3 +74,29 @@ def toy_learner(log):
         return models.learner_of(method)(cfg, backbone or toy_backbone(), num_classes, SeededInit(seed), log)
 
     return build
+
+
+@pytest.fixture
+def overlaps(monkeypatch):
+    """Function: the pairs of texts that a figure really draws (no ticks beyond the axes) and whose boxes intersect."""
+    drawn, draw = [], Text.draw
+
+    def record(self, renderer):
+        if self.get_visible() and self.get_text().strip():
+            drawn.append((self.get_text(), self.get_window_extent(renderer).padded(-1)))
+        draw(self, renderer)
+
+    monkeypatch.setattr(Text, "draw", record)
+
+    def find(figure):
+        drawn.clear()
+        plots.png(figure)
+        assert drawn
+        return [
+            (a, b)
+            for i, (a, x) in enumerate(drawn)
+            for b, y in drawn[i + 1 :]
+            if x.overlaps(y) and (a, x.bounds) != (b, y.bounds)
+        ]
+
+    return find

@@ -5,7 +5,6 @@ import io
 import matplotlib
 import pytest
 from matplotlib.image import imread
-from matplotlib.text import Text
 
 from utils import plots, plots_nested
 
@@ -54,32 +53,6 @@ def merge_row(task, layer, level=1, merged=True, **other):
         row |= {"error": 1e-9, "method": "concat", "alpha": 1.0, "rank": 8}
         row |= {"slow_norm_after": 3.0, "fast_norm_after": 1.5, "slow_output_after": 1.0, "fast_output_after": 0.0}
     return row | other
-
-
-@pytest.fixture
-def overlaps(monkeypatch):
-    """Function: the pairs of texts that a figure really draws (no ticks beyond the axes) and whose boxes intersect."""
-    drawn, draw = [], Text.draw
-
-    def record(self, renderer):
-        if self.get_visible() and self.get_text().strip():
-            drawn.append((self.get_text(), self.get_window_extent(renderer).padded(-1)))
-        draw(self, renderer)
-
-    monkeypatch.setattr(Text, "draw", record)
-
-    def find(figure):
-        drawn.clear()
-        plots.png(figure)
-        assert drawn
-        return [
-            (a, b)
-            for i, (a, x) in enumerate(drawn)
-            for b, y in drawn[i + 1 :]
-            if x.overlaps(y) and (a, x.bounds) != (b, y.bounds)
-        ]
-
-    return find
 
 
 @pytest.mark.parametrize("tasks", [1, 5, 10, 20, 100])

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
-from matplotlib.text import Text
 
 from utils import page, plots, plots_routing, routing
 from utils.metrics import Score
@@ -45,28 +44,6 @@ def run_rows(tasks=3, per_task=2, layers=2, experts=2, grows=False, seed=0):
 
 def rows_of(rows, kind):
     return [row for row in rows if row["kind"] == kind]
-
-
-@pytest.fixture
-def overlaps(monkeypatch):
-    """Function: the pairs of texts that a figure really draws and whose boxes intersect."""
-    drawn, draw = [], Text.draw
-
-    def record(self, renderer):
-        if self.get_visible() and self.get_text().strip():
-            drawn.append((self.get_text(), self.get_window_extent(renderer).padded(-1)))
-        draw(self, renderer)
-
-    monkeypatch.setattr(Text, "draw", record)
-
-    def find(figure):
-        drawn.clear()
-        plots.png(figure)
-        assert drawn
-        pairs = [(a, b) for i, a in enumerate(drawn) for b in drawn[i + 1 :]]
-        return [(a, b) for (a, x), (b, y) in pairs if x.overlaps(y) and (a, x.bounds) != (b, y.bounds)]
-
-    return find
 
 
 SIZES = [(1, 2, 1, 1), (2, 1, 2, 4), (5, 2, 3, 4), (20, 5, 4, 16)]  # tasks, classes of each, layers, experts

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from utils import transforms
+from utils.config import Experiment
 from utils.data import Dataset, ImageSet
 from utils.data.images import ImageArray
 from utils.runtime import named_generator, named_seed
@@ -225,6 +226,12 @@ class TaskStream:
                 raise ValueError(
                     f"dataset {dataset.name}: no {part} images for {len(absent)} of {count} classes: {names}"
                 )
+
+    @classmethod
+    def of(cls, cfg: Experiment, dataset: Dataset, seed: int, image_size: int) -> TaskStream:
+        """The tasks that a run's settings ask for."""
+        names = ("init_cls", "increment", "class_order_seed", "shuffle", "num_workers")
+        return cls(dataset, seed=seed, image_size=image_size, **{name: getattr(cfg, name) for name in names})
 
     def __len__(self) -> int:
         return len(self.sizes)
