@@ -8,10 +8,10 @@ Shapes: B batch, N tokens, E experts, k chosen experts, L routed layers, C class
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # pages and pictures import this file too, and stay light
+    from torch import Tensor
 
 Row = Mapping[str, Any]
 DIGITS = 4  # decimals of what is written
@@ -24,12 +24,16 @@ class ClassGates:
     """Adds up the routings of scored images by their class."""
 
     def __init__(self, layers: Sequence[int], classes: int):
+        import torch
+
         self.layers = list(layers)
         self.counts = torch.zeros(classes, dtype=torch.int64)
         self.sums = torch.zeros(classes, len(self.layers), 1, dtype=torch.float64)  # [C, L, 2 E + 1]
 
     def add(self, routings: Sequence[Any], labels: Tensor) -> None:
         """One pass: a `backbone.router.Routing` for each layer, of tokens [B, N, ..] or samples [B, ..]; labels [B]."""
+        import torch
+
         by_image = []
         for routing in routings:
             chosen = torch.zeros_like(routing.gates).scatter(-1, routing.chosen, 1)
