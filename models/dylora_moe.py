@@ -158,7 +158,8 @@ class Learner(Base):
     def _spawn(self, task: Task) -> None:
         """Adds an expert in every layer. Its adapters add 0; its column is opened at once, since training starts now."""
         routers = routed.routers_of(self.backbone)
-        inputs = self._router_inputs(task) if self.cfg.router_column_start == "prototype" else [None] * len(routers)
+        aims = routers and self.cfg.router_column_start == "prototype"
+        inputs = self._router_inputs(task) if aims else [None] * len(routers)
         self._add_expert()
         for router, own in zip(routers, inputs, strict=True):
             router.grow()
@@ -192,9 +193,7 @@ class Learner(Base):
             count = self.backbone.tokens
             tokens = {layer: rows.unflatten(0, (-1, count)).mean(dim=1) for layer, rows in tokens.items()}
         shared = self.cfg.router_scope == "shared"
-        return [tokens[self.layers[0] if shared else layer] for layer in self.layers][
-            : len(routed.routers_of(self.backbone))
-        ]
+        return [tokens[self.layers[0] if shared else layer] for layer in self.layers]
 
     # 3 Train: dense while young, top-k once mature -------------------------------------------------------------------
 

@@ -166,6 +166,35 @@ def test_other_selections_are_shown_as_they_are(tmp_path):
     assert "selected on test data" in text
 
 
+def test_decisions_on_novelty_are_a_table_and_not_json(tmp_path):
+    def change(results):
+        first = {
+            "best": None,
+            "low": None,
+            "high": None,
+            "threshold": None,
+            "reason": "first",
+            "skill": 0,
+            "spawn": True,
+        }
+        later = {
+            "best": 0.26891,
+            "low": 0.25,
+            "high": 0.28,
+            "threshold": 0.3,
+            "reason": "novel",
+            "skill": 1,
+            "spawn": True,
+        }
+        found = [{"kind": "novelty", "task": t, "images": 40, **facts} for t, facts in enumerate((first, later))]
+        results["selection_history"] = [*found, {"layer": 3}]
+
+    html, text = nested_report(tmp_path, change)
+    cells = ["2", "40", "0.269", "0.250", "0.280", "0.300", "novel", "1", "yes"]
+    assert "".join(f"<td>{cell}</td>" for cell in cells) in html and '{"layer": 3}' in text
+    assert '"reason"' not in text
+
+
 def test_merges_have_a_line_a_task_and_layer(tmp_path):
     common = {"kind": "consolidation", "level": 1, "expert": 0, "slow_norm": 1.0, "fast_norm": 2.0, "cosine": 0.5}
     common |= {"slow_output": 0.25, "fast_output": 0.75, "fast_share": 0.75}

@@ -179,11 +179,20 @@ def _test_warning(results: Mapping[str, Any]) -> str:
 
 
 def _selection_rows(results: Mapping[str, Any]) -> str:
-    """A line a competition of experts; selections of other kinds as JSON."""
+    """A line a competition of experts or a decision on a task's novelty; selections of other kinds as JSON."""
     history = results.get("selection_history") or []
     known = [entry for entry in history if plots_nested.is_competition(entry)]
-    other = [json.dumps(entry, ensure_ascii=False) for entry in history if not plots_nested.is_competition(entry)]
+    novel = [entry for entry in history if isinstance(entry, Mapping) and entry.get("kind") == "novelty"]
+    other = [json.dumps(e, ensure_ascii=False) for e in history if e not in known and e not in novel]
     text = ""
+    if novel:
+        head = ["task", "images", "similarity", "from", "to", "threshold", "decided by", "expert", "new"]
+        numbers = ("best", "low", "high", "threshold")
+        rows = []
+        for e in novel:
+            cells = [number(e[key], 3) for key in numbers]
+            rows.append([e["task"] + 1, e["images"], *cells, e["reason"], e["skill"], "yes" if e["spawn"] else "no"])
+        text += _table(head, rows)
     if known:
         count = max(len(entry["accuracies"]) for entry in known)
         rows = []
