@@ -12,13 +12,13 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import models
 from backbone import catalogue
-from utils import command, config, data, legacy, report, strict_json, sweep
+from utils import command, config, data, interrupt, legacy, report, storage, strict_json, sweep
 from utils.config import Resolved
 from utils.runlog import RunLog
 from utils.runtime import check_torchvision, environment, peak_memory, pick_device, seed_everything
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from backbone.vit import SlottedViT
     from backbone.weights import BackboneFacts
     from models.base import Learner
+    from utils.journal import Journal
     from utils.tasks import TaskStream
 
 HERE = Path(__file__).resolve().parent
@@ -177,7 +178,7 @@ def run(resolved: Resolved, args: argparse.Namespace) -> None:
     if not all(results.get(s) for s in folders):
         check_torchvision()
         from backbone import weights
-        from utils import checkpoint
+        from utils import checkpoint, journal
 
         device, warning = pick_device(cfg.device)
         notes = [*resolved.notes, *([warning] if warning else [])]
@@ -197,7 +198,13 @@ def run(resolved: Resolved, args: argparse.Namespace) -> None:
             for line in notes:
                 log.warn(line, console=line not in told)
                 told.add(line)
-            results[seed] = run_seed(resolved, seed, dataset, built, device, log)
+            try:
+                results[seed] = run_seed(resolved, seed, dataset, built, device, log)
+            except journal.Differs as error:  # a device that does not compute the same twice
+                log.muted = False
+                log.warn(f"the task in progress cannot be taken up inside ({error}): it is learned from its start")
+                journal.discard(folder / "checkpoints")
+                results[seed] = run_seed(resolved, seed, dataset, weights.build(cfg), device, log)
     print("\n" + report.seed_table([r for s in folders if (r := results[s]) is not None], folders[cfg.seed[0]].parent))
 
 
@@ -277,8 +284,8 @@ def run_seed(
     record = report.RunRecord(cfg.model_name, cfg.dataset, seed, stream.order, classes)
     settings = {**resolved.values, "seed": [seed]}
     machine = {**environment(device), "backbone": vars(facts)}
-    report.write_json(folder / "config.json", settings)
-    report.write_json(folder / "environment.json", machine)
+    storage.write_json(folder / "config.json", settings)
+    storage.write_json(folder / "environment.json", machine)
     planned = learner.planned_parameters()
     log.info(
         report.banner(
@@ -293,50 +300,76 @@ def run_seed(
             folder=folder,
         )
     )
+    start, measured, rows = 0, None, 0
     if (saved := checkpoint.resume(folder, learner, log, facts.weight_hash)) is not None:
-        record = report.RunRecord.from_dict(saved)
-    start = len(record.correct)
-    with log.bar(len(stream), f"seed {seed}, tasks", level=0, done=start) as bar:
+        record, measured, rows = report.RunRecord.from_dict(saved.record), saved.measured, saved.rows
+        start = len(record.correct)
+    with log.bar(len(stream), f"seed {seed}, tasks", level=0, done=start) as bar, interrupt.listening():
         for index in range(start, len(stream)):
-            learn_and_score(learner, stream, index, record)
+            journal = checkpoint.journal_of(folder, index, log, facts.weight_hash)
+            if measured is None:
+                journal.open(rows)
+                measured = learn(learner, stream, index, seed, journal)
+                checkpoint.save(folder, index, learner, record.to_dict(), log, facts.weight_hash, measured)
+            else:
+                log.truncate_rows(min(rows, log.rows))
+            score(learner, stream, index, record, measured)
             checkpoint.save(folder, index, learner, record.to_dict(), log, facts.weight_hash)
+            measured, rows = None, log.rows
             log.info(report.task_table(record))
             bar.update(1)
+            interrupt.check()
     results = report.results_json(record)
     page.write_report(folder, results, settings, machine)
-    report.write_json(folder / "results.json", results)  # last: a folder with it is finished
+    storage.write_json(folder / "results.json", results)  # last: a folder with it is finished
     return results
 
 
-def learn_and_score(learner: Learner, stream: TaskStream, index: int, record: report.RunRecord) -> None:
-    """One task: the learner sees its training data alone; then every task so far is scored once on its test data."""
-    from utils import evaluation
+def learn(learner: Learner, stream: TaskStream, index: int, seed: int, journal: Journal) -> dict[str, Any]:
+    """One task: the learner sees its training data alone. Returns what the task's record needs beside its scores.
 
-    seed_everything(record.seed, "task", index)
+    Phases that `journal` has are not trained again."""
+    seed_everything(seed, "task", index)
     learner.begin_task()
-    device, start = next(learner.parameters()).device, time.perf_counter()
+    learner.journal = journal
     task = stream.task(index, with_past=learner.uses_past, with_test=learner.uses_test)
     learner.learn(task)
     learner.consolidate(task)
-    learned = time.perf_counter()
+    journal.finish()
+    detect = learner.seconds.get("detect", 0.0)
+    return {
+        "seconds": {"train": journal.seconds - detect, "detect": detect},
+        "trainable_parameters": sum(p.numel() for p in learner.trained.values()),
+        "images": learner.views,
+        "selections": learner.selections(),
+    }
+
+
+def score(
+    learner: Learner, stream: TaskStream, index: int, record: report.RunRecord, measured: Mapping[str, Any]
+) -> None:
+    """Every task so far is scored once on its test data; the scores and what was `measured` in learning join the record."""
+    from utils import evaluation
+
+    seed_everything(record.seed, "score", index)
+    device, start = next(learner.parameters()).device, time.perf_counter()
     renewed = evaluation.renewed_statistics(learner, stream, index)
     ready = time.perf_counter()
     gates = evaluation.gates_of(learner, stream, index)
     scores, by_renewed = evaluation.evaluate(learner, stream, index, device, renewed, gates)
-    detect = learner.seconds.get("detect", 0.0)
-    seconds = {"train": learned - start - detect, "detect": detect, "evaluate": time.perf_counter() - ready}
+    seconds = {**measured["seconds"], "evaluate": time.perf_counter() - ready}
     controls = evaluation.tell_routing(learner, stream, index, device, gates, scores, record.seed)
     record.add_task(
         scores,
         adapters_per_layer=dict(enumerate(learner.adapters_per_layer())),
-        trainable_parameters=sum(p.numel() for p in learner.trained.values()),
+        trainable_parameters=measured["trainable_parameters"],
         total_parameters=sum(p.numel() for p in learner.parameters()),
         seconds=seconds,
-        images=learner.views,
-        selections=learner.selections(),
+        images=measured["images"],
+        selections=measured["selections"],
         test_evaluations=1 + learner.uses_test + controls,
         peak_memory_bytes=peak_memory(device),
-        head_drift=evaluation.drift_of(learner, stream, index, renewed, scores, by_renewed, seconds=ready - learned),
+        head_drift=evaluation.drift_of(learner, stream, index, renewed, scores, by_renewed, seconds=ready - start),
     )
     accuracy = [s.correct / max(s.samples, 1) for s in scores]
     learner.log.row("task", task=index, accuracy=accuracy, adapters=learner.adapters_per_layer(), seconds=seconds)

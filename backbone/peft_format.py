@@ -20,7 +20,7 @@ from torch import Tensor
 
 from backbone.lora import TARGETS, LoRA, Place, linear_of
 from backbone.vit import SlottedViT
-from utils.report import write_bytes, write_json
+from utils.storage import write_bytes, write_json
 from utils.strict_json import read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

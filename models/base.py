@@ -19,6 +19,7 @@ from backbone import observe
 from backbone.heads import HELD_OUT, LinearHead, StatisticsHead
 from backbone.router import Routing
 from backbone.vit import SlottedViT
+from utils.journal import Journal
 from utils.runlog import RunLog
 from utils.runtime import named_generator
 from utils.tasks import Task, TaskData
@@ -52,7 +53,7 @@ class Learner(nn.Module):
     `uses_test` (a setting of its asks to select on test data),
     `trains_features` (false: they are the same after every task, so that statistics of them never age).
     Counted in the current task: `trained`, the parameters that took gradient steps; `seconds` by purpose; `views`, the
-    training images shown, repeats included.
+    training images shown, repeats included. `journal` keeps the task's training phases; the runner sets it.
     """
 
     uses_past: bool = False
@@ -74,6 +75,7 @@ class Learner(nn.Module):
         self.trained: dict[int, nn.Parameter] = {}
         self.seconds: dict[str, float] = {}
         self.views = 0
+        self.journal = Journal()
 
     def learn(self, task: Task) -> None:
         """Learns the classes `task.first .. task.total - 1` from `task.train`."""

@@ -27,7 +27,7 @@ from backbone.vit import SlottedViT
 from models.base import Learner as Base
 from models.base import layer_range, slot_inputs
 from models.expert_settings import GateSettings, LifeSettings, NoveltySettings
-from models.experts import Expert, Teacher, plateau, routing_loss, score_distance
+from models.experts import Course, Expert, Teacher, plateau, routing_loss, score_distance
 from models.replay import at_rows, herd_classes
 from models.spawning import facts_of, in_words, policy_of, spawned_at, told
 from models.training import Group, cross_entropy_among, fit, keep_other_rows, planned
@@ -226,14 +226,15 @@ class Learner(Base):
         cfg, epochs, held, measured = self.cfg, how["epochs"], how.get("held"), how.get("measured", [])
         learning = self._learning()
         steps = epochs * len(data.batches(cfg.batch_size))
-        done = 0
         routers = routed.routers_of(self.backbone)
         watched = zip(self._slots(), routers, strict=True) if routers else ()
         watch = Watch(self, task, phase, {layer: (slot.experts(), router) for (layer, slot), router in watched})
 
+        course = Course(self.experts, measured, self._apply_modes)
+
         def set_temperature() -> None:
             start, end = cfg.router_temperature_start, cfg.router_temperature_end
-            value = temperature(done, steps, start, end) if phase == "func" and steps else end
+            value = temperature(course.done, steps, start, end) if phase == "func" and steps else end
             for router in routers:
                 router.set_temperature(value)
 
@@ -249,8 +250,7 @@ class Learner(Base):
         keep = None if cfg.decay_other_rows else keep_other_rows(self.head, replace(task, first=self.apart_from))
 
         def after_step() -> None:
-            nonlocal done
-            done += 1
+            course.done += 1
             watch.end_step()
             if keep is not None:
                 keep()
@@ -260,20 +260,25 @@ class Learner(Base):
             if cfg.maturity_steps is not None:
                 self._set_modes()
 
-        def batches(epoch: int) -> Any:
-            watch.begin_epoch(epoch)
-            if held is not None and epoch:
+        def after_epoch() -> None:
+            watch.end_epoch()
+            if held is not None:
                 measured.append(self._held_out_loss(task, held))
-            return data.batches(cfg.batch_size, epoch=epoch, stream=phase)
 
         set_temperature()
         self.train()
         history = fit(
-            self, task, step, self._groups(learning), phase=phase, epochs=epochs, batches=batches, after_step=after_step
+            self,
+            task,
+            step,
+            self._groups(learning),
+            phase=phase,
+            epochs=epochs,
+            batches=lambda epoch: data.batches(cfg.batch_size, epoch=epoch, stream=phase),
+            after_step=after_step,
+            after_epoch=after_epoch,
+            stateful=[watch, course],
         )
-        watch.close()
-        if held is not None and epochs:
-            measured.append(self._held_out_loss(task, held))
         per_epoch = len(history) // epochs if epochs else 1
         return [sum(history[i : i + per_epoch]) / per_epoch for i in range(0, len(history), per_epoch)]
 

@@ -5,8 +5,9 @@ Pure functions; models/dylora_moe.py says when they are called. Shapes: B batch,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,25 @@ class Expert:
         by_tasks = cfg.maturity_tasks is not None and self.tasks >= cfg.maturity_tasks
         by_steps = cfg.maturity_steps is not None and self.steps >= cfg.maturity_steps
         return self.frozen or by_tasks or by_steps
+
+
+@dataclass
+class Course:
+    """What the steps of a phase change beside weights, as `fit` saves it: steps `done`, held-out losses `measured`, and what is
+    known of the `experts`; `changed` is called after the experts came back."""
+
+    experts: list[Expert]
+    measured: list[float]
+    changed: Callable[[], None]
+    done: int = 0
+
+    def state_dict(self) -> Any:
+        return {"done": self.done, "measured": self.measured, "experts": [asdict(e) for e in self.experts]}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.done, self.measured[:] = state["done"], state["measured"]
+        self.experts[:] = [Expert(**facts) for facts in state["experts"]]
+        self.changed()
 
 
 def all_act(experts: Sequence[Expert], cfg: GateSettings) -> bool:

@@ -46,7 +46,7 @@ def load(
     Raises ValueError if the folder is no run, has no whole checkpoint, or backbone weights, classes or the method's code are
     no longer those of the run; FileNotFoundError without its data."""
     cfg = _settings(folder, data_root)
-    saved, notes = checkpoint.newest(folder / "checkpoints")
+    saved, notes = checkpoint.newest(folder / "checkpoints", learned=False)
     if saved is None:
         raise ValueError(
             "; ".join([f"{folder}: the run has no whole checkpoint, so no task of it is finished", *notes])

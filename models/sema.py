@@ -26,6 +26,7 @@ from backbone.router import RouterColumn
 from models import nesting
 from models.base import Learner as Base
 from models.base import layer_range, slot_inputs
+from models.phase import Lists
 from models.settings import NestedSettings
 from models.training import Group, cross_entropy_among, fit, keep_other_rows
 from utils.tasks import Task
@@ -266,8 +267,13 @@ class Learner(Base):
 
         self.train()
         after = None if self.cfg.decay_other_rows else keep_other_rows(self.head, task)
-        fit(self, task, step, groups, phase=phase, epochs=self.cfg.func_epoch, after_step=after)
+        lists = self._lists(remembered)
+        fit(self, task, step, groups, phase=phase, epochs=self.cfg.func_epoch, after_step=after, stateful=[lists])
         return remembered
+
+    def _lists(self, remembered: dict[int, list[Tensor]]) -> Lists:
+        """Losses by layer, which grow with every step, as a checkpoint keeps them."""
+        return Lists(self.head.weight.device, **{str(layer): losses for layer, losses in remembered.items()})
 
     def _groups(self, adapters: Sequence[nn.Module], columns: Sequence[nn.Module]) -> list[Group]:
         """Adapters (or their slow and fast parts), router columns and head, each with its rate."""
@@ -316,6 +322,7 @@ class Learner(Base):
             epochs=self.cfg.rd_epoch,
             lr=self.cfg.rd_lr,
             batches=lambda epoch: kept[epoch % len(kept)] if kept else mean_tokens(epoch),
+            stateful=[self._lists(remembered)],
         )
         return remembered
 

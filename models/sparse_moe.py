@@ -162,13 +162,18 @@ class Learner(Base):
             if keep is not None:
                 keep()
 
-        def batches(epoch: int) -> Any:
-            watch.begin_epoch(epoch)
-            return task.train.batches(cfg.batch_size, epoch=epoch, stream="func")
-
         self.train()
-        fit(self, task, step, self._groups(), phase="func", epochs=cfg.epochs, batches=batches, after_step=after_step)
-        watch.close()
+        fit(
+            self,
+            task,
+            step,
+            self._groups(),
+            phase="func",
+            epochs=cfg.epochs,
+            after_step=after_step,
+            after_epoch=watch.end_epoch,
+            stateful=[watch],
+        )
 
     def _groups(self) -> list[Group]:
         cfg, moes = self.cfg, list(self.experts().values())

@@ -5,6 +5,7 @@ Shapes: B batch, C classes.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -16,8 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.base import Learner
+from models.phase import Phase, Stateful
+from utils import interrupt
 from utils.config import Trained
-from utils.tasks import Task
+from utils.tasks import Batches, Task
 
 # images, labels -> loss, how many are right, and where the loss has further terms its cross-entropy alone
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None] | tuple[Tensor, Tensor | None, Tensor]]
@@ -62,6 +65,14 @@ class Group:
         if due:
             self._kept = None
 
+    def state_dict(self) -> Any:
+        """Gradients accumulated since the last step."""
+        return self._kept
+
+    def load_state_dict(self, state: Any) -> None:
+        kept = zip(state, self.parameters, strict=True) if state is not None else None
+        self._kept = None if kept is None else [k.to(p.device) for k, p in kept]
+
 
 def optimizer_for(
     learner: Learner, groups: Sequence[Group], cfg: Trained, *, epochs: int
@@ -98,79 +109,131 @@ def fit(
     lr: float | None = None,
     batches: Callable[[int], Iterable[Any]] | None = None,
     after_step: Callable[[], None] | None = None,
+    after_epoch: Callable[[], None] | None = None,
+    stateful: Sequence[Stateful] = (),
 ) -> list[float]:
     """Trains `parameters` for `epochs` passes over the task and returns the loss of every step.
 
     `parameters` are groups, or plain parameters that form one group with rate `lr`.
     `step(images [B,3,H,W], labels [B])` returns the loss and, where there are scores to judge, how many of the batch are
     right (a scalar tensor); a third value, the loss without what regularises it, is told as the epoch's `task_loss`.
-    `batches(epoch)` replaces the task's own augmented, shuffled batches. Writes one `epoch` row
-    per epoch. Raises ValueError before the optimizer steps if a loss is not finite. All methods share this one loop.
+    `batches(epoch)` replaces the task's own augmented, shuffled batches; called again for an epoch it must give the same.
+    Writes one `epoch` row per epoch, then calls `after_epoch`, then saves the phase in the learner's journal, from which a
+    resumed run takes it up. What `step`, `after_step` and `after_epoch` change beside parameters and buffers must be told as
+    `stateful`. Raises ValueError before the optimizer steps if the loss or a gradient is not finite, and Interrupted, with
+    the step done and saved, on SIGTERM and SIGINT. All methods share this one loop.
     """
-    cfg = learner.cfg
+    run, source, groups = _begin(learner, task, parameters, phase, lr, epochs, batches, stateful)
     device = next(learner.backbone.vit.parameters()).device
-    groups = _grouped(parameters, phase, lr)
+    trained = [group for group in groups if group.lr > 0]  # those the optimizer has, in its order
+    journal, where = learner.journal, f"task {task.index + 1}, phase {phase}"
+    if epochs and (saved := journal.recall(phase)) is not None:
+        run.load_state_dict(saved)
+    if run.epoch == epochs:
+        return run.history
+    with learner.log.bar(epochs, f"task {task.index + 1} {phase}", level=1, done=run.epoch) as bar, interrupt.held():
+        while run.epoch < epochs:
+            if not run.step:
+                run.begin_epoch()
+            earlier, start, passed = run.spent, time.perf_counter(), run.step
+            for images, labels, *_ in skipped(source(run.epoch), passed):
+                loss, correct, *parts = step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
+                run.optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                value = _finite(loss, trained, f"{where}, epoch {run.epoch + 1}, step {run.step + 1}", journal.last)
+                run.steps += 1
+                for group in groups:
+                    group.before_step(run.steps)
+                for slot, group, full in zip(run.optimizer.param_groups, trained, run.rates, strict=True):
+                    slot["lr"] = full * min(1.0, run.steps / group.warmup) if group.warmup else full
+                run.optimizer.step()
+                if after_step is not None:
+                    after_step()
+                run.task_losses += [part.detach() for part in parts]
+                run.losses.append(value)
+                run.step += 1
+                run.count += len(labels)
+                if correct is not None:
+                    run.judged, run.right = True, run.right + float(correct)
+                if interrupt.asked():
+                    run.spent = earlier + time.perf_counter() - start
+                    at = f"{where}, epoch {run.epoch + 1}, step {run.step}"
+                    journal.save(phase, run.state_dict, finished=False, where=at)
+                    raise interrupt.Interrupted(at)
+            for slot, full in zip(run.optimizer.param_groups, run.rates, strict=True):
+                slot["lr"] = full  # the cosine goes on from here
+            run.next_rates()
+            run.spent = earlier + time.perf_counter() - start
+            told = _tell_epoch(learner, task, run, phase, epochs)
+            run.history += run.losses
+            learner.views += run.count
+            run.epoch, run.step = run.epoch + 1, 0
+            if after_epoch is not None:
+                after_epoch()
+            journal.save(phase, run.state_dict, finished=run.epoch == epochs, where=f"{where}, epoch {run.epoch}")
+            bar.update(1, **told)
+            if interrupt.asked():
+                raise interrupt.Interrupted(f"{where}, epoch {run.epoch}")
+    run.optimizer.zero_grad(set_to_none=True)  # nothing of this phase is left in the next one's measurements
+    return run.history
+
+
+def _begin(
+    learner: Learner,
+    task: Task,
+    parameters: Iterable[nn.Parameter] | Sequence[Group],
+    phase: str,
+    lr: float | None,
+    epochs: int,
+    batches: Callable[[int], Iterable[Any]] | None,
+    stateful: Sequence[Stateful],
+) -> tuple[Phase, Callable[[int], Iterable[Any]], list[Group]]:
+    """The phase before its first step, its batches by epoch, and its groups."""
+    cfg, groups = learner.cfg, _grouped(parameters, phase, lr)
     _tell(learner, groups, task, phase)
     optimizer, scheduler = optimizer_for(learner, groups, cfg, epochs=epochs)
     source = batches or (lambda epoch: task.train.batches(cfg.batch_size, epoch=epoch, stream=phase))
-    trained = [group for group in groups if group.lr > 0]  # those the optimizer has, in its order
-    history: list[float] = []
-    steps = 0
-    with learner.log.bar(epochs, f"task {task.index + 1} {phase}", level=1) as bar:
-        for epoch in range(epochs):
-            start = time.perf_counter()
-            losses: list[float] = []
-            task_losses: list[Tensor] = []
-            right, count = 0.0, 0
-            judged = False
-            rates = [g["lr"] for g in optimizer.param_groups]  # of this epoch, before any warm-up
-            for images, labels, *_ in source(epoch):
-                loss, correct, *parts = step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
-                task_losses += [part.detach() for part in parts]
-                value = loss.item()
-                if not math.isfinite(value):
-                    raise ValueError(
-                        f"the loss is {value} at task {task.index + 1}, phase {phase}, epoch {epoch + 1}, "
-                        f"step {len(losses) + 1}; "
-                        f"nothing was updated with it. Lower the learning rate "
-                        f"({', '.join(f'{g.lr:g}' for g in groups)}) or look at the input."
-                    )
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                steps += 1
-                for group in groups:
-                    group.before_step(steps)
-                for slot, group, full in zip(optimizer.param_groups, trained, rates, strict=True):
-                    slot["lr"] = full * min(1.0, steps / group.warmup) if group.warmup else full
-                optimizer.step()
-                if after_step is not None:
-                    after_step()
-                losses.append(value)
-                count += len(labels)
-                if correct is not None:
-                    judged, right = True, right + float(correct)
-            for slot, full in zip(optimizer.param_groups, rates, strict=True):
-                slot["lr"] = full  # the cosine goes on from here
-            scheduler.step()
-            mean = sum(losses) / max(len(losses), 1)
-            accuracy = right / max(count, 1) if judged else None
-            learner.log.row(
-                "epoch",
-                task=task.index,
-                phase=phase,
-                epoch=epoch + 1,
-                epochs=epochs,
-                loss=mean,
-                **({"task_loss": float(torch.stack(task_losses).mean())} if task_losses else {}),
-                accuracy=accuracy,
-                lr=rates[0] if len(set(rates)) == 1 else rates,
-                images=count,
-                seconds=time.perf_counter() - start,
-            )
-            history += losses
-            learner.views += count
-            bar.update(1, loss=f"{mean:.4f}", **({"acc": f"{100 * accuracy:.1f}"} if accuracy is not None else {}))
-    return history
+    return Phase(learner, optimizer, scheduler, groups, stateful), source, groups
+
+
+def _finite(loss: Tensor, groups: Sequence[Group], where: str, last: str | None) -> float:
+    """The loss as a number. Raises ValueError if it or a gradient is not finite; on a GPU the one wait of a step."""
+    gradients = [[p.grad for p in group.parameters if p.grad is not None] for group in groups]
+    norms = [nn.utils.get_total_norm(own) if own else loss.detach().new_zeros(()) for own in gradients]
+    value, *sizes = torch.stack([loss.detach(), *norms]).tolist()
+    bad = [group.name for group, size in zip(groups, sizes, strict=True) if not math.isfinite(size)]
+    if math.isfinite(value) and not bad:
+        return value
+    what = f"the loss is {value}" if not math.isfinite(value) else f"the gradient of {', '.join(bad)} is not finite"
+    raise ValueError(
+        f"{what} at {where}; nothing was updated with it, and what was saved last is {last or 'the end of the task before'}. "
+        f"Lower the learning rate ({', '.join(f'{g.lr:g}' for g in groups)}) or look at the input."
+    )
+
+
+def skipped(batches: Iterable[Any], count: int) -> Iterable[Any]:
+    """The batches after the first `count`, which a data set's own batches need not load."""
+    return batches.after(count) if isinstance(batches, Batches) else itertools.islice(batches, count, None)
+
+
+def _tell_epoch(learner: Learner, task: Task, run: Phase, phase: str, epochs: int) -> dict[str, str]:
+    """Writes the row of the epoch that ended; returns what the bar shows."""
+    mean = sum(run.losses) / max(len(run.losses), 1)
+    accuracy = run.right / max(run.count, 1) if run.judged else None
+    learner.log.row(
+        "epoch",
+        task=task.index,
+        phase=phase,
+        epoch=run.epoch + 1,
+        epochs=epochs,
+        loss=mean,
+        **({"task_loss": float(torch.stack(run.task_losses).mean())} if run.task_losses else {}),
+        accuracy=accuracy,
+        lr=run.rates[0] if len(set(run.rates)) == 1 else run.rates,
+        images=run.count,
+        seconds=run.spent,
+    )
+    return {"loss": f"{mean:.4f}", **({"acc": f"{100 * accuracy:.1f}"} if accuracy is not None else {})}
 
 
 def _grouped(parameters: Iterable[nn.Parameter] | Sequence[Group], phase: str, lr: float | None) -> list[Group]:

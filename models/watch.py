@@ -21,13 +21,14 @@ class Watch:
     """Writes an `experts` row a layer and epoch: means over the steps of share, gate, entropy and gradient of each expert [E]
     (as `balance.utilisation`), of the tokens' own entropy, and of the router's gradient.
 
-    `layers`: a layer's experts and its router. `routings` takes the Routings of a step, one a layer."""
+    `layers`: a layer's experts and its router. `routings` takes the Routings of a step, one a layer. Tell `fit` of it as
+    stateful, since it adds up step by step."""
 
     def __init__(
         self, learner: Learner, task: Task, phase: str, layers: Mapping[int, tuple[Sequence[nn.Module], nn.Module]]
     ):
         self.learner, self.task, self.phase, self.layers = learner, task, phase, layers
-        self.epoch, self.steps = -1, 0
+        self.epoch, self.steps = 1, 0
         self.sums: dict[int, dict[str, Tensor]] = {}
         self.routings: list[Routing] = []
 
@@ -49,17 +50,23 @@ class Watch:
             for name, value in found.items():
                 sums[name] = sums[name] + value if name in sums else value
 
-    def begin_epoch(self, epoch: int) -> None:
-        self.close()
-        self.epoch = epoch
-
-    def close(self) -> None:
+    def end_epoch(self) -> None:
         """Writes the rows of the epoch that ended."""
-        where = {"task": self.task.index, "phase": self.phase, "epoch": self.epoch + 1}
+        where = {"task": self.task.index, "phase": self.phase, "epoch": self.epoch}
         for layer, sums in self.sums.items():
             means = {name: (value / self.steps).tolist() for name, value in sums.items()}
             self.learner.log.row("experts", **where, layer=layer, **means)
-        self.sums, self.steps = {}, 0
+        self.epoch, self.sums, self.steps = self.epoch + 1, {}, 0
+
+    def state_dict(self) -> Any:
+        sums = {str(layer): dict(own) for layer, own in self.sums.items()}
+        return {"epoch": self.epoch, "steps": self.steps, "sums": sums}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.epoch, self.steps = state["epoch"], state["steps"]
+        for layer, own in state["sums"].items():
+            device = next(self.layers[int(layer)][1].parameters()).device
+            self.sums[int(layer)] = {name: value.to(device) for name, value in own.items()}
 
 
 def use_of(routings: Sequence[Sequence[Routing]]) -> dict[str, Any]:

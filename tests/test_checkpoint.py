@@ -7,8 +7,8 @@ import torch
 from conftest import toy_stream
 
 import models
-from utils import checkpoint
-from utils.checkpoint import Checkpoint
+from utils import checkpoint, storage
+from utils.checkpoint import Checkpoint, Resumed
 from utils.runlog import RunLog
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "empty": torch.zeros(0, 4), "half": torch.ones(3, dtype=torch.float16)}
@@ -16,17 +16,6 @@ TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "empty": torch.zeros(0, 4), "ha
 
 def write(folder, task, **facts):
     checkpoint.write(folder, Checkpoint(task, facts, TENSORS))
-
-
-def test_round_trip_is_exact(tmp_path):
-    tensors = TENSORS | {"view": TENSORS["a"].T, "same": TENSORS["a"]}  # not contiguous, and shared
-    facts = {"rows": 3, "nested": {"list": [1, None, 0.1, "ä"]}}
-    checkpoint.write(tmp_path / "new", Checkpoint(2, facts, tensors))
-    back, complaints = checkpoint.newest(tmp_path / "new")
-    assert (back.task, back.facts, complaints) == (2, facts, [])
-    assert back.tensors.keys() == tensors.keys()
-    for name, tensor in tensors.items():
-        assert back.tensors[name].dtype == tensor.dtype and torch.equal(back.tensors[name], tensor)
 
 
 def test_the_newest_two_are_kept_in_numeric_order(tmp_path):
@@ -61,33 +50,13 @@ def test_any_damage_is_seen_and_the_one_before_is_used(ending, damage, tmp_path)
         assert len(complaints) == 1 and "task_00004" in complaints[0] and "trying the one before it" in complaints[0]
 
 
-def test_every_bit_of_both_files_counts(tmp_path):
-    write(tmp_path, 0)
-    for path in sorted(tmp_path.iterdir()):
-        content = path.read_bytes()
-        for place in range(0, len(content), 7):
-            path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
-            with pytest.raises(ValueError, match="cannot be used"):
-                checkpoint.read(tmp_path / "task_00000.json")
-        path.write_bytes(content)
-    checkpoint.read(tmp_path / "task_00000.json")
-
-
-def test_a_format_of_the_future_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "FORMAT", 99)
-    write(tmp_path, 0)
-    monkeypatch.undo()
-    with pytest.raises(ValueError, match="it has format 99, this program reads format 1"):
-        checkpoint.read(tmp_path / "task_00000.json")
-
-
 def test_a_crash_while_writing_leaves_the_old_one(tmp_path, monkeypatch):
     write(tmp_path, 0)
 
-    def full(path, data):
+    def full(path, data, **how):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(checkpoint, "write_bytes", full)
+    monkeypatch.setattr(storage, "write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
         write(tmp_path, 1)
     assert checkpoint.newest(tmp_path)[0].task == 0
@@ -108,7 +77,7 @@ def test_a_learner_comes_back_and_goes_on_bit_for_bit(method, toy_learner, log, 
     for index in (0, 1):
         learn(first, stream, index)
     checkpoint.save(log.folder, 1, first, {"any": "record"}, log, "hash")
-    assert checkpoint.resume(log.folder, second, log, "hash") == {"any": "record"}
+    assert checkpoint.resume(log.folder, second, log, "hash") == Resumed({"any": "record"}, None, log.rows)
     assert not second.training and not any(p.requires_grad for p in second.parameters())  # as a task's end leaves it
     for learner in (first, second):
         learn(learner, stream, 2)
@@ -121,17 +90,34 @@ def test_a_learner_comes_back_and_goes_on_bit_for_bit(method, toy_learner, log, 
         assert torch.equal(first.logits(images), second.logits(images))
 
 
-def test_resume_cuts_the_rows_of_the_unfinished_task(toy_learner, log):
+def test_the_task_after_the_checkpoint_without_a_journal_starts_over(toy_learner, log):
     stream, learner = toy_stream(), toy_learner("finetune")
     learn(learner, stream, 0)
     rows = log.rows
     checkpoint.save(log.folder, 0, learner, {}, log, "hash")
     learn(learner, stream, 1)
     assert log.rows > rows
-    checkpoint.resume(log.folder, toy_learner("finetune"), log, "hash")
-    assert log.rows == rows
+    resumed = checkpoint.resume(log.folder, toy_learner("finetune"), log, "hash")
+    checkpoint.journal_of(log.folder, 1, log, "hash").open(resumed.rows)
+    assert log.rows == resumed.rows == rows and not log.muted
     text = (log.folder / "run.log").read_text(encoding="utf-8")
     assert "resumed: tasks 1 to 1 are done" in text
+
+
+def test_a_learned_task_is_kept_before_its_evaluation_with_the_same_tensors(toy_learner, log):
+    stream, learner = toy_stream(), toy_learner("finetune")
+    learn(learner, stream, 0)
+    folder = log.folder / "checkpoints"
+    checkpoint.save(log.folder, 0, learner, {}, log, "hash", {"images": 5})
+    assert checkpoint.resume(log.folder, toy_learner("finetune"), log, "hash").measured == {"images": 5}
+    assert checkpoint.newest(folder, learned=False) == (None, [])  # nobody scored it yet
+    log.row("task")
+    checkpoint.save(log.folder, 0, learner, {"scored": 1}, log, "hash")
+    names = ["task_00000.json", "task_00000.learned.json", "task_00000.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == names
+    assert checkpoint.resume(log.folder, toy_learner("finetune"), log, "hash") == Resumed({"scored": 1}, None, log.rows)
+    (folder / "task_00000.json").write_bytes(b"damaged")  # then the task is only evaluated again
+    assert checkpoint.resume(log.folder, toy_learner("finetune"), log, "hash").measured == {"images": 5}
 
 
 def test_resume_with_other_weights_or_another_shape_is_refused(toy_learner, log):
@@ -144,10 +130,16 @@ def test_resume_with_other_weights_or_another_shape_is_refused(toy_learner, log)
         checkpoint.resume(log.folder, toy_learner("finetune", num_classes=7), log, "hash")
 
 
-def test_without_a_checkpoint_the_rows_start_over(toy_learner, log):
-    log.row("epoch", loss=1.0)
-    assert checkpoint.resume(log.folder, toy_learner("simplecil"), log, "hash") is None
-    assert log.rows == 0
+def test_without_a_whole_checkpoint_the_rows_are_kept_aside(toy_learner, log):
+    learner = toy_learner("finetune")
+    learn(learner, toy_stream(), 0)
+    checkpoint.save(log.folder, 0, learner, {}, log, "hash")
+    rows = (log.folder / "metrics.jsonl").read_bytes()
+    (log.folder / "checkpoints" / "task_00000.safetensors").write_bytes(b"")
+    assert checkpoint.resume(log.folder, toy_learner("finetune"), log, "hash") is None
+    checkpoint.journal_of(log.folder, 0, log, "hash").open(0)
+    assert log.rows == 0 and (log.folder / "metrics.old_1.jsonl").read_bytes() == rows
+    assert "no whole checkpoint is left" in (log.folder / "run.log").read_text(encoding="utf-8")
 
 
 def test_move_aside_keeps_everything(tmp_path):

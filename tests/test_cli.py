@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+from conftest import assert_same_run, rows_of
 
 import main
 from utils.runlog import CONTROL, RunLog
@@ -42,23 +43,6 @@ def start(*arguments, **options):
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, **options)
 
 
-def rows_of(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def timeless(value):
-    """The value without what may differ between equal runs: times, speed, memory."""
-    if isinstance(value, dict):
-        varying = ("time", "seconds", "images_per_second", "peak_memory_bytes")
-        return {k: timeless(v) for k, v in value.items() if k not in varying}
-    return [timeless(v) for v in value] if isinstance(value, list) else value
-
-
-def assert_same_run(folder, other):
-    assert timeless(read_json(folder / "results.json")[0]) == timeless(read_json(other / "results.json")[0])
-    assert timeless(rows_of(folder)) == timeless(rows_of(other))
-
-
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     path = tmp_path_factory.mktemp("cli") / "tiny.json"
@@ -83,7 +67,7 @@ def finished(tiny):
 def test_run_folder_has_what_is_promised(finished):
     for folder in finished[0]:
         names = {"config.json", "environment.json", "run.log", "metrics.jsonl", "results.json", "report.html"}
-        assert {p.name for p in folder.iterdir()} == names | {"checkpoints", "plots"}
+        assert {p.name for p in folder.iterdir()} == names | {"checkpoints", "plots", ".lock"}
         assert (folder / "plots" / "accuracy_matrix.png").read_bytes().startswith(b"\x89PNG")
         assert "</html>" in (folder / "report.html").read_text(encoding="utf-8")
         assert len(list((folder / "checkpoints").glob("*.json"))) == 2
@@ -215,16 +199,16 @@ def test_stopped_at_any_moment_the_same_command_ends_the_same(notice, code, fini
 def interrupted(tiny, tmp_path, monkeypatch, finished):
     """A run of seed 1 that stopped in its third task: (arguments to run it again, its folder)."""
     arguments = ["--config", str(tiny), "--out", str(tmp_path / "logs"), "--set", "seed=[1]"]
-    whole = main.learn_and_score
+    whole = main.learn
 
-    def stop(learner, stream, index, record):
+    def stop(learner, stream, index, *rest):
         if index == 2:
             learner.log.row("epoch", task=2, phase="half", epoch=1, loss=1.0)
             raise KeyboardInterrupt
-        whole(learner, stream, index, record)
+        return whole(learner, stream, index, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(main, "learn_and_score", stop)
+        patch.setattr(main, "learn", stop)
         assert main.main(arguments) == 75
     return arguments, tmp_path / "logs" / "tiny" / finished[0][0].parent.name / "seed_1"
 
@@ -243,11 +227,11 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(interrupted, finished,
 
 def test_resume_never_starts_afresh_and_keeps_the_old_folder(interrupted, finished, capsys):
     arguments, folder = interrupted
-    old = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    old = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
     assert main.main([*arguments, "--resume", "never"]) == 0
     assert "resumed" not in capsys.readouterr().out
     kept = folder.with_name("seed_1.old_1")
-    assert {p.relative_to(kept): p.read_bytes() for p in kept.rglob("*") if p.is_file()} == old
+    assert {name: (kept / name).read_bytes() for name in old} == old
     assert_same_run(folder, finished[0][0])
 
 
@@ -340,7 +324,7 @@ def test_an_unexpected_error_leaves_its_traceback_in_the_log(tiny, tmp_path, mon
     def fail(*_):
         raise RuntimeError("deep inside")
 
-    monkeypatch.setattr(main, "learn_and_score", fail)
+    monkeypatch.setattr(main, "learn", fail)
     assert main.main(["--config", str(tiny), "--out", str(tmp_path)]) == 1
     assert "--debug shows where" in capsys.readouterr().err
     assert "in fail" in (tmp_path / "latest" / "run.log").read_text(encoding="utf-8")

@@ -5,10 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import toy_backbone, toy_dataset, toy_settings, toy_stream
+from conftest import learn_and_score, toy_backbone, toy_dataset, toy_settings, toy_stream
 from torch.nn import functional as F
 
-import main
 import models
 from backbone.heads import HELD_OUT, RIDGES, StatisticsHead
 from utils import evaluation
@@ -239,7 +238,7 @@ def scored(learner, stream: TaskStream):
     classes = [[stream.order[c] for c in span] for span in evaluation.spans(stream.sizes)]
     record = RunRecord(learner.cfg.model_name, "toy", 1, stream.order, classes)
     for index in range(len(stream)):
-        main.learn_and_score(learner, stream, index, record)
+        learn_and_score(learner, stream, index, record)
     return rows(learner, "drift"), results_json(RunRecord.from_dict(record.to_dict()))
 
 

@@ -1,18 +1,15 @@
 """The record of a run, results.json and the console's text."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from utils import report
 from utils.metrics import Score
-from utils.report import RunRecord, banner, number, results_json, seed_table, task_table, write_json
+from utils.report import RunRecord, banner, number, results_json, seed_table, task_table
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = {"train": 2.0, "detect": 0.5, "evaluate": 0.25}
@@ -160,34 +157,6 @@ def test_record_refuses_what_does_not_fit():
             adapters_per_layer={}, trainable_parameters=0, total_parameters=0, seconds={"test": 1}, images=0,
         )  # fmt: skip
     assert len(record.correct) == 1
-
-
-# ---------------------------------------------------------------- files
-
-
-def test_write_json_is_strict_and_leaves_the_old_file(tmp_path):
-    path = tmp_path / "results.json"
-    write_json(path, {"a": torch.tensor([1, 2]), "b": None, "c": "ü"})
-    assert json.loads(path.read_text(encoding="utf-8")) == {"a": [1, 2], "b": None, "c": "ü"}
-    with pytest.raises(ValueError, match=r"results\.json: field 'a\.b\[1\]' is nan"):
-        write_json(path, {"a": {"b": [0.0, float("nan")]}})
-    assert json.loads(path.read_text(encoding="utf-8"))["c"] == "ü"
-    assert os.listdir(tmp_path) == ["results.json"]
-
-
-def test_write_replaces_in_one_step(tmp_path, monkeypatch):
-    path = tmp_path / "results.json"
-    write_json(path, {"old": 1})
-
-    def fail(source, target):
-        assert json.loads(Path(source).read_text()) == {"new": 1}  # complete before it takes the name
-        raise OSError("disk gone")
-
-    monkeypatch.setattr(report.os, "replace", fail)
-    with pytest.raises(OSError, match="disk gone"):
-        write_json(path, {"new": 1})
-    assert json.loads(path.read_text()) == {"old": 1}
-    assert os.listdir(tmp_path) == ["results.json"]
 
 
 # ---------------------------------------------------------------- text

@@ -4,9 +4,8 @@ import math
 
 import pytest
 import torch
-from conftest import toy_backbone, toy_settings, toy_stream
+from conftest import learn_and_score, toy_backbone, toy_settings, toy_stream
 
-import main
 import models
 from backbone.router import Routing
 from models.base import SeededInit
@@ -123,7 +122,7 @@ def told(learner, kind):
 def whole_run(learner, stream):
     record = record_of(learner, stream)
     for index in range(len(stream)):
-        main.learn_and_score(learner, stream, index, record)
+        learn_and_score(learner, stream, index, record)
     return results_json(record)
 
 
@@ -149,7 +148,7 @@ def test_scores_are_bit_equal_and_each_image_passes_once(method, keys, toy_learn
     stream, learner = toy_stream(), toy_learner(method, routing_controls=False, **keys)
     record = record_of(learner, stream)
     for index in range(2):
-        main.learn_and_score(learner, stream, index, record)
+        learn_and_score(learner, stream, index, record)
     real, calls = learner.backbone.forward, []
     learner.backbone.forward = lambda images, *rest: calls.append(len(images)) or real(images, *rest)
     plain = evaluation.evaluate(learner, stream, 1, CPU)
@@ -272,9 +271,10 @@ def test_a_resumed_run_writes_the_same_rows(tmp_path):
             with RunLog(folder, console=False) as log:
                 learner = begin(log)
                 saved = checkpoint.resume(folder, learner, log, "hash")
-                record = RunRecord.from_dict(saved) if saved else record_of(learner, stream)
+                record = RunRecord.from_dict(saved.record) if saved else record_of(learner, stream)
+                log.truncate_rows(saved.rows if saved else 0)
                 for index in range(len(record.correct), end):
-                    main.learn_and_score(learner, stream, index, record)
+                    learn_and_score(learner, stream, index, record)
                     checkpoint.save(folder, index, learner, record.to_dict(), log, "hash")
                 log.row("gates", task=end, experts=[9], gate=[[[1.0]]])  # after the checkpoint: cut back
     rows = [[row for row in timeless(tmp_path / name) if row.get("experts") != [9]] for name in ("whole", "cut")]
@@ -284,8 +284,8 @@ def test_a_resumed_run_writes_the_same_rows(tmp_path):
 def test_a_lost_row_is_told(toy_learner):
     learner, stream = toy_learner("sparse_moe", epochs=1), toy_stream()
     record = record_of(learner, stream)
-    main.learn_and_score(learner, stream, 0, record)
+    learn_and_score(learner, stream, 0, record)
     learner.log.truncate_rows(0)
-    main.learn_and_score(learner, stream, 1, record)
+    learn_and_score(learner, stream, 1, record)
     assert told(learner, "routing_drift") == []
     assert "lost the `gates` row" in (learner.log.folder / "run.log").read_text(encoding="utf-8")

@@ -4,8 +4,10 @@ import io
 import json
 import os
 import re
+import signal
 import struct
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -112,10 +114,45 @@ def test_quiet_log_prints_nothing(log, capfd):
 
 def test_two_logs_never_share_a_folder(log):
     pytest.importorskip("fcntl")
-    with pytest.raises(ValueError, match="is being written by another run"):
+    with pytest.raises(
+        ValueError, match=rf"is being written by another run \(process {os.getpid()} on .* since .*\): wait"
+    ):
         RunLog(log.folder, console=False)
     log.close()
     RunLog(log.folder, console=False).close()
+
+
+def test_a_lock_dies_with_its_process_though_a_worker_lives_on(tmp_path):
+    pytest.importorskip("fcntl")
+    ready, worker = tmp_path / "ready", tmp_path / "worker"
+    child = os.fork()
+    if not child:  # a run whose data worker survives it
+        RunLog(tmp_path / "run", console=False)
+        if own := os.fork():
+            worker.write_text(str(own))
+            ready.touch()
+        time.sleep(30)
+        os._exit(0)
+    while not ready.exists():
+        time.sleep(0.01)
+    with pytest.raises(ValueError, match=f"another run .process {child} on"):
+        RunLog(tmp_path / "run", console=False)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    RunLog(tmp_path / "run", console=False).close()
+    os.kill(int(worker.read_text()), signal.SIGKILL)
+
+
+def test_what_is_muted_is_neither_written_nor_shown(tmp_path, capfd):
+    with RunLog(tmp_path / "run") as log:
+        log.row("first")
+        log.muted = True
+        assert log.row("second", a=1)["a"] == 1
+        log.info("said")
+        log.warn("odd")
+        log.muted = False
+        assert log.rows == 1
+    assert "said" not in (tmp_path / "run" / "run.log").read_text() and capfd.readouterr() == ("", "")
 
 
 def test_two_logs_keep_apart(tmp_path):

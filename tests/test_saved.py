@@ -2,36 +2,16 @@
 
 import json
 import shutil
-from dataclasses import replace
 
 import pytest
 import torch
+from conftest import few_digits, tiny_experiment
 
 import main
 import models
 from models import saved
-from utils import checkpoint, data, evaluation, page
-from utils.data.images import ImageArray
+from utils import checkpoint, data, evaluation
 from utils.runlog import RunLog
-
-# two tasks on some digits over a random ViT of 16 px: a run of any method takes about a second
-TINY = {
-    "about": "a tiny run", "dataset": "digits", "init_cls": 5, "increment": 5, "seed": [3], "backbone_weights": "random",
-    "image_size": 16, "batch_size": 32, "epochs": 1, "func_epoch": 1, "rd_epoch": 1, "init_lr": 0.05, "rd_lr": 0.01,
-    "ffn_num": 4, "rd_dim": 4, "exp_threshold": 0.5, "num_experts": 2, "expert_hidden": 2,
-    "novelty_confidence": 0.0, "device": "cpu",
-}  # fmt: skip
-
-
-def few_digits():
-    """Eight training and four test images of each digit."""
-    whole = data._embedded(data.DATASETS["digits"])
-
-    def first(images, count):
-        rows = torch.cat([torch.from_numpy(images.labels == c).nonzero().flatten()[:count] for c in range(10)])
-        return ImageArray(images.images[rows].numpy(), images.labels[rows.numpy()])
-
-    return replace(whole, train=first(whole.train, 8), test=first(whole.test, 4))
 
 
 def tiny_run(method, place, monkeypatch, **settings):
@@ -42,15 +22,9 @@ def tiny_run(method, place, monkeypatch, **settings):
         kept.append(learner)
         write(folder, task, learner, *rest)
 
-    dataset = few_digits()
-    monkeypatch.setattr(data, "load", lambda *args, **options: dataset)
+    run = tiny_experiment(method, place, monkeypatch, **settings)
     monkeypatch.setattr(checkpoint, "save", keep)
-    monkeypatch.setattr(page, "write_report", lambda *args: None)  # most of the time of so small a run
-    known = models.settings_of(method).model_fields
-    values = {k: v for k, v in (TINY | {"model_name": method} | settings).items() if k in known}
-    path = place / f"{method}.json"
-    path.write_text(json.dumps(values), encoding="utf-8")
-    assert main.main(["--config", str(path), "--out", str(place / "logs")]) == 0
+    assert main.main([*run, "--out", str(place / "logs")]) == 0
     (folder,) = (place / "logs" / method).glob("*/seed_3")
     return folder, kept[-1]
 

@@ -10,6 +10,7 @@ from conftest import toy_stream
 from torch import nn
 
 from models.training import Group, fit, optimizer_for
+from utils.journal import Journal
 
 
 class Line(nn.Module):
@@ -18,7 +19,7 @@ class Line(nn.Module):
     def __init__(self, log, **cfg):
         super().__init__()
         self.slow, self.fast = nn.Parameter(torch.ones(3).double()), nn.Parameter(torch.ones(3).double())
-        self.trained, self.views, self.log = {}, 0, log
+        self.trained, self.views, self.log, self.journal = {}, 0, log, Journal()
         self.cfg = SimpleNamespace(**({"optimizer": "sgd", "weight_decay": 0.1, "min_lr": 0.0, "batch_size": 4} | cfg))
         self.backbone = SimpleNamespace(vit=nn.Linear(1, 1))
         self.seen_slow: list[torch.Tensor] = []

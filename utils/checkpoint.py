@@ -1,31 +1,25 @@
-"""Saves and restores a run at the end of a task: structure, weights and results so far, written so that a crash loses nothing.
+"""Checkpoints of a run: what stands after each task, verified when read, the previous one kept.
 
-A checkpoint is two files in `checkpoints/`: `task_NNNNN.safetensors` (weights and buffers) and `task_NNNNN.json` (everything
-else, with the SHA-256 of the first). The JSON is written last, each through a temporary file, fsync and rename, so a
-checkpoint is either whole or not there. Nothing is ever unpickled. No random state is needed: every task seeds its own.
+In `checkpoints/`, `task_T.json` stands for the end of task T, `task_T.learned.json` (the same tensors) for the moment before
+its evaluation, and the folder `task_T` for the phases of a task in progress, see utils/journal.py.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from utils.report import write_bytes
+from utils.journal import Journal
 from utils.runlog import RunLog
-from utils.strict_json import plain
+from utils.storage import Damaged, clear_temporary, read_state, write_state
 
-FORMAT = 1
-KEPT = 2  # newest checkpoints that stay: if the last is damaged the one before it is used
+KEPT = 2  # newest tasks that stay: if the last is damaged the one before it is used
 
 
 class Restorable(Protocol):
@@ -41,31 +35,60 @@ class Restorable(Protocol):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """State after `task` (from 0) is learned and evaluated. `facts` is plain JSON data, `tensors` the learner's own state."""
+    """State after `task` (from 0) is learned. `facts` is plain JSON data, `tensors` the learner's own state.
+
+    `facts["measured"]`: what the runner needs for the evaluation, if that is still to come, else None."""
 
     task: int
     facts: dict[str, Any]
     tensors: dict[str, Tensor]
 
 
-def save(folder: Path, task: int, learner: Restorable, record: dict[str, Any], log: RunLog, weight_hash: str) -> None:
-    """Writes the state after `task` into the run's `checkpoints/`. OSError if the disk is full or read-only."""
+@dataclass(frozen=True)
+class Resumed:
+    """Where a run goes on: `record` of the evaluated tasks, `measured` of a task that is learned but not evaluated, and how
+    many `rows` of metrics.jsonl belong to both."""
+
+    record: dict[str, Any]
+    measured: dict[str, Any] | None
+    rows: int
+
+
+def save(
+    folder: Path,
+    task: int,
+    learner: Restorable,
+    record: dict[str, Any],
+    log: RunLog,
+    weight_hash: str,
+    measured: dict[str, Any] | None = None,
+) -> None:
+    """Writes the state after `task` into the run's `checkpoints/`: evaluated, or with `measured` learned and to be evaluated.
+
+    OSError if the disk is full or read-only."""
     log.sync()
     facts = {"structure": learner.structure(), "record": record, "rows": log.rows, "weight_hash": weight_hash}
-    write(folder / "checkpoints", Checkpoint(task, facts, learner.own_state()))
+    write(folder / "checkpoints", Checkpoint(task, facts | {"measured": measured}, learner.own_state()))
 
 
-def resume(folder: Path, learner: Restorable, log: RunLog, weight_hash: str) -> dict[str, Any] | None:
-    """Brings `learner` and the metrics rows to the newest whole checkpoint and returns its record, None if there is none.
+def journal_of(folder: Path, task: int, log: RunLog, weight_hash: str) -> Journal:
+    """The journal of the run's task `task`."""
+    return Journal(folder / "checkpoints" / f"task_{task:05d}", log, weight_hash)
 
-    Raises ValueError if the run began with other backbone weights or the learner's code no longer fits."""
+
+def resume(folder: Path, learner: Restorable, log: RunLog, weight_hash: str) -> Resumed | None:
+    """Brings `learner` to the newest whole checkpoint, None if there is none; the task after it may have a journal.
+
+    Raises ValueError if the run began with other backbone weights, another version of this program wrote it, or the
+    learner's code no longer fits."""
+    clear_temporary(folder)
     saved, complaints = newest(folder / "checkpoints")
     for complaint in complaints:
         log.warn(complaint)
     if saved is None:
         if complaints:
             log.warn("no whole checkpoint is left: this run starts from its first task")
-        log.truncate_rows(0)
+            log.keep_rows_aside()
         return None
     if saved.facts["weight_hash"] != weight_hash:
         raise ValueError(f"{folder}: the backbone's weights changed since this run began; --resume never starts afresh")
@@ -75,57 +98,49 @@ def resume(folder: Path, learner: Restorable, log: RunLog, weight_hash: str) -> 
     learner.requires_grad_(False)  # that require gradients, even where none are taken
     if log.rows < saved.facts["rows"]:
         log.warn(f"{folder / 'metrics.jsonl'} has lost {saved.facts['rows'] - log.rows} rows of finished tasks")
-    log.truncate_rows(min(log.rows, saved.facts["rows"]))
-    log.info(f"resumed: tasks 1 to {saved.task + 1} are done, from the checkpoint in {folder / 'checkpoints'}")
-    return saved.facts["record"]
+    measured = saved.facts["measured"]
+    what = "are done" if measured is None else "are learned, the last is still to be evaluated"
+    log.info(f"resumed: tasks 1 to {saved.task + 1} {what}, from the checkpoint in {folder / 'checkpoints'}")
+    return Resumed(saved.facts["record"], measured, saved.facts["rows"])
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:
-    """Writes the checkpoint's two files, then removes those older than the newest two."""
-    folder.mkdir(parents=True, exist_ok=True)
-    data = save_tensors({k: v.detach().cpu().contiguous().clone() for k, v in checkpoint.tensors.items()})
+    """Writes the checkpoint; if its task is over, removes what is older than the newest two and the task's journal."""
     name = f"task_{checkpoint.task:05d}"
-    write_bytes(folder / f"{name}.safetensors", data)
-    facts = plain(checkpoint.facts, "checkpoint")
-    head = {"format": FORMAT, "task": checkpoint.task, "sha256": hashlib.sha256(data).hexdigest(), "facts": facts}
-    body = json.dumps(head, allow_nan=False)
-    digest = hashlib.sha256(body.encode()).hexdigest()
-    write_bytes(folder / f"{name}.json", json.dumps({"sha256": digest, "body": body}).encode())
-    for old in sorted(folder.glob("task_*.json"))[:-KEPT]:
-        old.unlink()
+    learned = checkpoint.facts.get("measured") is not None
+    head = folder / (f"{name}.learned.json" if learned else f"{name}.json")
+    write_state(head, checkpoint.facts, checkpoint.tensors, share=folder / f"{name}.safetensors")
+    if learned:
+        return
+    shutil.rmtree(folder / name, ignore_errors=True)
+    for old in _heads(folder)[KEPT:]:
+        old.unlink(missing_ok=True)
+        old.with_name(f"{old.stem}.learned.json").unlink(missing_ok=True)
         old.with_suffix(".safetensors").unlink(missing_ok=True)
 
 
-def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is whole, or None; and a line for each newer one that is damaged."""
+def _heads(folder: Path) -> list[Path]:
+    """JSON files of tasks that are over, the newest first."""
+    return sorted((p for p in folder.glob("task_*.json") if not p.stem.endswith(".learned")), reverse=True)
+
+
+def newest(folder: Path, learned: bool = True) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is whole, or None; and a line for each newer one that is damaged. With `learned` false only
+    of tasks that are evaluated. Raises OtherFormat for one that another version of this program wrote."""
     complaints: list[str] = []
-    for path in sorted(folder.glob("task_*.json"), reverse=True):
+    heads = [*_heads(folder), *(folder.glob("task_*.learned.json") if learned else ())]
+    for path in sorted(heads, key=lambda p: (p.name.partition(".")[0], ".learned" not in p.name), reverse=True):
         try:
             return read(path), complaints
-        except ValueError as error:
+        except Damaged as error:
             complaints.append(f"{error}; trying the one before it")
     return None, complaints
 
 
 def read(path: Path) -> Checkpoint:
-    """The checkpoint behind `task_NNNNN.json`. Raises ValueError with path and cause if any bit of it is not as written."""
-    tensors_path = path.with_suffix(".safetensors")
-    try:
-        outer = json.loads(path.read_bytes())
-        body = outer["body"]
-        if hashlib.sha256(body.encode()).hexdigest() != outer["sha256"]:
-            raise ValueError("its checksum does not match")
-        head = json.loads(body)
-        if head["format"] != FORMAT:
-            raise ValueError(f"it has format {head['format']}, this program reads format {FORMAT}")
-        data = tensors_path.read_bytes()
-        if hashlib.sha256(data).hexdigest() != head["sha256"]:
-            raise ValueError(f"the checksum of {tensors_path.name} does not match")
-        return Checkpoint(int(head["task"]), head["facts"], load_tensors(data))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        gone = isinstance(error, FileNotFoundError)
-        cause = f"{tensors_path.name} is missing" if gone else str(error) or type(error).__name__
-        raise ValueError(f"checkpoint {path} cannot be used: {cause}") from None
+    """The checkpoint behind `task_NNNNN.json`. Raises Damaged with path and cause if any bit of it is not as written."""
+    facts, tensors = read_state(path)
+    return Checkpoint(int(path.name.partition(".")[0].removeprefix("task_")), facts, tensors)
 
 
 def move_aside(folder: Path) -> Path | None:

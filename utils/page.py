@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from utils import plots, plots_nested, plots_routing, routing
-from utils.report import number, write_bytes
+from utils.report import number
 from utils.runlog import clock
+from utils.storage import write_bytes
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #5b6570; --paper: #ffffff; --tile: #f2f4f7; --line: #d5dae0; }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
@@ -151,35 +149,6 @@ def results_json(record: RunRecord) -> dict[str, Any]:
             for entry in record.head_drift
         ],
     }
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` in one step: a crash or power cut leaves the old file or the new one, never a part."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # the rename itself is durable only once the folder is; Windows cannot open folders
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write strict JSON through `write_bytes`; NaN or infinity raises ValueError naming file and field."""
-    try:
-        text = json.dumps(plain(value), allow_nan=False, ensure_ascii=False, indent=1)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{path}: {error}") from error
-    write_bytes(path, (text + "\n").encode())
 
 
 # ------------------------------------------------------------------------------------------------ console text

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 import re
+import shlex
+import shutil
 import sys
 import time
 import traceback
@@ -40,20 +43,21 @@ class RunLog:
     """`run.log` (time-stamped text, no control codes) and `metrics.jsonl` (a JSON object a line) of one run folder.
 
     Opening an existing folder appends; a half-written last row of a killed run is dropped. Each RunLog owns its files
-    and locks them (where the system can): a second writer raises ValueError, so no two runs ever share a log.
-    `rows` counts the complete lines of metrics.jsonl. Python's `logging` is not used, hence no global state.
+    and locks the folder (where the system can): a second writer raises ValueError, so no two runs ever share a log.
+    `rows` counts the complete lines of metrics.jsonl. While `muted`, rows and lines are neither written nor shown: a task is
+    replayed up to where it was (utils/journal.py). Python's `logging` is not used, hence no global state.
     """
 
     def __init__(self, folder: Path, console: bool = True):
-        self.folder, self.console = Path(folder), console
+        self.folder, self.console, self.muted = Path(folder), console, False
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._text = open(self.folder / "run.log", "a", encoding="utf-8")  # noqa: SIM115  closed by close()
+        self._lock = Lock(self.folder)
         try:
-            _lock(self._text, self.folder)
+            self._text = open(self.folder / "run.log", "a", encoding="utf-8")  # noqa: SIM115  closed by close()
             # created if missing, and opened for reading too, since rows are counted and can be cut back
             self._table = open(self.folder / "metrics.jsonl", "a+b")  # noqa: SIM115
-        except (OSError, ValueError):
-            self._text.close()
+        except OSError:
+            self._lock.release()
             raise
         self.rows, self._offset, self._start = 0, 0.0, time.monotonic()
         self.truncate_rows(None)
@@ -62,14 +66,16 @@ class RunLog:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.muted = False
         if error is not None:  # the console gets one line, the log says where it happened
             self._write("STOP ", "".join(traceback.format_exception(error)).rstrip())
         self.close()
 
     def close(self) -> None:
-        """Close both files; harmless when repeated."""
+        """Close both files and give the folder free; harmless when repeated."""
         self._text.close()
         self._table.close()
+        self._lock.release()
 
     @property
     def seconds(self) -> float:
@@ -79,16 +85,18 @@ class RunLog:
     def info(self, text: str) -> None:
         """To run.log and, if `console`, standard output."""
         self._write("INFO ", text)
-        if self.console:
+        if self.console and not self.muted:
             _say(text, sys.stdout)
 
     def warn(self, text: str, console: bool = True) -> None:
         """To run.log and, if the log has a console and `console` is not false, to standard error."""
         self._write("WARN ", text)
-        if self.console and console:
+        if self.console and console and not self.muted:
             _say(f"warning: {text}", sys.stderr)
 
     def _write(self, level: str, text: str) -> None:
+        if self.muted:
+            return
         stamp = f"{datetime.now().isoformat(sep=' ', timespec='seconds')} {level} "
         first, *rest = CONTROL.sub("", text).split("\n")
         self._text.write("\n".join([stamp + first, *(" " * len(stamp) + line for line in rest)]) + "\n")
@@ -107,6 +115,8 @@ class RunLog:
         except (TypeError, ValueError) as error:
             raise type(error)(f"metrics row '{kind}': {error}") from error
         line = {"kind": kind, "time": round(self.seconds, 3), **values}
+        if self.muted:
+            return line
         self._table.write(json.dumps(line, allow_nan=False, ensure_ascii=False).encode() + b"\n")
         self._table.flush()
         self.rows += 1
@@ -131,6 +141,12 @@ class RunLog:
         self.rows, self._start = len(lines), time.monotonic()
         self._offset = float(json.loads(lines[-1]).get("time", 0.0)) if lines else 0.0
 
+    def keep_rows_aside(self) -> None:
+        """Copies metrics.jsonl to the first free metrics.old_1.jsonl, ...: rows that no checkpoint goes with any more."""
+        number = next(n for n in range(1, 10**6) if not (self.folder / f"metrics.old_{n}.jsonl").exists())
+        if self.rows:
+            shutil.copyfile(self.folder / "metrics.jsonl", self.folder / f"metrics.old_{number}.jsonl")
+
     def bar(self, total: int, text: str, level: int = 0, every: float = 5.0, done: int = 0) -> Bar:
         """Progress over `total` steps: level 0 for tasks within a run, 1 for epochs within a task, and so on.
 
@@ -142,15 +158,49 @@ class RunLog:
         return Bar(total, text, level, every, self.console, done)
 
 
-def _lock(file: TextIO, folder: Path) -> None:
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ValueError(f"{folder} is being written by another run: wait for it, or give another --out") from error
-    except OSError:
-        pass  # file systems without locks (some network ones): the guard is a courtesy, not a condition
+class Lock:
+    """Holds `folder` for this process through its file `.lock`, which says who holds it. The lock dies with the process.
+
+    Raises ValueError with the holder if there is another one. On file systems without locks (some network ones) it is a
+    courtesy that cannot be had."""
+
+    def __init__(self, folder: Path):
+        self._file = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115  closed by release()
+        try:
+            if fcntl is not None:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "unknown"
+            self._file.close()
+            raise ValueError(
+                f"{folder} is being written by another run ({holder}): wait for it, or give another --out"
+            ) from error
+        except OSError:
+            pass
+        _HELD.add(self)
+        self._file.truncate(0)
+        started = datetime.now().isoformat(sep=" ", timespec="seconds")
+        self._file.write(f"process {os.getpid()} on {platform.node()} since {started}: {shlex.join(sys.argv)}\n")
+        self._file.flush()
+
+    def release(self) -> None:
+        """Gives the folder free; harmless when repeated."""
+        self._file.close()
+        _HELD.discard(self)
+
+
+_HELD: set[Lock] = set()
+
+
+def _forget_locks() -> None:
+    """In a forked worker: a copy of the lock would outlive a killed parent."""
+    for lock in list(_HELD):
+        lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks)
 
 
 def _has_size(stream: TextIO) -> bool:

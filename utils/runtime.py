@@ -70,6 +70,35 @@ def seed_everything(*parts: Any) -> int:
     return seed
 
 
+def rng_state(device: torch.device) -> dict[str, Any]:
+    """State of the generators of python, numpy, torch and, on a GPU, CUDA, as numbers, lists and tensors."""
+    import numpy as np
+    import torch
+
+    version, words, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
+    """Inverse of `rng_state`, also after a way through JSON; without a CUDA state that generator stays as it is."""
+    import numpy as np
+    import torch
+
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
 # ------------------------------------------------------------------------------------------------ the machine
 
 

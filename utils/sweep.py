@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils import comparison, pool, report
+from utils import comparison, pool, storage
 from utils.config import Experiment, Resolved
 from utils.strict_json import ConfigError, shown
 
@@ -222,7 +222,7 @@ def run(
         ready(swept)
         for cell, file in zip(swept.cells, files, strict=True):
             file.parent.mkdir(parents=True, exist_ok=True)
-            report.write_json(file, cell.values)
+            storage.write_json(file, cell.values)
         for note in swept.gather([cell.resolved.notes for cell in swept.cells]):
             print(f"warning: {note}", file=sys.stderr)
         print(f"{len(swept.cells)} cells, {len(jobs)} runs, {len(jobs) - waiting} of them finished before")
@@ -237,7 +237,7 @@ def run(
     rows = comparison.compare(found)
     folder.mkdir(parents=True, exist_ok=True)
     for ending, text in comparison.tables(rows).items():
-        report.write_bytes(folder / f"table.{ending}", text.encode())
+        storage.write_bytes(folder / f"table.{ending}", text.encode())
     print(f"\n{comparison.as_text(rows)}\ntable (txt, csv, md, tex): {folder}")
     failed = [job for job in jobs if job.state == "failed"]
     for job in failed:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from utils import transforms
+from utils import interrupt, transforms
 from utils.config import Experiment
 from utils.data import Dataset, ImageSet
 from utils.data.images import ImageArray
@@ -135,7 +135,12 @@ class Batches:
         for batch in self._loader():
             if isinstance(batch, Exception):
                 raise batch
+            interrupt.check()
             yield batch
+
+    def after(self, count: int) -> Batches:
+        """Those after the first `count`; the rest is not loaded."""
+        return Batches(self._fetch, self._chunks[count:])
 
     def _loader(self) -> Iterator[Batch | Exception]:
         workers = min(self._fetch.useful_workers(), len(self._chunks))
