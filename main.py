@@ -47,6 +47,8 @@ def main(argv: list[str] | None = None) -> int:
             print(command.listing(HERE / "exps", models.summaries(), catalogue.names()))
         elif args.evaluate is not None:
             code = evaluate_saved(args)
+        elif args.export is not None:
+            export(args)
         elif args.config is not None:
             loaded = load(args)
             if args.check:
@@ -61,8 +63,9 @@ def main(argv: list[str] | None = None) -> int:
             ask.print_help()
         sys.stdout.flush()
         return code
-    except KeyboardInterrupt:
-        print("\ninterrupted: what is finished is saved, the same command goes on from there", file=sys.stderr)
+    except KeyboardInterrupt as notice:
+        what = f" after {notice}, which is saved" if str(notice) else ": what is finished is saved"
+        print(f"\ninterrupted{what}, the same command goes on from there", file=sys.stderr)
         return 75
     except BrokenPipeError:  # the reader has left, as in `main.py --list | head`; nothing more can be said to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -233,6 +236,16 @@ def evaluate_saved(args: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     return 1
+
+
+def export(args: argparse.Namespace) -> None:
+    """Writes a saved run's adapted model into the run's folder `export`."""
+    if args.config is not None or args.set or args.check:
+        raise ValueError("--export RUN takes the run's own settings: --config, --set and --check do not go with it")
+    check_torchvision()
+    from models import exported
+
+    print(exported.export(args.export, args.export / "export", args.data_root))
 
 
 def ready(swept: sweep.Sweep) -> None:

@@ -5,6 +5,7 @@ It only reads: a run that is still going on may be loaded too. The run's own pro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,14 +88,19 @@ def _settings(folder: Path, data_root: str | None) -> config.Experiment:
     values, faults = read_json(path)
     if data_root is not None:
         values["data_root"] = data_root
-    cfg = config.resolve(
+    cfg = checked(values, str(path), faults)
+    if len(cfg.seed) != 1:
+        raise ValueError(f"{path} names {len(cfg.seed)} seeds: it is an experiment file, not a run's, which has one")
+    return cfg
+
+
+def checked(values: dict[str, Any], source: str, faults: Sequence[str] = ()) -> config.Experiment:
+    """Settings from a file of this program, checked as an experiment's are."""
+    return config.resolve(
         values,
-        source=str(path),
+        source=source,
         settings_of=models.settings_of,
         methods=models.available(),
         backbones=catalogue.names,
         faults=faults,
     ).settings
-    if len(cfg.seed) != 1:
-        raise ValueError(f"{path} names {len(cfg.seed)} seeds: it is an experiment file, not a run's, which has one")
-    return cfg

@@ -414,4 +414,4 @@ def test_a_notice_reaches_the_runs_and_the_same_command_goes_on(tmp_path):
     assert errors.rstrip().endswith("the same command goes on from there")
     assert printed.count("interrupted, resumable") == 2
     for log in out.glob("small/*/seed_1/run.log"):
-        assert "KeyboardInterrupt" in log.read_text(encoding="utf-8")  # it ended in its own time
+        assert "Interrupted: task" in log.read_text(encoding="utf-8")  # it ended in its own time

@@ -54,6 +54,12 @@ def parser(about: str) -> argparse.ArgumentParser:
         metavar="RUN",
         help="score a saved run's model again on every task it learned, and compare",
     )
+    ask.add_argument(
+        "--export",
+        type=Path,
+        metavar="RUN",
+        help="write a saved run's adapted model as RUN/export/model.safetensors and config.json",
+    )
     ask.add_argument("--list", action="store_true", help="show methods, data sets, backbones and experiment files")
     ask.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return ask

@@ -1,0 +1,23 @@
+"""Real kills: processes of every method die by SIGKILL at random moments, and the run ends as if they had not."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import models
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the benchmark forks")
+@pytest.mark.parametrize(("methods", "workers", "kills"), [(models.available(), 0, 20), (["finetune"], 2, 5)])
+def test_killed_at_random_moments_nothing_is_lost(methods, workers, kills):
+    command = [sys.executable, "-m", "benchmarks.crash", "--no-report", "--kills", str(kills)]
+    command += ["--workers", str(workers), "--methods", *methods]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ") and "| method" not in line]
+    assert [row[0].removeprefix("| ") for row in rows] == methods and all(int(row[2]) >= kills for row in rows)
