@@ -188,7 +188,8 @@ def main() -> int:
     torch.set_num_threads(1)
     if args.no_report:
         page.write_report = lambda *_: None  # type: ignore[assignment]
-    total, faults = 0, []
+    total = 0
+    faults: list[str] = []
     print("| method | workers | kills | where | differences |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as temporary:
         make_images(Path(temporary) / "images")
