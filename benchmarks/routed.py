@@ -57,8 +57,8 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "dylora fixed 0.5, cooldown 1": ("dylora_moe", FIXED | {"novelty_cooldown": 1}),
     "dylora fixed 0.5, from 288 images on": ("dylora_moe", FIXED | {"novelty_min_samples": 288}),
 }
-# SEMA in about the parameters of the dense adapter of rank 37, with rd_dim about twice ffn_num as shipped. Chosen by counting the
-# parameters of trial runs, whose accuracy nobody looked at: how many adapters grow depends on rd_dim too.
+# SEMA in about the parameters of the dense adapter of rank 37, with rd_dim about twice ffn_num, as shipped. Chosen by counting
+# the parameters of trial runs, whose accuracy nobody looked at: how many adapters grow depends on rd_dim too.
 EQUAL: dict[str, dict[str, Any]] = {
     "digits": {"ffn_num": 4, "rd_dim": 8},
     "glyphs": {"ffn_num": 6, "rd_dim": 12},
