@@ -14,15 +14,18 @@ from typing import Any
 import models
 from benchmarks import study
 from benchmarks.study import RANDOM, Run, by_arm, cell
+from utils.metrics import summarise
 
 SETS = ("digits", "glyphs", "fractals", "domains", f"digits{RANDOM}")
 KEPT = Path(__file__).with_suffix(".jsonl")  # the runs behind routed.md, one a line
 
 # What an arm changes against the shipped file of its method for the set.
 DENSE: dict[str, Any] = {"nested_lora_levels": 1}
+FIXED: dict[str, Any] = {"novelty_threshold_mode": "fixed", "novelty_threshold": 0.5}
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "simplecil": ("simplecil", {}),
     "sema": ("sema", {}),
+    "sema, equal parameters": ("sema", {}),  # and EQUAL of the set
     "dense adapter": ("nested_lora", DENSE | {"nested_lora_rank": 37}),
     "dense adapter, active size": ("nested_lora", DENSE | {"nested_lora_rank": 18}),
     "sparse": ("sparse_moe", {}),
@@ -42,10 +45,26 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "dylora": ("dylora_moe", {}),
     "dylora never spawns": ("dylora_moe", {"novelty_threshold_mode": "fixed", "novelty_threshold": -2.0}),
     "dylora always spawns": ("dylora_moe", {"novelty_threshold_mode": "fixed", "novelty_threshold": 2.0}),
-    "dylora fixed 0.5": ("dylora_moe", {"novelty_threshold_mode": "fixed", "novelty_threshold": 0.5}),
+    "dylora fixed 0.5": ("dylora_moe", FIXED),
     "dylora adaptive": ("dylora_moe", {"novelty_threshold_mode": "adaptive", "novelty_threshold": 0.6}),
     "dylora median": ("dylora_moe", {"novelty_similarity": "median"}),
     "dylora four from the start": ("dylora_moe", {"grow_experts": False}),
+    "dylora quantile 0.25": ("dylora_moe", {"novelty_quantile": 0.25}),
+    "dylora quantile 0.75": ("dylora_moe", {"novelty_quantile": 0.75}),
+    "dylora no interval": ("dylora_moe", {"novelty_confidence": 0.0}),
+    "dylora cooldown 1": ("dylora_moe", {"novelty_cooldown": 1}),
+    "dylora from 500 images on": ("dylora_moe", {"novelty_min_samples": 500}),
+    "dylora fixed 0.5, cooldown 1": ("dylora_moe", FIXED | {"novelty_cooldown": 1}),
+    "dylora fixed 0.5, from 288 images on": ("dylora_moe", FIXED | {"novelty_min_samples": 288}),
+}
+# SEMA in about the parameters of the dense adapter of rank 37, with rd_dim about twice ffn_num, as shipped. Chosen by counting
+# the parameters of trial runs, whose accuracy nobody looked at: how many adapters grow depends on rd_dim too.
+EQUAL: dict[str, dict[str, Any]] = {
+    "digits": {"ffn_num": 4, "rd_dim": 8},
+    "glyphs": {"ffn_num": 6, "rd_dim": 12},
+    "fractals": {"ffn_num": 9, "rd_dim": 18},
+    "domains": {"ffn_num": 4, "rd_dim": 9},
+    f"digits{RANDOM}": {"ffn_num": 10, "rd_dim": 20},
 }
 # Arms below: where there are experts to route among, one a task.
 SPAWNS: dict[str, Any] = {"novelty_threshold_mode": "fixed", "novelty_threshold": 2.0}
@@ -84,19 +103,27 @@ SPAWNING: dict[str, dict[str, Any]] = {
 }
 ARMS |= {f"spawning, {name}": ("dylora_moe", SPAWNS | keys) for name, keys in SPAWNING.items()}
 # All arms run over the untrained backbone, where adapters have something to learn; elsewhere those that answer a question.
-FEW = ["simplecil", "sema", "dense adapter", "sparse", "dylora", "dylora always spawns"]
+FEW = ["simplecil", "sema", "sema, equal parameters", "dense adapter", "sparse", "dylora", "dylora always spawns"]
+# Over the untrained backbone these decide as `dylora` does and would be the same runs: only where there is a shift.
+AT_SHIFT = [
+    *("dylora quantile 0.25", "dylora quantile 0.75", "dylora no interval", "dylora cooldown 1"),
+    "dylora from 500 images on",
+]
 MORE = [*FEW, "sparse no losses", "dylora four from the start", "spawning, target alone learns"]
 ON_DIGITS = [*MORE, "dense adapter, active size", "sparse top-1", "sparse uniform", "spawning, replay of 5"]
 ON_DOMAINS = [
     *MORE,
     *("dylora never spawns", "dylora fixed 0.5", "dylora adaptive", "dylora median", "spawning, distilled"),
+    *AT_SHIFT,
+    "dylora fixed 0.5, cooldown 1",
 ]
 CURVES = ("dense adapter", "dense adapter, active size", "sparse", "sparse top-1", "dylora always spawns")
 
 
 def arms_on(name: str) -> list[str]:
-    few = {"digits": ON_DIGITS, "glyphs": FEW, "fractals": FEW, "domains": ON_DOMAINS}
-    return few.get(name, list(ARMS))
+    inside = [*FEW, "dylora quantile 0.75"]
+    few = {"digits": ON_DIGITS, "glyphs": inside, "fractals": inside, "domains": ON_DOMAINS}
+    return few.get(name, [arm for arm in ARMS if arm not in AT_SHIFT])
 
 
 def values_of(arm: str, name: str) -> dict[str, Any]:
@@ -110,6 +137,8 @@ def values_of(arm: str, name: str) -> dict[str, Any]:
     base = study.shipped(model, name)
     if model == "sema":
         base["func_epoch"] = routed["epochs"]
+    if arm == "sema, equal parameters":
+        overrides = overrides | EQUAL[name]
     return base | overrides
 
 
@@ -132,24 +161,26 @@ def run_one(arm: str, name: str, seed: int) -> Run:
 
 
 def table(results: Mapping[study.Key, Run], name: str, arms: Sequence[str]) -> str:
-    """Last accuracies in percent and what routing did; then paired differences to simplecil, SEMA and the dense adapter."""
+    """Last accuracies in percent and what routing did; then paired differences to simplecil, SEMA of equal size and the dense
+    adapter."""
     found = by_arm(results, name, arms)
     head = ["arm", "n", "added", "linear", "ncm", "ridge", "experts a layer", "spawns", "least used", "entropy", "loss"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for arm, by_seed in found.items():
         runs = list(by_seed.values())
-        added = max((r["added"] for r in runs if r["added"] is not None), default=None)
-        row = [arm, str(len(runs)), "-" if added is None else f"{added:,}"]
+        added = summarise(r["added"] for r in runs)
+        spread = f" ± {added.std:,.0f}" if added.std else ""
+        row = [arm, str(len(runs)), "-" if added.mean is None else f"{added.mean:,.0f}{spread}"]
         row += [cell(100 * r["last"][kind] if kind in r["last"] else None for r in runs) for kind in study.HEADS]
         row += [
-            cell(float(max(r["adapters"])) if added else None for r in runs),
+            cell(float(max(r["adapters"])) if added.mean else None for r in runs),
             cell(float(len(r["spawned"]) - 1) if r["spawned"] else None for r in runs),
             cell((r["least_used"] for r in runs), 2),
             cell((r["entropy"] for r in runs), 2),
             cell((r["losses"][-1] if r["losses"] else None for r in runs), 3),
         ]
         lines.append(f"| {' | '.join(row)} |")
-    return "\n".join([*lines, "", study.differences(found, ("simplecil", "sema", "dense adapter"))])
+    return "\n".join([*lines, "", study.differences(found, ("simplecil", "sema, equal parameters", "dense adapter"))])
 
 
 def draw(results: Mapping[study.Key, Run], sets: Sequence[str], target: Path) -> None:
