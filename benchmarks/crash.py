@@ -149,7 +149,8 @@ def survive(
 
     started = time.monotonic()
     _, status = os.waitpid(child(arguments(f"whole {workers}"), None), 0)
-    length, places, faults, chain = time.monotonic() - started, collections.Counter[str](), [], 0
+    length, places, chain = time.monotonic() - started, collections.Counter[str](), 0
+    faults: list[str] = []
     if status:
         return places, [f"the undisturbed run of {method} ended with {status}"]
     while sum(places.values()) < kills and not faults:
