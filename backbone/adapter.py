@@ -24,6 +24,8 @@ class Adapter(nn.Module):
     Starts as LoRA does (A Kaiming, the rest zero), so the output is exactly 0 until the first step. Trains all four tensors.
     """
 
+    reads_all = False  # what it adds to a token depends on that token alone, see backbone/last_block.py
+
     def __init__(
         self, width: int, rank: int, scale: float = 1.0, dropout: float = 0.0, activation: Activation = "relu"
     ):
