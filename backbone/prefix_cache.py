@@ -35,7 +35,7 @@ Batch = tuple[Tensor | Stream, Tensor, Tensor]
 
 
 class PrefixCache:
-    """What is kept of one backbone's prefix: at most `limit` bytes, in memory or as files under `folder`.
+    """What is kept of one backbone's prefix: at most `limit` bytes, in the memory of its device or as files under `folder`.
 
     `say` is told once what is kept and what does not fit."""
 
@@ -72,11 +72,13 @@ class PrefixCache:
 
         With `views` n > 0 augmented images are not fresh in every epoch: epoch e shows view e mod n of each. Otherwise
         augmented images are computed afresh and nothing of them is kept."""
-        order = data.order(epoch, stream) if shuffle else torch.arange(len(data))
-        chunks = [chunk.tolist() for chunk in order.split(size)]
         view = (epoch % views, "views") if augment and views else (epoch, stream)
         draws: dict[str, Any] = {"epoch": view[0], "stream": view[1], "augment": augment}
         kept = None if augment and not views else self._store(data, layer, views if augment else 0, draws)
+        if kept is None and not (augment and views):
+            return data.batches(size, epoch=epoch, stream=stream, augment=augment, shuffle=shuffle)
+        order = data.order(epoch, stream) if shuffle else torch.arange(len(data))
+        chunks = [chunk.tolist() for chunk in order.split(size)]
         if kept is None:
             return data.at(chunks, **draws)
         store, parts = kept
@@ -117,7 +119,8 @@ class PrefixCache:
             self._views.add(key)
         if key not in self._stores:
             folder = None if self.folder is None else self.folder / self._scope / key
-            self._stores[key] = RowStore(len(data.source.images), (parts, *shape), dtype, folder)
+            device = next(backbone.vit.parameters()).device
+            self._stores[key] = RowStore(len(data.source.images), (parts, *shape), dtype, folder, device)
         return self._stores[key], parts
 
     def _plan(self, data: TaskData, views: int, most: int, row: int) -> int:

@@ -19,10 +19,19 @@ from torch import Tensor
 
 
 class RowStore:
-    """`shape` values of `dtype` for some of the rows 0 .. `count` - 1; with a `folder` in files there, which it reads first."""
+    """`shape` values of `dtype` for some of the rows 0 .. `count` - 1, in the memory of `device`; with a `folder` in files
+    there, which it reads first."""
 
-    def __init__(self, count: int, shape: tuple[int, ...], dtype: torch.dtype, folder: Path | None = None):
+    def __init__(
+        self,
+        count: int,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        folder: Path | None = None,
+        device: torch.device | str = "cpu",
+    ):
         self.shape, self.dtype, self.folder = shape, dtype, folder
+        self.device = torch.device("cpu" if folder else device)
         self._blocks: list[Tensor] = []
         self._block = np.full(count, -1, dtype=np.int32)  # of each row, -1: not there
         self._place = np.zeros(count, dtype=np.int64)  # within its block
@@ -42,15 +51,15 @@ class RowStore:
         return self._block[rows] >= 0
 
     def get(self, rows: np.ndarray) -> Tensor:
-        """The values of rows that are kept, [n, *shape], as a copy on the CPU."""
-        blocks, places = self._block[rows], torch.from_numpy(self._place[rows])
+        """The values of rows that are kept, [n, *shape], as a copy."""
+        blocks, places = self._block[rows], torch.from_numpy(self._place[rows]).to(self.device)
         assert (blocks >= 0).all(), "rows that are not kept were asked for"
         used = np.unique(blocks)
         if len(used) == 1:
             return self._blocks[used[0]][places]
-        found = torch.empty(len(rows), *self.shape, dtype=self.dtype)
+        found = torch.empty(len(rows), *self.shape, dtype=self.dtype, device=self.device)
         for block in used:
-            own = torch.from_numpy(blocks == block)
+            own = torch.from_numpy(blocks == block).to(self.device)
             found[own] = self._blocks[block][places[own]]
         return found
 
@@ -61,7 +70,7 @@ class RowStore:
             return
         if self.folder is None:
             with torch.inference_mode(False):  # else the block could never take part in training
-                block = torch.empty(len(rows), *self.shape, dtype=self.dtype)
+                block = torch.empty(len(rows), *self.shape, dtype=self.dtype, device=self.device)
             start = 0
             for part in values:
                 block[start : start + len(part)] = part
