@@ -24,6 +24,8 @@ class Adapter(nn.Module):
     Starts as LoRA does (A Kaiming, the rest zero), so the output is exactly 0 until the first step. Trains all four tensors.
     """
 
+    reads_all = False  # what it adds to a token depends on that token alone, see backbone/last_block.py
+
     def __init__(
         self, width: int, rank: int, scale: float = 1.0, dropout: float = 0.0, activation: Activation = "relu"
     ):
@@ -66,6 +68,7 @@ def mixture(x: Tensor, experts: Sequence[Adapter], gates: Tensor) -> Tensor:
     hidden = ACTIVATIONS[first.activation](F.linear(x, down, torch.cat([e.down_proj.bias for e in experts])))
     hidden = F.dropout(hidden, first.dropout, first.training)
     spread = [gates[..., i : i + 1].expand(*gates.shape[:-1], e.rank) for i, e in enumerate(experts)]
-    up = torch.cat([e.up_proj.weight for e in experts], dim=1)
-    bias = torch.stack([e.up_proj.bias for e in experts])  # [E, D]
-    return F.linear(hidden * torch.cat(spread, dim=-1), up) + gates @ bias
+    # the gates as further hidden units, each with its expert's u as its column: a sum less over [B, N, D]
+    units = torch.cat([hidden * torch.cat(spread, dim=-1), gates.expand(*hidden.shape[:-1], -1)], dim=-1)
+    up = torch.cat([*(e.up_proj.weight for e in experts), torch.stack([e.up_proj.bias for e in experts], dim=1)], dim=1)
+    return F.linear(units, up)

@@ -1,15 +1,16 @@
 """Distribution-shift detectors: tiny autoencoders on a layer's mean token (SEMA, Wang et al. 2025, section 3.3).
 
-Shapes: B batch, D width, H code size, S record size.
+Shapes: B batch, D width, H code size, S record size, E descriptors of a layer.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class Descriptor(nn.Module):
@@ -55,14 +56,26 @@ class Descriptor(nn.Module):
         self.record.copy_(record)
         self.count.fill_(filled)
 
-    def z_scores(self, losses: Tensor, std_floor: float = 0.0) -> Tensor:
+    def z_scores(self, losses: Tensor, std_floor: float = 0.0, filled: int | None = None) -> Tensor:
         """(loss - mean) / std of the record: [B] -> [B], signed, zeros while 2 or fewer losses are recorded.
 
         The deviation is unbiased and at least `std_floor` times the mean; without a floor a constant record divides by
-        zero, as in the original."""
-        filled = int(self.count)
+        zero, as in the original. `filled`: the value of `count`, for who has read it already: on a GPU reading waits."""
+        filled = int(self.count) if filled is None else filled
         if filled <= 2:
             return torch.zeros_like(losses)
         known = self.record[:filled]
         mean = known.mean()
         return (losses - mean) / torch.maximum(known.std(), std_floor * mean)
+
+
+def losses_of(descriptors: Sequence[Descriptor], mean_token: Tensor) -> Tensor:
+    """Every descriptor's losses [E, B] of mean tokens [B, D], their encoders as one product and their decoders as one."""
+    if len(descriptors) == 1:
+        return descriptors[0](mean_token).unsqueeze(0)
+    encoders, decoders = [d.encoder for d in descriptors], [d.decoder for d in descriptors]
+    codes = F.linear(mean_token, torch.cat([e.weight for e in encoders]), torch.cat([e.bias for e in encoders]))
+    codes = codes.unflatten(1, (len(descriptors), -1)).transpose(0, 1)  # [E, B, H]
+    weights = torch.stack([d.weight.T for d in decoders])  # [E, H, D]
+    rebuilt = torch.baddbmm(torch.stack([d.bias for d in decoders]).unsqueeze(1), codes, weights)  # [E, B, D]
+    return (rebuilt - mean_token).square().mean(dim=2)

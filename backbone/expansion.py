@@ -26,12 +26,20 @@ class ExpandableLayer(nn.Module):
     def __len__(self) -> int:
         return len(self.adapters)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The mixture of the adapters' outputs, [B, N, D] -> [B, N, D] (paper eq. 5). The parts of a nested adapter share
-        its gate."""
-        if not len(self.router):
+    @property
+    def reads_all(self) -> bool:
+        """Whether gates depend on all tokens, see backbone/last_block.py."""
+        return len(self.router) > 0
+
+    def gates_of(self, x: Tensor) -> Tensor | None:
+        """The adapters' gates [B, E] from the mean of all tokens x [B, N, D]; None for the lone adapter of a fixed layer."""
+        return self.router(x.mean(dim=1)) if len(self.router) else None
+
+    def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
+        """The mixture of the adapters' outputs, [B, N, D] -> [B, N, D] (paper eq. 5), by the given gates [B, E] or its own.
+        The parts of a nested adapter share its gate."""
+        if (gates := self.gates_of(x) if gates is None else gates) is None:
             return self.adapters[-1](x)
-        gates = self.router(x.mean(dim=1))
         parts = [adapter.parts() for adapter in cast(list[Adapter], list(self.adapters))]
         if any(len(own) > 1 for own in parts):
             gates = torch.cat([gates[:, i : i + 1].expand(-1, len(own)) for i, own in enumerate(parts)], dim=1)

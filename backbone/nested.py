@@ -25,6 +25,8 @@ class NestedLoRAAdapter(nn.Module):
     is linear in the up projections. What acts is set by `use` between passes; `forward` changes nothing.
     """
 
+    reads_all = False  # what it adds to a token depends on that token alone, see backbone/last_block.py
+
     def __init__(
         self,
         width: int,

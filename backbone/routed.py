@@ -52,18 +52,23 @@ class RoutedSlot(nn.Module):
         """One expert whose function is first + weight * second, exact, of the sum of their ranks."""
         raise TypeError(f"{type(self).__name__} does not say how its experts are joined")
 
-    def _gates(self, x: Tensor, gates: Tensor | None) -> Tensor | None:
-        """The given gates, else those of the layer's own router for x [B, N, D]; None where there is none."""
-        if gates is None and self.router is not None:
-            routing = _recomputed(self.router, x)
-            if self.collect is not None:
-                self.collect.append(routing)
-            gates = routing.gates
-        return gates
+    def gates_of(self, x: Tensor) -> Tensor | None:
+        """The gates [B, E] or [B, N, E] of the layer's own router for x [B, N, D]; None where there is none."""
+        if self.router is None:
+            return None
+        routing = _recomputed(self.router, x)
+        if self.collect is not None:
+            self.collect.append(routing)
+        return routing.gates
 
 
 class RoutedLayer(RoutedSlot):
     """Experts beside the MLP: y = sum_e g_e expert_e(x), [B, N, D] -> [B, N, D], of any ranks. Gates [B, E] or [B, N, E]."""
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether gates depend on all tokens, see backbone/last_block.py; those of a token's router are all looked at."""
+        return self.router is not None
 
     def experts(self) -> list[Adapter]:
         return cast("list[Adapter]", list(self.adapters))
@@ -72,7 +77,7 @@ class RoutedLayer(RoutedSlot):
         return consolidate(cast(Adapter, first), cast(Adapter, second), "concat", weight)
 
     def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
-        gates = self._gates(x, gates)
+        gates = self.gates_of(x) if gates is None else gates
         gates = x.new_ones(1, len(self)) if gates is None else gates.to(x.dtype)
         return mixture(x, self.experts(), gates)
 
@@ -103,7 +108,7 @@ class RoutedLinears(RoutedSlot, BlockSlot):
 
     def forward(self, x: Tensor, gates: Tensor | None, block: nn.Module) -> Tensor:
         """The output [B, N, D] of `block` for its input x [B, N, D]."""
-        gates, experts = self._gates(x, gates), self.experts()
+        gates, experts = self.gates_of(x) if gates is None else gates, self.experts()
 
         def adding(target: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
             loras = [expert[target] for expert in experts]

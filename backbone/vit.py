@@ -3,19 +3,46 @@
 Shapes: B batch, N tokens (prefix tokens included), D width. A slot is any module that maps the stream after attention
 [B, N, D] to an addition of the same shape; a BlockSlot runs its block itself. With empty slots the features equal timm's own
 bit for bit.
+
+A pass may start from a Stream instead of images: what lies below the first part that learns is the same for ever, so it can
+be computed once. In models that pool one token the last block computes the others only where something reads them
+(backbone/last_block.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from backbone import last_block
+
 # the first slot's input [B, N, D] -> gates for each slot, from the lowest up
 Route = Callable[[Tensor], Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Where a pass may start instead of at images: `x` [B, N, D], what block `layer` reads.
+
+    With `after` the block's attention and MLP are done: `x` is what its slot reads, `after` [B, N, D] what the slot's output
+    is added to. At `layer` = depth everything is done: `x` [B, 1, D] holds the pooled features."""
+
+    layer: int
+    x: Tensor
+    after: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Stream:
+        """The same on a device, as Tensor.to."""
+        after = None if self.after is None else self.after.to(device, non_blocking=non_blocking)
+        return replace(self, x=self.x.to(device, non_blocking=non_blocking), after=after)
 
 
 class BlockSlot(nn.Module):
@@ -73,8 +100,9 @@ class SlottedViT(nn.Module):
             raise ValueError(f"layer {layer} does not exist, the backbone has layers 0..{self.depth - 1}")
         self.slots[str(layer)] = slot
 
-    def forward(self, images: Tensor, branches: int = 1, route: Route | None = None) -> Tensor:
-        """Pooled features [B, D] of images [B, 3, H, W] in [0, 1], as timm's forward_head(.., pre_logits=True) gives them.
+    def forward(self, images: Tensor | Stream, branches: int = 1, route: Route | None = None) -> Tensor:
+        """Pooled features [B, D] of images [B, 3, H, W] in [0, 1], as timm's forward_head(.., pre_logits=True) gives them; or
+        of what `prefix` made of them.
 
         With K `branches`, [K B, D]: K copies of the batch one after the other, for slots that treat them differently. What
         is equal for all copies, up to the first slot's input and its block's MLP, is computed once.
@@ -84,15 +112,40 @@ class SlottedViT(nn.Module):
         return self.encode(images, branches=branches, route=route)[0]
 
     def encode(
-        self, images: Tensor, tap: Collection[int] = (), branches: int = 1, route: Route | None = None
+        self, images: Tensor | Stream, tap: Collection[int] = (), branches: int = 1, route: Route | None = None
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """`forward`, and for each layer in `tap` the mean token [B, D] of the stream its slot reads."""
-        stream, means = self._blocks(self.stem(images), tap, branches=branches, route=route)
-        return self.vit.forward_head(self.vit.norm(stream), pre_logits=True), means
+        start = self._start(images, tap, branches, route)
+        if start.layer == self.depth:
+            return start.x[:, 0].repeat(branches, 1), {}
+        stream, means = self._blocks(start, tap, branches=branches, route=route)
+        return self._pooled(stream.x), means
 
-    def mean_tokens(self, images: Tensor, tap: Collection[int]) -> dict[int, Tensor]:
+    def mean_tokens(self, images: Tensor | Stream, tap: Collection[int]) -> dict[int, Tensor]:
         """The mean tokens alone: nothing above the last tapped layer's attention is computed."""
-        return self._blocks(self.stem(images), tap, stop=max(tap))[1] if tap else {}
+        return self._blocks(self._start(images, tap), tap, stop=max(tap))[1] if tap else {}
+
+    def prefix(self, images: Tensor, layer: int, inside: bool = False) -> Stream:
+        """The stream [B, N, D] at the input of block `layer`, slots below it included; for `layer` = depth the features.
+
+        `inside` goes on to where the block's slot begins: two tensors to keep, and one block less in every later pass. A
+        BlockSlot acts from its block's input on, so it needs the stream without `inside`.
+        Raises ValueError for a layer that does not exist, and where a router for all slots would lose the first one's
+        input."""
+        if not 0 <= layer <= self.depth:
+            raise ValueError(f"a prefix ends at a layer 0..{self.depth}, got {layer}")
+        if inside and (layer == self.depth or isinstance(self._slot(layer), BlockSlot)):
+            raise ValueError(f"the prefix of layer {layer} cannot go inside its block")
+        self._refuse(layer, self.router is not None, "a router")
+        start = Stream(0, self.stem(images))
+        if layer == self.depth:
+            return Stream(layer, self._pooled(self._blocks(start, ())[0].x).unsqueeze(1))
+        stream = self._blocks(start, (), stop=layer, before=True)[0]
+        if not inside:
+            return stream
+        x, block = stream.x, cast(Block, self.vit.blocks[layer])
+        x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))
+        return Stream(layer, x, x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))))
 
     def stem(self, images: Tensor) -> Tensor:
         """Patch and position embedding: [B, 3, H, W] -> [B, N, D], in the weights' precision."""
@@ -102,42 +155,88 @@ class SlottedViT(nn.Module):
         vit = self.vit
         return vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
 
+    def _slot(self, layer: int) -> nn.Module | None:
+        return self.slots[name] if (name := str(layer)) in self.slots else None
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        return self.vit.forward_head(self.vit.norm(x), pre_logits=True)
+
+    def _start(
+        self, images: Tensor | Stream, tap: Collection[int] = (), branches: int = 1, route: Route | None = None
+    ) -> Stream:
+        """Where the blocks begin. ValueError if what is asked for lies below the stream that was given."""
+        if not isinstance(images, Stream):
+            return Stream(0, self.stem(images))
+        layer = images.layer
+        if passed := sorted(n for n in tap if n < layer):
+            raise ValueError(f"layers {passed} are to be tapped, which a stream at layer {layer} has passed")
+        if images.after is not None and isinstance(self._slot(layer), BlockSlot):
+            raise ValueError(f"a stream inside block {layer} cannot enter a slot that runs the block itself")
+        self._refuse(layer, branches > 1, "branches")
+        self._refuse(layer, (route or self.router) is not None, "a router")
+        return images
+
+    def _refuse(self, layer: int, asked: bool, what: str) -> None:
+        """ValueError if what begins at the first slot is asked of a stream that has passed it."""
+        if asked and (below := [int(name) for name in self.slots if int(name) < layer]):
+            raise ValueError(f"{what} would begin at slot {min(below)}, which a stream at layer {layer} has passed")
+
     def _blocks(
         self,
-        x: Tensor,
+        start: Stream,
         tap: Collection[int],
         stop: int | None = None,
         branches: int = 1,
         route: Route | None = None,
-    ) -> tuple[Tensor, dict[int, Tensor]]:
+        before: bool = False,
+    ) -> tuple[Stream, dict[int, Tensor]]:
+        """The blocks from `start` up to the end, or up to the attention of block `stop`, or with `before` up to its input."""
         route = self.router if route is None else route
         gates: Iterator[Tensor] | None = None
         means: dict[int, Tensor] = {}
-        blocks = cast(list[Block], self.vit.blocks)
-        for layer, block in enumerate(blocks):
-            slot = self.slots[name] if (name := str(layer)) in self.slots else None
-            if slot is None and layer not in tap:
+        x, ready = start.x, start.after
+        for layer in range(start.layer, self.depth):
+            if before and layer == stop:
+                break
+            block, slot = cast(Block, self.vit.blocks[layer]), self._slot(layer)
+            # without any slot the features are to be timm's bit for bit, and one query may round differently
+            one = layer == self.depth - 1 and len(self.slots) > 0 and last_block.pools_one(self.vit, block, slot)
+            if slot is None and layer not in tap and not one and ready is None:
                 x = block(x)
                 continue
             inside = isinstance(slot, BlockSlot)
-            if not inside:
-                x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))
+            first = slot is not None and route is not None and gates is None
+            if ready is None and not inside:
+                alone = one and layer not in tap and not first and not last_block.reads_all(slot)
+                attended = last_block.one_query(block.attn, block.norm1(x)) if alone else block.attn(block.norm1(x))
+                x = (x[:, :1] if alone else x) + block.drop_path1(block.ls1(attended))
             if layer in tap:
                 means[layer] = x.mean(dim=1)
             if layer == stop:
                 break
-            after = x if inside else x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+            whole = x
+            if one:
+                x, ready = x[:, :1], None if ready is None else ready[:, :1]
+            if inside:
+                after = x
+            else:
+                after = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))) if ready is None else ready
+            ready = None
             if slot is not None:
                 if branches > 1:  # the first slot: from here on the copies differ
-                    x, after, branches = x.repeat(branches, 1, 1), after.repeat(branches, 1, 1), 1
-                if route is not None and gates is None:
-                    gates = iter(route(x))
+                    whole, x, after = (t.repeat(branches, 1, 1) for t in (whole, x, after))
+                    branches = 1
+                if first and route is not None:
+                    gates = iter(route(whole))
+                own = None if gates is None else next(gates)
+                if one:
+                    own = last_block.gates_for_one(slot, whole, own)
                 if inside:
-                    after = slot(x, None if gates is None else next(gates), block)
+                    after = slot(x, own, block)
                 else:
-                    after = after + (slot(x) if gates is None else slot(x, next(gates)))
+                    after = after + (slot(x) if own is None else slot(x, own))
             x = after
-        return x.repeat(branches, 1, 1) if branches > 1 else x, means
+        return Stream(self.depth if stop is None else stop, x.repeat(branches, 1, 1) if branches > 1 else x), means
 
 
 def _check_supported(vit: nn.Module) -> None:

@@ -7,7 +7,7 @@ Shapes: n images, B batch, D width, C classes.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from backbone import observe
 from backbone.heads import HELD_OUT, LinearHead, StatisticsHead
+from backbone.prefix_cache import GIB, Place, PrefixCache
 from backbone.router import Routing
-from backbone.vit import SlottedViT
+from backbone.vit import SlottedViT, Stream
 from utils.journal import Journal
 from utils.runlog import RunLog
 from utils.runtime import named_generator
@@ -67,6 +68,7 @@ class Learner(nn.Module):
         self.cfg, self.log, self.init = cfg, log, init
         self.backbone, self.num_classes = backbone, num_classes
         self.seen = 0  # classes seen so far
+        self._cache: PrefixCache | None = None
         self.statistics = None if cfg.head == "linear" else self._place_statistics(cfg.head)
         self.begin_task()
 
@@ -76,13 +78,15 @@ class Learner(nn.Module):
         self.seconds: dict[str, float] = {}
         self.views = 0
         self.journal = Journal()
+        if self._cache is not None:
+            self._cache.forget_views()
 
     def learn(self, task: Task) -> None:
         """Learns the classes `task.first .. task.total - 1` from `task.train`."""
         raise TypeError(f"{type(self).__name__} does not say how it learns")
 
-    def features(self, images: Tensor) -> Tensor:
-        """Pooled features [B, D] of images [B, 3, H, W] as predictions use them."""
+    def features(self, images: Tensor | Stream) -> Tensor:
+        """Pooled features [B, D] of images [B, 3, H, W], or of their Stream, as predictions use them."""
         return self.backbone(images)
 
     def scores(self, features: Tensor) -> Tensor:
@@ -90,8 +94,9 @@ class Learner(nn.Module):
         head = self.head if self.statistics is None else self.statistics
         return head(features)[:, : self.seen]
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Scores [B, classes seen] of images [B, 3, H, W]; the runner calls it in evaluation mode without gradients."""
+    def logits(self, images: Tensor | Stream) -> Tensor:
+        """Scores [B, classes seen] of images [B, 3, H, W] or their Stream; the runner calls it in evaluation mode without
+        gradients."""
         return self.scores(self.features(images))
 
     def consolidate(self, task: Task) -> None:
@@ -102,6 +107,47 @@ class Learner(nn.Module):
         self.requires_grad_(False)
         if self.statistics is not None:
             self._gather(task, self.statistics)
+
+    # What is the same in every pass is computed once ---------------------------------------------------------------
+
+    @property
+    def prefix_layer(self) -> int:
+        """The layer below which nothing changes any more, so that passes may start there: by default the lowest slot's."""
+        return min(map(int, self.backbone.slots), default=self.backbone.depth)
+
+    def streams(
+        self,
+        data: TaskData,
+        size: int,
+        *,
+        epoch: int = 0,
+        stream: str = "train",
+        augment: bool = True,
+        shuffle: bool = True,
+    ) -> Iterable[tuple[Any, Tensor, Tensor]]:
+        """As `data.batches`, where kept with a Stream in the place of images: the backbone takes either (`prefix_cache`).
+
+        Augmented images are fresh in each epoch, or with `train_views` the view of that epoch."""
+        if not isinstance(data, TaskData):
+            return data.batches(size, epoch=epoch, stream=stream, augment=augment, shuffle=shuffle)
+        if self._cache is None:
+            cfg, log = self.cfg, self.log
+            if log is None:  # a saved run that is looked at: its folder stays as it is
+                place: Place = "off" if cfg.prefix_cache == "off" else "memory"
+                self._cache = PrefixCache(self.backbone, place, cfg.prefix_cache_gb * GIB)
+            else:
+                folder, limit = log.folder / "cache", cfg.prefix_cache_gb * GIB
+                self._cache = PrefixCache(self.backbone, cfg.prefix_cache, limit, folder, say=log.info)
+        return self._cache.batches(
+            data,
+            size,
+            self.prefix_layer,
+            epoch=epoch,
+            stream=stream,
+            augment=augment,
+            shuffle=shuffle,
+            views=getattr(self.cfg, "train_views", 0),
+        )
 
     # Class statistics ----------------------------------------------------------------------------------------------
 
@@ -120,7 +166,7 @@ class Learner(nn.Module):
         """Features [n, D] and labels [n] of training images under the test transform, in the data set's order."""
         self.eval()
         device = next(self.backbone.vit.parameters()).device
-        batches = data.batches(self.cfg.eval_batch_size, augment=False, shuffle=False)
+        batches = self.streams(data, self.cfg.eval_batch_size, augment=False, shuffle=False)
         found = [(self.features(images.to(device)), labels.to(device)) for images, labels, *_ in batches]
         features, labels = zip(*found, strict=True)
         return torch.cat(features), torch.cat(labels)

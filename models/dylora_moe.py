@@ -136,7 +136,7 @@ class Learner(Base):
         first, device = self.layers[0], self.head.weight.device
         found = [
             (self.backbone.mean_tokens(images.to(device), [first])[first], labels.to(device))
-            for images, labels, *_ in task.train.batches(self.cfg.eval_batch_size, augment=False, shuffle=False)
+            for images, labels, *_ in self.streams(task.train, self.cfg.eval_batch_size, augment=False, shuffle=False)
         ]
         tokens, labels = zip(*found, strict=True)
         return torch.cat(tokens), torch.cat(labels)
@@ -274,7 +274,7 @@ class Learner(Base):
             self._groups(learning),
             phase=phase,
             epochs=epochs,
-            batches=lambda epoch: data.batches(cfg.batch_size, epoch=epoch, stream=phase),
+            batches=lambda epoch: self.streams(data, cfg.batch_size, epoch=epoch, stream=phase),
             after_step=after_step,
             after_epoch=after_epoch,
             stateful=[watch, course],
@@ -352,7 +352,7 @@ class Learner(Base):
         """Mean cross-entropy on held-out training images, among the classes it is trained on."""
         self.eval()
         total = 0.0
-        for images, labels, *_ in held.batches(self.cfg.eval_batch_size, augment=False, shuffle=False):
+        for images, labels, *_ in self.streams(held, self.cfg.eval_batch_size, augment=False, shuffle=False):
             scores = self.head(self.backbone(images.to(self.head.weight.device)))
             loss, _ = cross_entropy_among(scores, labels.to(scores.device), self.apart_from, task.total)
             total += loss.item() * len(labels)
@@ -452,7 +452,7 @@ class Learner(Base):
         self.eval()
         size = min(self.cfg.eval_batch_size, USE_IMAGES)
         with self.collecting() as routings:
-            for number, (images, *_) in enumerate(task.train.batches(size, stream="use", augment=False)):
+            for number, (images, *_) in enumerate(self.streams(task.train, size, stream="use", augment=False)):
                 if number * size >= USE_IMAGES:
                     break
                 self.backbone(images.to(self.head.weight.device))

@@ -8,6 +8,7 @@ B batch, D width, K branches, C classes.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -201,7 +202,7 @@ class Learner(Base):
             groups,
             phase="func",
             epochs=cfg.epochs,
-            batches=lambda epoch: data.batches(cfg.batch_size, epoch=epoch, stream="func"),
+            batches=lambda epoch: self.streams(data, cfg.batch_size, epoch=epoch, stream="func"),
             after_step=keep,
         )
 
@@ -233,7 +234,10 @@ class Learner(Base):
         self.eval()
         right, loss = torch.zeros(count, dtype=torch.long), torch.zeros(count, dtype=torch.float64)
         device = self.head.weight.device
-        for images, labels, *_ in held.batches(max(cfg.eval_batch_size // count, 1), augment=False, shuffle=False):
+        # one pass alone costs less than keeping the whole task: the cache computes classes, and this is a tenth of each
+        again = self.uses_test or self.statistics is not None or cfg.head_recalibration
+        batches = partial(self.streams, held) if again else held.batches
+        for images, labels, *_ in batches(max(cfg.eval_batch_size // count, 1), augment=False, shuffle=False):
             scores = self._branch_scores(images.to(device), count)[..., first : task.total]
             truth = (labels - first).to(device).expand(count, -1)
             right += (scores.argmax(-1) == truth).sum(1).cpu()

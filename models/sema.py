@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from backbone.adapter import Adapter
-from backbone.descriptor import Descriptor
+from backbone.descriptor import Descriptor, losses_of
 from backbone.expansion import ExpandableLayer
 from backbone.heads import LinearHead
 from backbone.nested import NestedLoRAAdapter, Part
@@ -205,7 +205,7 @@ class Learner(Base):
         A score is the mean over samples of how many deviations a reconstruction loss lies from those remembered."""
         totals: dict[int, Tensor] = {}
         count = 0
-        batches = iter(task.train.batches(self.cfg.detect_batch_size, epoch=scan, stream="detect"))
+        batches = iter(self.streams(task.train, self.cfg.detect_batch_size, epoch=scan, stream="detect"))
         while True:
             with self.timed("detect"):
                 if (batch := next(batches, None)) is None:
@@ -221,16 +221,22 @@ class Learner(Base):
 
     @torch.no_grad()
     def shift_scores(self, images: Tensor) -> dict[int, Tensor]:
-        """Mean shift score [E] of images [B, 3, H, W] for the descriptors of every layer that may expand."""
+        """Mean shift score [E] of images [B, 3, H, W] for the descriptors of every layer that may expand, on the CPU.
+
+        On a GPU two reads wait for it in each batch: the records' sizes before and all scores after, whatever the layers."""
         self.eval()
         means = self.backbone.mean_tokens(images.to(self.head.weight.device), self.expandable)
-        found = {}
-        for layer in self.expandable:
-            descriptors = cast(list[Descriptor], self._layer(layer).descriptors)
-            z = [d.z_scores(d(means[layer]), self.cfg.detect_std_floor) for d in descriptors]
-            stacked = torch.stack(z)  # [E, B]
-            found[layer] = (stacked.abs() if self.cfg.detect_sign == "absolute" else stacked).mean(dim=1)
-        return found
+        owned = [cast(list[Descriptor], list(self._layer(n).descriptors)) for n in self.expandable]
+        filled = iter(torch.stack([d.count for own in owned for d in own]).tolist())
+        z = []
+        for layer, own in zip(self.expandable, owned, strict=True):
+            losses = losses_of(own, means[layer])  # [E, B]
+            z += [
+                d.z_scores(of_d, self.cfg.detect_std_floor, next(filled)) for d, of_d in zip(own, losses, strict=True)
+            ]
+        stacked = torch.stack(z)  # [E of all layers, B]
+        scores = (stacked.abs() if self.cfg.detect_sign == "absolute" else stacked).mean(dim=1).cpu()
+        return dict(zip(self.expandable, scores.split([len(own) for own in owned]), strict=True))
 
     def _train_added(self, task: Task, layers: list[int], suffix: str) -> None:
         """Trains the newest adapter of `layers` with the head, then its descriptor; then all is frozen."""
@@ -299,7 +305,7 @@ class Learner(Base):
         @torch.no_grad()
         def mean_tokens(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
             """Batches of mean tokens [B, layers, D] and labels."""
-            for images, labels, *_ in task.train.batches(self.cfg.batch_size, epoch=epoch, stream=phase):
+            for images, labels, *_ in self.streams(task.train, self.cfg.batch_size, epoch=epoch, stream=phase):
                 means = self.backbone.mean_tokens(images.to(self.head.weight.device), layers)
                 yield torch.stack([means[n] for n in layers], dim=1), labels
 
@@ -330,7 +336,7 @@ class Learner(Base):
     def _record_at_end(self, task: Task, descriptors: dict[int, Descriptor], stream: str) -> None:
         """One pass over the task with the trained descriptors fills their records (`record_when`)."""
         batches: dict[int, list[Tensor]] = {n: [] for n in descriptors}
-        for images, *_ in task.train.batches(self.cfg.detect_batch_size, stream=stream):
+        for images, *_ in self.streams(task.train, self.cfg.detect_batch_size, stream=stream):
             means = self.backbone.mean_tokens(images.to(self.head.weight.device), descriptors)
             for layer, descriptor in descriptors.items():
                 batches[layer].append(descriptor(means[layer]))
@@ -363,6 +369,13 @@ class Learner(Base):
             for adapter in slot.adapters:
                 if isinstance(adapter, NestedLoRAAdapter):
                     adapter.use(part)
+
+    @property
+    def prefix_layer(self) -> int:
+        """Below the layers that may expand nothing changes once the first task's adapters are frozen."""
+        start = self.expandable.start
+        learning = any(p.requires_grad for n in range(start) for p in self._layer(n).parameters())
+        return 0 if learning else start
 
     # Prediction is the base's; bookkeeping -------------------------------------------------------------------------
 

@@ -192,7 +192,7 @@ def _begin(
     cfg, groups = learner.cfg, _grouped(parameters, phase, lr)
     _tell(learner, groups, task, phase)
     optimizer, scheduler = optimizer_for(learner, groups, cfg, epochs=epochs)
-    source = batches or (lambda epoch: task.train.batches(cfg.batch_size, epoch=epoch, stream=phase))
+    source = batches or (lambda epoch: learner.streams(task.train, cfg.batch_size, epoch=epoch, stream=phase))
     return Phase(learner, optimizer, scheduler, groups, stateful), source, groups
 
 

@@ -242,7 +242,8 @@ def test_set_faults():
 
 @pytest.mark.parametrize("key", sorted(config.NOT_HASHED))
 def test_hash_ignores_where_and_how(key):
-    other = {"seed": [5], "device": "cpu", "num_workers": 2, "eval_batch_size": 7}.get(key, "other")
+    values = {"seed": [5], "device": "cpu", "num_workers": 2, "eval_batch_size": 7}
+    other = (values | {"prefix_cache": "off", "prefix_cache_gb": 0.5}).get(key, "other")
     assert resolve(GOOD | {key: other}).hash == resolve(GOOD).hash
 
 

@@ -1,8 +1,9 @@
 """Descriptors: losses by hand, the record's rules, scores and their edge cases."""
 
+import pytest
 import torch
 
-from backbone.descriptor import Descriptor
+from backbone.descriptor import Descriptor, losses_of
 
 
 def made(size=4, width=3, code=2):
@@ -63,3 +64,16 @@ def test_forward_and_scores_change_nothing_and_the_record_is_saved():
     other = made()
     other.load_state_dict(before)
     assert other.z_scores(torch.tensor([4.0])).tolist() == [2]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_losses_of_many_in_one_product_are_those_of_each(count):
+    descriptors, x = [Descriptor(6, 3, 4).double() for _ in range(count)], torch.randn(7, 6, dtype=torch.float64)
+    apart = torch.stack([d(x) for d in descriptors])
+    together = losses_of(descriptors, x)
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-14)
+    weights = torch.rand_like(apart)  # each loss by its own weight, so that none hides another's gradient
+    wanted = torch.autograd.grad((apart * weights).sum(), [p for d in descriptors for p in d.parameters()])
+    found = torch.autograd.grad((together * weights).sum(), [p for d in descriptors for p in d.parameters()])
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-14)

@@ -152,7 +152,7 @@ def test_better_reconstruction_counts_as_shift_only_in_absolute_scores(sign, exp
     images = next(iter(toy_stream().task(0).train.batches(4)))[0]
     with torch.no_grad():
         loss = descriptor(learner.backbone.eval().mean_tokens(images, [1])[1])
-        descriptor.z_scores = lambda losses, floor: torch.full_like(losses, -5.0)
+        descriptor.z_scores = lambda losses, floor, filled: torch.full_like(losses, -5.0)
     assert loss.shape == (4,)
     assert learner.shift_scores(images)[1].tolist() == [expected]
 

@@ -22,7 +22,10 @@ from utils.strict_json import ConfigError, nearest, shown
 # Keys of SEMA-CL and LAMDA-PILOT files that no rehearsal-free method ever read. Accepted, and answered by one line.
 NEVER_ACTED = frozenset({"memory_size", "memory_per_class", "fixed_memory", "vpt_type", "prompt_token_num"})
 # Keys that say where and how a run happens but not what it computes: they stay out of the settings hash.
-NOT_HASHED = frozenset({"about", "prefix", "seed", "device", "num_workers", "data_root", "eval_batch_size"})
+NOT_HASHED = frozenset(
+    {"about", "prefix", "seed", "device", "num_workers", "data_root", "eval_batch_size"}
+    | {"prefix_cache", "prefix_cache_gb"}
+)
 
 
 def _as_seeds(value: Any) -> Any:
@@ -91,6 +94,16 @@ class Experiment(BaseModel):
     )
     batch_size: int = Field(32, ge=1, description="training images per step")
     eval_batch_size: int = Field(256, ge=1, description="images per step in evaluation")
+    prefix_cache: Literal["memory", "disk", "off"] = Field(
+        "memory",
+        description="where results of the frozen layers are kept, so that each image passes them once: the device's memory, "
+        "files in the run folder, or nowhere. Numbers differ by rounding alone",
+    )
+    prefix_cache_gb: float = Field(
+        2.0,
+        gt=0,
+        description="most that prefix_cache keeps, GiB: test images first, then training images, then train_views",
+    )
     head: Literal["linear", "ncm", "ridge"] = Field(
         "linear",
         description="what predicts: the trained linear head, the nearest class mean, or ridge regression on class statistics",
@@ -153,6 +166,13 @@ class Trained(Experiment):
     init_lr: float = Field(0.01, gt=0, le=100, description="learning rate at the start of each phase")
     min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the per-epoch cosine")
     weight_decay: float = Field(0.0005, ge=0, le=10, description="L2 penalty (sgd) or decoupled decay (adam)")
+    train_views: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="augmented views of an image in a task: epoch e shows view e mod n, and prefix_cache keeps them; 0: a "
+        "fresh one in every epoch, as the originals",
+    )
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()

@@ -38,7 +38,7 @@ def evaluate(
         for earlier in range(index + 1):
             batches: list[list[torch.Tensor]] = []  # scores of each head, [B, C seen]
             truth = []
-            for images, labels, *_ in stream.test(earlier).batches(size, augment=False, shuffle=False):
+            for images, labels, *_ in learner.streams(stream.test(earlier), size, augment=False, shuffle=False):
                 if renewed is None:
                     scores = [learner.logits(images.to(device))]
                 else:

@@ -5,8 +5,11 @@ Labels are renumbered in the order in which classes arrive: the first task has 0
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -53,6 +56,20 @@ class _Source:
     test: transforms.Transform
     seed: int
     num_workers: int
+    inputs: str = ""  # names the transforms and the size of their result
+    before: int = 0  # test images, where these are training images: what is kept of both is planned together
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits over the images (of files: paths, sizes and times of change), labels and transforms."""
+        found = hashlib.blake2b(self.inputs.encode(), digest_size=8)
+        found.update(np.ascontiguousarray(self.images.labels).data)
+        if isinstance(self.images, ImageArray):
+            found.update(self.images.images.contiguous().numpy().data)
+        for path in getattr(self.images, "paths", ()):
+            facts = os.stat(path)
+            found.update(f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode())
+        return found.hexdigest()
 
 
 class TaskData:
@@ -65,6 +82,11 @@ class TaskData:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def source(self) -> _Source:
+        """Where the samples come from: one for all training data of a run, one for all test data."""
+        return self._source
 
     def batches(
         self, batch_size: int, *, epoch: int = 0, stream: str = "train", augment: bool = True, shuffle: bool = True
@@ -79,9 +101,17 @@ class TaskData:
         if batch_size < 1:
             raise ValueError(f"the batch size must be at least 1, got {batch_size}")
         order = self.order(epoch, stream) if shuffle else torch.arange(len(self))
-        base = named_seed(self._source.seed, "augment", self._task, stream, epoch)
-        fetch = _Fetch(self._source, self.rows, self.labels, base, augment)
-        return Batches(fetch, [chunk.tolist() for chunk in order.split(batch_size) if len(chunk)])
+        chunks = [chunk.tolist() for chunk in order.split(batch_size) if len(chunk)]
+        return self.at(chunks, epoch=epoch, stream=stream, augment=augment)
+
+    def at(self, chunks: list[list[int]], *, epoch: int = 0, stream: str = "train", augment: bool = True) -> Batches:
+        """Batches of the samples at these positions, with the augmentation that `stream` and `epoch` draw."""
+        fetch = _Fetch(self._source, self.rows, self.labels, self.draws(epoch, stream), augment)
+        return Batches(fetch, chunks)
+
+    def draws(self, epoch: int, stream: str) -> int:
+        """The seed of the augmentation that `stream` and `epoch` draw; with a sample's row it decides the image."""
+        return named_seed(self._source.seed, "augment", self._task, stream, epoch)
 
     def order(self, epoch: int, stream: str) -> torch.Tensor:
         """The shuffled positions int64 [N] of one pass, as `batches` takes them."""
@@ -108,6 +138,10 @@ class TaskData:
             ).numpy()
             held[own[draw[:count]]] = True
         return self.subset(np.flatnonzero(~held)), self.subset(np.flatnonzero(held))
+
+    def at_rows(self, rows: np.ndarray) -> TaskData:
+        """Samples of the same source at these rows of the data set, to be looked at without labels: all are -1."""
+        return TaskData(self._source, self._task, rows, torch.full((len(rows),), -1))
 
     def subset(self, index: np.ndarray | torch.Tensor | Sequence[int]) -> TaskData:
         """The samples at these positions, in this order."""
@@ -222,8 +256,9 @@ class TaskStream:
         self.order = class_order(count, seed if class_order_seed is None else class_order_seed, shuffle)
         self.class_names = [dataset.class_names[c] for c in self.order]
         pair = transforms.build(dataset.transforms, image_size)
-        self._train = _Source(dataset.train, *pair, seed=seed, num_workers=num_workers)
-        self._test = _Source(dataset.test, *pair, seed=seed, num_workers=num_workers)
+        how = (*pair, seed, num_workers, f"{dataset.name} {dataset.transforms} {image_size}")
+        self._test = _Source(dataset.test, *how)
+        self._train = _Source(dataset.train, *how, before=len(dataset.test))
         for part, source in (("training", self._train), ("test", self._test)):
             absent = set(range(count)) - set(np.unique(source.images.labels).tolist())
             if absent:

@@ -1,0 +1,261 @@
+"""Keeps what the frozen prefix makes of images, so that it is computed once for each image and not in every pass.
+
+A pass over data then begins with Streams (backbone/vit.py) at the first layer that still learns. What is kept is addressed by
+the row of the data set, so subsets, splits and batches of any size share it. Its key is a hash of all that decides it: the
+images and their transform, the weights, what the slots below hold, layer and precision. If one of these changes, the key
+does, and what was kept under another is dropped: nothing has to be told, and deleting the files is always safe.
+
+Values do not depend on the order of requests, hence neither on where a run was interrupted: un-augmented images are always
+computed in the same groups, CHUNK of one class, and what is kept is planned from sizes alone. Against a pass from the images
+they differ by rounding, since their batches are others. Shapes: B batch, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor, nn
+
+from backbone.vit import BlockSlot, SlottedViT, Stream
+from utils.rowstore import RowStore
+from utils.tasks import TaskData
+
+Place = Literal["memory", "disk", "off"]
+CHUNK = 256  # images of a class that are computed together
+GIB = 2**30
+FORMAT = 1  # of the files: another number and they are not read
+Batch = tuple[Tensor | Stream, Tensor, Tensor]
+
+
+class PrefixCache:
+    """What is kept of one backbone's prefix: at most `limit` bytes, in the memory of its device or as files under `folder`.
+
+    `say` is told once what is kept and what does not fit."""
+
+    def __init__(
+        self,
+        backbone: SlottedViT,
+        place: Place,
+        limit: float,
+        folder: Path | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ):
+        assert place != "disk" or folder is not None, "files need a folder"
+        self.backbone, self.place, self.limit, self.say = backbone, place, limit, say
+        self.folder = folder if place == "disk" else None
+        self._stores: dict[str, RowStore] = {}
+        self._scope = ""
+        self._hashed: tuple[list[Any], str] | None = None
+        self._told: set[str] = set()
+        self._views: set[str] = set()  # keys of the current task's augmented views
+
+    def batches(
+        self,
+        data: TaskData,
+        size: int,
+        layer: int,
+        *,
+        epoch: int = 0,
+        stream: str = "train",
+        augment: bool = True,
+        shuffle: bool = True,
+        views: int = 0,
+    ) -> Iterable[Batch]:
+        """As `TaskData.batches`, with Streams at `layer` in the place of images where those are kept.
+
+        With `views` n > 0 augmented images are not fresh in every epoch: epoch e shows view e mod n of each. Otherwise
+        augmented images are computed afresh and nothing of them is kept."""
+        view = (epoch % views, "views") if augment and views else (epoch, stream)
+        draws: dict[str, Any] = {"epoch": view[0], "stream": view[1], "augment": augment}
+        kept = None if augment and not views else self._store(data, layer, views if augment else 0, draws)
+        if kept is None and not (augment and views):
+            return data.batches(size, epoch=epoch, stream=stream, augment=augment, shuffle=shuffle)
+        order = data.order(epoch, stream) if shuffle else torch.arange(len(data))
+        chunks = [chunk.tolist() for chunk in order.split(size)]
+        if kept is None:
+            return data.at(chunks, **draws)
+        store, parts = kept
+        try:
+            self._fill(store, data, layer, parts, draws)
+        except OSError as error:
+            self._tell(f"no more of the prefix is kept, its files cannot be written: {error}")
+            return data.at(chunks, **draws)
+        return self._kept(store, data, layer, chunks)
+
+    def forget_views(self) -> None:
+        """Drops the augmented views: those of a task are of no use after it."""
+        for key in self._views:
+            self._stores.pop(key, None)
+            if self.folder is not None:
+                shutil.rmtree(self.folder / self._scope / key, ignore_errors=True)
+        self._views.clear()
+
+    # What is kept ----------------------------------------------------------------------------------------------------
+
+    def _store(self, data: TaskData, layer: int, views: int, draws: dict[str, Any]) -> tuple[RowStore, int] | None:
+        """The store of a request and how many tensors a Stream has there (2: inside the block); None if nothing is kept."""
+        backbone = self.backbone
+        if self.place == "off" or layer == 0 or self._random_below(layer):
+            return None
+        finished = layer == backbone.depth
+        shape = (1 if finished else backbone.tokens, backbone.width)
+        dtype = next(backbone.vit.parameters()).dtype
+        most = 1 if finished or isinstance(backbone.slots[str(layer)], BlockSlot) else 2
+        row = shape[0] * shape[1] * dtype.itemsize
+        parts = self._plan(data, views, most, row)
+        if not parts:
+            return None
+        self._enter(layer, dtype)
+        seed = data.draws(draws["epoch"], draws["stream"]) if draws["augment"] else 0
+        key = _hash(data.source.digest, seed, parts)
+        if draws["augment"]:
+            self._views.add(key)
+        if key not in self._stores:
+            folder = None if self.folder is None else self.folder / self._scope / key
+            device = next(backbone.vit.parameters()).device
+            self._stores[key] = RowStore(len(data.source.images), (parts, *shape), dtype, folder, device)
+        return self._stores[key], parts
+
+    def _plan(self, data: TaskData, views: int, most: int, row: int) -> int:
+        """How many tensors of `row` bytes are kept of each image, 0 to `most`: from sizes alone, test images first, then all
+        training images, then the views of a task."""
+        left, source = self.limit, data.source
+        wanted = [source.before, len(source.images)] if source.before else [len(source.images)]
+        wanted += [views * len(data)] if views else []
+        found = 0
+        for count in wanted:
+            found = max((n for n in range(1, most + 1) if n * count * row <= left), default=0)
+            left -= found * count * row
+        if not found:
+            what = f"{views} views of {len(data)} training" if views else "training" if source.before else "test"
+            self._tell(
+                f"prefix streams of {what} images are not kept: {sum(wanted) * row / GIB:.2f} GiB in all are above "
+                f"prefix_cache_gb {self.limit / GIB:g}; they are computed in every pass"
+            )
+        return found
+
+    def _tell(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self.say(text)
+
+    def _random_below(self, layer: int) -> bool:
+        """Whether a slot below draws random numbers, as dropout in training does: then nothing is the same twice."""
+        return any(
+            m.training and (m.p if isinstance(m, nn.Dropout) else getattr(m, "dropout", 0))
+            for slot in self._below(layer)
+            for m in slot.modules()
+        )
+
+    def _below(self, layer: int) -> list[nn.Module]:
+        return [self.backbone.slots[name] for name in sorted(self.backbone.slots, key=int) if int(name) < layer]
+
+    def _enter(self, layer: int, dtype: torch.dtype) -> None:
+        """Drops what was kept under another key of weights, slots below, layer and precision."""
+        device = next(self.backbone.vit.parameters()).device.type
+        precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
+        versions = (FORMAT, torch.__version__, timm.__version__)
+        scope = _hash(self._weights(layer), layer, dtype, precision, device, versions)
+        if scope == self._scope:
+            return
+        self._scope = scope
+        self._stores.clear()
+        self._views.clear()
+        if self.folder is not None and self.folder.is_dir():
+            for other in self.folder.iterdir():
+                if other.name != scope:
+                    shutil.rmtree(other, ignore_errors=True)
+
+    def _weights(self, layer: int) -> str:
+        """Hash of the frozen model and the slots below `layer`, computed anew only if a tensor was written to."""
+        backbone, below = self.backbone, self._below(layer)
+        assert not any(p.requires_grad for slot in below for p in slot.parameters()), (
+            f"a slot below {layer} still learns"
+        )
+        modules = [backbone.vit, *below]
+        state = [(n, t) for i, m in enumerate(modules) for n, t in _state(m, str(i))]
+        state += [("mean", backbone.mean), ("std", backbone.std)]
+        facts = [backbone.normalises, *(_facts(m) for m in below)]
+        seen = [repr(facts), *((name, _Written(tensor)) for name, tensor in state)]
+        if self._hashed is None or self._hashed[0] != seen:
+            digest = hashlib.sha256(repr(facts).encode())
+            for name, tensor in state:
+                digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            self._hashed = (seen, digest.hexdigest())
+        return self._hashed[1]
+
+    # Filling and reading -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _fill(self, store: RowStore, data: TaskData, layer: int, parts: int, draws: dict[str, Any]) -> None:
+        """Computes what is missing for `data`. Of un-augmented images whole groups of a class, always the same ones."""
+        missing = data.rows[~store.has(data.rows)]
+        if not len(missing):
+            return
+        if draws["augment"]:  # the task's own images, in its order
+            groups = [missing[i : i + CHUNK] for i in range(0, len(missing), CHUNK)]
+        else:
+            labels, wanted = data.source.images.labels, np.zeros(len(data.source.images), dtype=bool)
+            wanted[missing] = True
+            own = [np.flatnonzero(labels == label) for label in np.unique(labels[missing])]
+            groups = [rows[i : i + CHUNK] for rows in own for i in range(0, len(rows), CHUNK)]
+            groups = [rows for rows in groups if wanted[rows].any()]
+        rows, ends = np.concatenate(groups), np.cumsum([len(g) for g in groups])
+        positions = [list(range(end - len(g), end)) for end, g in zip(ends.tolist(), groups, strict=True)]
+        device = next(self.backbone.vit.parameters()).device
+
+        def values() -> Iterator[Tensor]:
+            for images, *_ in data.at_rows(rows).at(positions, **draws):
+                made = self.backbone.prefix(images.to(device, non_blocking=True), layer, inside=parts == 2)
+                yield torch.stack([made.x] if made.after is None else [made.x, made.after], dim=1)
+
+        store.put(rows, values())
+
+    def _kept(self, store: RowStore, data: TaskData, layer: int, chunks: list[list[int]]) -> Iterator[Batch]:
+        for chunk in chunks:
+            found = store.get(data.rows[chunk])
+            where = torch.tensor(chunk)
+            yield Stream(layer, *found.unbind(dim=1)), data.labels[where], where
+
+
+class _Written:
+    """Equal to another as long as both are of one tensor, which was not written to in between."""
+
+    def __init__(self, tensor: Tensor):
+        self.tensor, self.mark = tensor, (tensor.data_ptr(), tensor._version)  # held, so that no other takes its place
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Written) and self.tensor is other.tensor and self.mark == other.mark
+
+
+def _state(module: nn.Module, prefix: str) -> list[tuple[str, Tensor]]:
+    named = [*module.named_parameters(), *module.named_buffers()]
+    return [(f"{prefix}.{name}", tensor) for name, tensor in named]
+
+
+def _facts(module: nn.Module) -> list[tuple[str, dict[str, str]]]:
+    """What else decides a module's function: the class and plain attributes of all its parts, such as which of them act."""
+    plain = (bool, int, float, str, tuple, type(None))
+    return [
+        (
+            type(part).__name__,
+            {
+                k: repr(v)
+                for k, v in sorted(vars(part).items())
+                if k[0] != "_" and k != "training" and isinstance(v, plain)
+            },
+        )
+        for part in module.modules()
+    ]
+
+
+def _hash(*parts: Any) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

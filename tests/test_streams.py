@@ -1,0 +1,159 @@
+"""Every method gives the same numbers whether passes start at images or at kept prefixes, and computes each prefix once."""
+
+import pytest
+import torch
+from conftest import toy_backbone, toy_stream
+from test_methods import HEADS, METHODS
+from torch.nn import functional as F
+
+from backbone.vit import SlottedViT, Stream
+from utils import evaluation
+
+TRAINED = [m for m in METHODS if m != "simplecil"]
+CPU = torch.device("cpu")
+
+
+def through(learner, stream):
+    """Learns all tasks as main.py does; the scores of each task's test images after each task."""
+    found = []
+    for index in range(len(stream)):
+        learner.begin_task()
+        task = stream.task(index, with_past=learner.uses_past, with_test=learner.uses_test)
+        learner.learn(task)
+        learner.consolidate(task)
+        renewed = evaluation.renewed_statistics(learner, stream, index)
+        evaluation.evaluate(learner, stream, index, CPU, renewed)
+        learner.eval()
+        with torch.inference_mode():
+            for earlier in range(index + 1):
+                batches = learner.streams(stream.test(earlier), 100, augment=False, shuffle=False)
+                found += [learner.logits(images) for images, *_ in batches]
+    return found
+
+
+def check(learners, dtype):
+    ours, plain = (through(learner, toy_stream()) for learner in learners)
+    atol = {torch.float64: 1e-9, torch.float32: 5e-4}[dtype]  # after 3 tasks of training
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=atol, atol=atol)
+    on, off = (learner.own_state() for learner in learners)
+    for name, tensor in on.items():
+        torch.testing.assert_close(tensor, off[name], rtol=atol, atol=atol, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def pair(toy_learner, method, dtype, place="memory", **keys):
+    return [
+        toy_learner(method, backbone=toy_backbone().to(dtype), prefix_cache=p, eval_batch_size=3, **keys)
+        for p in (place, "off")
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("method", "head"), HEADS)
+def test_numbers_with_and_without_the_cache_are_equal_to_rounding(method, head, dtype, toy_learner):
+    check(pair(toy_learner, method, dtype, head=head), dtype)
+
+
+@pytest.mark.parametrize("place", ["memory", "disk"])
+@pytest.mark.parametrize("method", TRAINED)
+def test_so_they_are_with_views(method, place, toy_learner):
+    check(pair(toy_learner, method, torch.float64, place, train_views=2), torch.float64)
+
+
+VARIANTS = {
+    "sema, records at the end": ("sema", {"record_when": "end", "rd_views": 1, "detect_scope": "task"}),
+    "sema, slow and fast": ("sema", {"ffn_adapter_type": "nested_lora", "nested_lora_eval": "slow"}),
+    "sema, late merges": ("sema", {"ffn_adapter_type": "nested_lora", "nested_lora_consolidation_interval": 2}),
+    "sema, dropout": ("sema", {"ffn_adapter_dropout": 0.5}),
+    "competition, its own test data": ("moe_parallel", {"selection_split": "test"}),
+    "competition, recalibrated": ("moe_parallel", {"head_recalibration": True, "num_experts": 2}),
+    "experts that grow": ("dylora_moe", {"expert_rank_max": 6, "rank_growth_step": 2, "plateau_epochs": 1}),
+    "experts that distil": ("dylora_moe", {"distill_coef": 1.0}),
+    "replay": ("dylora_moe", {"replay_per_class": 2}),
+    "experts on linear layers": ("dylora_moe", {"lora_target": ["qkv"]}),
+    "head alone": ("finetune", {"trainable": "head"}),
+}
+
+
+@pytest.mark.parametrize("views", [0, 2])
+@pytest.mark.parametrize(("method", "keys"), VARIANTS.values(), ids=list(VARIANTS))
+def test_so_they_are_with_what_methods_add(method, keys, views, toy_learner):
+    torch.manual_seed(0)  # dropout draws
+    learners = pair(toy_learner, method, torch.float64, train_views=views, **keys)
+    ours, plain = [], []
+    for learner, found in zip(learners, (ours, plain), strict=True):
+        torch.manual_seed(1)
+        found += through(learner, toy_stream())
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.fixture
+def stems(monkeypatch):
+    """Images that entered the network."""
+    counts, real = [], SlottedViT.stem
+
+    def counting(self, images):
+        counts.append(len(images))
+        return real(self, images)
+
+    monkeypatch.setattr(SlottedViT, "stem", counting)
+    return counts
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_test_image_enters_the_network_once(method, toy_learner, stems):
+    """Methods that learn above the first layer; in SEMA and those that learn in every layer the first task is no prefix."""
+    learner, stream = toy_learner(method), toy_stream()
+    for index in range(3):
+        learner.begin_task()
+        task = stream.task(index, with_past=learner.uses_past)
+        learner.learn(task)
+        learner.consolidate(task)
+        for again in range(2):
+            stems.clear()
+            evaluation.evaluate(learner, stream, index, CPU)
+            new = 8 * (index + 1) if learner.prefix_layer == 0 else 0 if again else 8
+            assert sum(stems) == new, (index, again)
+    assert (learner.prefix_layer == 0) == (method in ("finetune", "joint"))
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_each_view_enters_the_network_once(method, toy_learner, stems):
+    learner, stream = (
+        toy_learner(method, train_views=2, epochs=5, func_epoch=5, rd_epoch=5, exp_threshold=0),
+        toy_stream(),
+    )
+    learner.learn(stream.task(0))
+    learner.consolidate(stream.task(0))
+    learner.begin_task()
+    stems.clear()
+    phases = []
+    real = learner.streams
+
+    def watched(data, size, **how):
+        batches = list(real(data, size, **how))
+        phases.append((how, all(isinstance(images, Stream) for images, *_ in batches)))
+        return batches
+
+    learner.streams = watched
+    learner.learn(stream.task(1))
+    trained = [streams for how, streams in phases if how.get("augment", True)]
+    if method in ("finetune", "joint"):
+        assert not any(trained)  # nothing is frozen below
+        return
+    assert len(trained) >= 5 and all(trained)
+    kept = (
+        2 * 20 if method != "moe_parallel" else 2 * 18 + 2
+    )  # views of what is trained on; the winner is chosen on the rest
+    assert sum(stems) == kept + (20 if method == "dylora_moe" else 0)  # and its images for the decision
+
+
+def test_fresh_augmentation_is_the_default(toy_learner):
+    learner, data = toy_learner("nested_lora"), toy_stream().task(0).train
+    first, again, second = (
+        torch.cat([images for images, *_ in learner.streams(data, 20, epoch=e, shuffle=False)]) for e in (0, 0, 1)
+    )
+    plain = torch.cat([images for images, *_ in data.batches(20, epoch=0, shuffle=False)])
+    assert torch.equal(first, plain) and torch.equal(again, plain)
+    assert F.mse_loss(first, second) > 1e-4
