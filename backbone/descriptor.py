@@ -59,10 +59,13 @@ class Descriptor(nn.Module):
         """(loss - mean) / std of the record: [B] -> [B], signed, zeros while 2 or fewer losses are recorded.
 
         The deviation is unbiased and at least `std_floor` times the mean; without a floor a constant record divides by
-        zero, as in the original."""
+        zero, as in the original. With one, a record of zeros counts rounding as its deviation."""
         filled = int(self.count)
         if filled <= 2:
             return torch.zeros_like(losses)
         known = self.record[:filled]
         mean = known.mean()
-        return (losses - mean) / torch.maximum(known.std(), std_floor * mean)
+        deviation = torch.maximum(known.std(), std_floor * mean)
+        if std_floor:
+            deviation = deviation.clamp(min=torch.finfo(deviation.dtype).eps)
+        return (losses - mean) / deviation
