@@ -384,7 +384,7 @@ def score(
         peak_memory_bytes=peak_memory(device),
         head_drift=evaluation.drift_of(learner, stream, index, renewed, scores, by_renewed, seconds=ready - start),
     )
-    accuracy = [s.correct / max(s.samples, 1) for s in scores]
+    accuracy = [s.correct / s.samples if s.samples else None for s in scores]
     learner.log.row("task", task=index, accuracy=accuracy, adapters=learner.adapters_per_layer(), seconds=seconds)
 
 

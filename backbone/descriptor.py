@@ -60,13 +60,17 @@ class Descriptor(nn.Module):
         """(loss - mean) / std of the record: [B] -> [B], signed, zeros while 2 or fewer losses are recorded.
 
         The deviation is unbiased and at least `std_floor` times the mean; without a floor a constant record divides by
-        zero, as in the original. `filled`: the value of `count`, for who has read it already: on a GPU reading waits."""
+        zero, as in the original. `filled`: the value of `count`, for who has read it already: on a GPU reading waits.
+        With a floor, a record of zeros counts rounding as its deviation."""
         filled = int(self.count) if filled is None else filled
         if filled <= 2:
             return torch.zeros_like(losses)
         known = self.record[:filled]
         mean = known.mean()
-        return (losses - mean) / torch.maximum(known.std(), std_floor * mean)
+        deviation = torch.maximum(known.std(), std_floor * mean)
+        if std_floor:
+            deviation = deviation.clamp(min=torch.finfo(deviation.dtype).eps)
+        return (losses - mean) / deviation
 
 
 def losses_of(descriptors: Sequence[Descriptor], mean_token: Tensor) -> Tensor:

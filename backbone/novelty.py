@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Reduce = Literal["max", "median"]
+ROUNDING = 1e-5  # of the centre's length
 Mode = Literal["fixed", "adaptive", "calibrated"]
 
 
@@ -197,8 +198,15 @@ def _reason(
 
 
 def _cosines(new: Tensor, stored: Tensor, middle: Tensor) -> Tensor:
-    """Cosines [.., C, S] around the centre; 0 for what lies on it."""
-    return F.normalize(new.double() - middle, dim=-1) @ F.normalize(stored.double() - middle, dim=-1).T
+    """Cosines [.., C, S] around the centre; 0 for what lies on it up to rounding, whose direction would be noise."""
+    return _directions(new, middle) @ _directions(stored, middle).T
+
+
+def _directions(vectors: Tensor, middle: Tensor) -> Tensor:
+    """Unit vectors [.., D] from the centre to `vectors`; 0 where that is no further than float32 rounds."""
+    away = vectors.double() - middle
+    near = away.norm(dim=-1, keepdim=True) <= ROUNDING * middle.norm()
+    return F.normalize(away.masked_fill(near, 0), dim=-1)
 
 
 def _reduced(cosines: Tensor, reduce: Reduce) -> Tensor:

@@ -44,6 +44,7 @@ class ExpandableRouter(nn.Module):
 
 Granularity = Literal["token", "sample"]
 MOST_SURE = 6.0  # logit at which a discriminant may start: a gate of 0.998 beside one other, and still a gradient
+ROUNDING = 1e-5  # part of a vector's length: what float32 features of one image differ by from batch to batch, and more
 CLOSED = -1e4  # logit offset of a grown expert: its share is exactly 0, also in float64, and nothing is infinite
 
 
@@ -163,16 +164,23 @@ class Router(nn.Module):
         self.offset[expert] = value
 
     @torch.no_grad()
+    def sees(self, inputs: Tensor) -> bool:
+        """Whether the mean of `inputs` [n, D] (as `read` gives them) lies off the center by more than rounding: what is
+        identical to it gives noise as a direction, along which a discriminant would be steep without limit."""
+        return bool(inputs.mean(dim=0).norm() > ROUNDING * self.center.norm())
+
+    @torch.no_grad()
     def aim(self, expert: int, inputs: Tensor) -> None:
         """Opens an expert for what lies near `inputs` [n, D] (as `read` gives them) and leaves the rest to those before.
 
         Its logit becomes the log odds of a linear discriminant between the center and the mean v of the inputs, with their
         variance s^2 along v on both sides (Fisher 1936): v.x / s^2 - |v|^2 / (2 s^2), 0 half way, at v at most MOST_SURE. So
-        inputs that do not tell the two apart leave the gates near even. Raises ValueError for inputs whose mean is the center.
+        inputs that do not tell the two apart leave the gates near even. Raises ValueError for inputs whose mean is the
+        center, which `sees` tells before.
         """
         mean = inputs.mean(dim=0)
         square = mean.square().sum()
-        if square == 0:
+        if not self.sees(inputs):
             raise ValueError("inputs around the center have no direction a router could be aimed at")
         variance = (inputs @ mean).var(correction=0) / square
         scale = 1 / variance.clamp(min=square / (2 * MOST_SURE))

@@ -28,6 +28,7 @@ from models.base import Learner as Base
 from models.base import layer_range, slot_inputs
 from models.expert_settings import GateSettings, LifeSettings, NoveltySettings
 from models.experts import Course, Expert, Teacher, plateau, routing_loss, score_distance
+from models.held_out import hold_out
 from models.replay import at_rows, herd_classes
 from models.spawning import facts_of, in_words, policy_of, spawned_at, told
 from models.training import Group, cross_entropy_among, fit, keep_other_rows, planned
@@ -163,7 +164,7 @@ class Learner(Base):
         self._add_expert()
         for router, own in zip(routers, inputs, strict=True):
             router.grow()
-            if own is None:
+            if own is None or not router.sees(own - router.center):
                 router.set_offset(len(router) - 1, 0.0)
             else:
                 router.aim(len(router) - 1, own - router.center)
@@ -340,12 +341,8 @@ class Learner(Base):
     def _divide(self, task: Task) -> tuple[TaskData, TaskData | None]:
         if self.cfg.expert_rank_max is None:
             return task.train, None
-        try:
-            train, held = task.train.split(self.cfg.rank_growth_val_ratio, stream="rank growth")
-        except ValueError as error:
-            raise ValueError(f"rank_growth_val_ratio: no images to see a stall on: {error}") from None
-        self.log.row("held_out", task=task.index, purpose="rank growth", samples=held.rows.tolist())
-        return train, held
+        ratio, key = self.cfg.rank_growth_val_ratio, "rank_growth_val_ratio"
+        return hold_out(self, task, ratio, key=key, stream="rank growth", purpose="rank growth")
 
     @torch.no_grad()
     def _held_out_loss(self, task: Task, held: TaskData) -> float:

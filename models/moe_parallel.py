@@ -20,6 +20,7 @@ from backbone.heads import LinearHead
 from models import nesting
 from models.base import Learner as Base
 from models.base import layer_range, slot_inputs
+from models.held_out import hold_out
 from models.settings import SharedAdapterSettings
 from models.training import Group, cross_entropy_among, fit, keep_other_rows, planned
 from utils.tasks import Task, TaskData
@@ -154,7 +155,7 @@ class Learner(Base):
         else:
             self._train(task, train, list(range(self.cfg.num_experts)))
             if held is not None:
-                self._select(task, held)
+                self._select(task, held, "training" if held is train else self.cfg.selection_split)
 
     def _divide(self, task: Task) -> tuple[TaskData, TaskData | None]:
         """(training part, what the winner is selected on). Ids of held-out samples, rows of the data set, are logged."""
@@ -169,12 +170,12 @@ class Learner(Base):
             return task.train, task.test
         if not cfg.moe_val_ratio:
             return task.train, None
-        try:
-            train, held = task.train.split(cfg.moe_val_ratio, stream="selection")
-        except ValueError as error:
-            raise ValueError(f"moe_val_ratio: no validation part for the selection: {error}") from None
-        self.log.row("held_out", task=task.index, purpose="selection", samples=held.rows.tolist())
-        return train, held
+        train, held = hold_out(
+            self, task, cfg.moe_val_ratio, key="moe_val_ratio", stream="selection", purpose="selection"
+        )
+        if held is None:
+            self.log.warn(f"task {task.index + 1}: no image can be held out, the winner is selected on training images")
+        return train, held or train
 
     def _train(self, task: Task, data: TaskData, experts: list[int]) -> None:
         cfg, count = self.cfg, len(experts)
@@ -224,7 +225,7 @@ class Learner(Base):
         return torch.stack([(heads[k] if len(heads) > 1 else heads[0])(f) for k, f in enumerate(features)])
 
     @torch.no_grad()
-    def _select(self, task: Task, held: TaskData) -> None:
+    def _select(self, task: Task, held: TaskData, split: str) -> None:
         """The expert with the highest accuracy wins; equal ones are told apart by their loss, then the first wins.
 
         Among all classes seen, as the linear head predicts. Where class statistics predict, the linear head is only how
@@ -256,14 +257,14 @@ class Learner(Base):
             "accuracies": [100 * a for a in accuracy],
             "losses": mean_loss,
             "margin": None if margin is None else 100 * margin,
-            "split": cfg.selection_split,
+            "split": split,
             "samples": len(held),
         }
         self._selections = [facts]
         self.log.row("selection", **facts)
         shown = ", ".join(f"{100 * a:.1f}" for a in accuracy)
         self.log.info(
-            f"task {task.index + 1}: expert {self.winner} wins on {len(held)} {cfg.selection_split} images, "
+            f"task {task.index + 1}: expert {self.winner} wins on {len(held)} {split} images, "
             f"accuracies {shown} %" + ("" if margin is None else f", margin {100 * margin:.1f}")
         )
 

@@ -370,12 +370,6 @@ def test_selection_on_test_data_is_asked_for_warned_about_and_told(contest):
         learner.learn(toy_stream().task(1))
 
 
-def test_a_class_too_small_to_hold_a_sample_out_is_named(contest):
-    stream = toy_stream(toy_dataset(train=1))
-    with pytest.raises(ValueError, match="class 0 of task 0 has 1 sample, too few to hold one out"):
-        contest().learn(stream.task(0))
-
-
 # Mode task ----------------------------------------------------------------------------------------------------------------
 
 

@@ -49,6 +49,8 @@ def evaluate(
                     routings.clear()
                 batches.append([s.float().cpu() for s in scores])
                 truth.append(labels)
+            if not batches:  # no test image: its place in the list must not go to the next task
+                batches, truth = [[torch.empty(0, learner.seen)] * (1 + (renewed is not None))], [torch.empty(0)]
             for results, parts in zip(found, zip(*batches, strict=True), strict=False):
                 results.append(metrics.score(torch.cat(parts), torch.cat(truth), spans(sizes)))
     return found
@@ -84,6 +86,8 @@ def drift_of(
 
     `cosine`: mean over the classes of earlier tasks of the cosine between their mean as it is and renewed."""
     if renewed is None or learner.statistics is None:
+        return None
+    if not any(s.samples for s in scores):
         return None
     stale, fresh = (sum(s.correct for s in part) / sum(s.samples for s in part) for part in (scores, by_renewed))
     cosine = learner.statistics.cosine(renewed, classes=sum(stream.sizes[:index]))
