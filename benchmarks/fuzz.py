@@ -145,7 +145,7 @@ def swept(pairs: Pairs, draw: Random) -> Made:
         ways += [[own, own], str(own), [own] * 200, list(own)]
         ways += [{k: v + v for k, v in own.items()} if isinstance(own, dict) else own + own] * 3
     new = draw.choice(ways)
-    return json.dumps(new)[:70], [*kept.items(), ("sweep", new)], ("sweep", "cell", wrong)
+    return json.dumps(new)[:70], [*kept.items(), ("sweep", new)], ("sweep", wrong, *kept)
 
 
 def cut(pairs: Pairs, draw: Random) -> Made:
