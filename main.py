@@ -40,8 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     # reads these when it is imported, which happens later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    command.speak_any_encoding()
     ask = command.parser(__doc__ or "")
-    args, code = ask.parse_args(argv), 0
+    args, code, loaded = ask.parse_args(argv), 0, None
     try:
         if args.list:
             print(command.listing(HERE / "exps", models.summaries(), catalogue.names()))
@@ -71,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        code, text = command.verdict(error)
+        code, text = command.verdict(error, loaded.cells[0].resolved.settings if loaded else None)
         if args.debug:
             traceback.print_exc()
         print(f"error: {text}", file=sys.stderr)
@@ -87,7 +88,11 @@ def load(args: argparse.Namespace) -> sweep.Sweep:
     overrides, more = strict_json.parse_set(args.set)
     overrides |= {k: v for k in ("data_root", "device") if (v := getattr(args, k)) is not None}
     values |= overrides
-    spec, source = values.pop("sweep", None), " ".join([str(args.config), *(f"--set {text}" for text in args.set)])
+    more += [fault for key in ("data_root", "device") for fault in strict_json.strange(key, getattr(args, key))]
+    spec, source = (
+        values.pop("sweep", None),
+        " ".join([str(args.config), *(f"--set {strict_json.shortened(text, 200)}" for text in args.set)]),
+    )
     methods = models.available()
 
     def resolve_one(values: dict[str, Any], more_notes: Sequence[str] = ()) -> Resolved:
@@ -121,7 +126,7 @@ def check(loaded: sweep.Sweep) -> None:
         print(command.cell_table(rows, len(loaded.seeds)))
     missing = [lacking(cell.resolved) for cell in loaded.cells]
     notes = [[*cell.resolved.notes, *lacks] for cell, lacks in zip(loaded.cells, missing, strict=True)]
-    print("\n".join(f"note: {line}" for line in loaded.gather(notes)))
+    print(strict_json.printable("\n".join(f"note: {line}" for line in loaded.gather(notes))))
     print("the settings are valid" + ("; what is missing on this machine is listed above" if any(missing) else ""))
 
 
@@ -157,8 +162,11 @@ def outline(resolved: Resolved, count: int) -> Learner:
 
     cfg = resolved.settings
     backbone, _ = weights.build(cfg, with_weights=False)
-    with torch.device("meta"):  # nothing is allocated and nothing gets start values
-        return models.learner_of(cfg.model_name)(cfg, backbone, count, lambda name, module: None, None)
+    try:
+        with torch.device("meta"):  # nothing is allocated and nothing gets start values
+            return models.learner_of(cfg.model_name)(cfg, backbone, count, lambda name, module: None, None)
+    except ValueError as error:
+        raise ValueError(f"{error} (backbone_type {cfg.backbone_type})") from None
 
 
 def result_of(folder: Path) -> dict[str, Any] | None:

@@ -249,7 +249,7 @@ def hidden_for(width: int, rank: int, experts: int, top_k: int | None = None, no
     hidden = round((2 * width * rank + rank + width - router) / (3 * width * (top_k or experts)))
     if hidden < 1:
         raise ValueError(
-            f"an adapter of rank {rank} is too small to split among {experts} experts; take fewer or a larger rank"
+            f"ffn_num: an adapter of rank {rank} is too small to split among {experts} experts; raise it or lower num_experts"
         )
     return hidden
 

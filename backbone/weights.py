@@ -238,11 +238,14 @@ def _shapes(cfg: Experiment, size: int) -> VisionTransformer:
 
 def _create(tag: str, size: int, *, pretrained: bool = False, meta: bool = False) -> Any:
     """The embedded architecture or timm's model `tag` for `size` pixels; `pretrained` has timm fetch its weights."""
+    sizes: dict[str, Any] = {"img_size": size, "num_classes": 0}
+    if meta:  # drawing start values takes most of the time even where there is nothing to fill
+        sizes["weight_init"] = "skip"
     try:
         with _seeded(), torch.device("meta" if meta else "cpu"):
             if tag == EMBEDDED:
-                return VisionTransformer(**{**_embedded_facts()["architecture"], "img_size": size, "num_classes": 0})
-            return timm.create_model(tag, pretrained=pretrained, num_classes=0, img_size=size)
+                return VisionTransformer(**{**_embedded_facts()["architecture"], **sizes})
+            return timm.create_model(tag, pretrained=pretrained, **sizes)
     except TypeError as error:
         raise ValueError(f"backbone {tag} cannot be built at {size} px: {error}") from None
     except (OSError, RuntimeError) as error:  # the hub client's network and cache errors are of both kinds

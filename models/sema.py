@@ -51,11 +51,11 @@ class Settings(NestedSettings):
         le=100,
         description="augmented views per image whose mean tokens are kept and reused; 0: a fresh one each epoch",
     )
-    rd_dim: int = Field(128, ge=1, description="code size of a descriptor")
-    buffer_size: int = Field(500, ge=3, description="reconstruction losses a descriptor remembers")
+    rd_dim: int = Field(128, ge=1, le=16384, description="code size of a descriptor")
+    buffer_size: int = Field(500, ge=3, le=10_000_000, description="reconstruction losses a descriptor remembers")
     detect_batch_size: int = Field(128, ge=1, description="images per batch of the scan for distribution shift")
     exp_threshold: float = Field(
-        2.0, ge=0, description="score above which a layer asks for an adapter, standard deviations"
+        2.0, ge=0, le=1e6, description="score above which a layer asks for an adapter, standard deviations"
     )
     adapt_start_layer: int | None = Field(
         None, ge=0, description="first layer that may expand, counted from 0; null: the last three, as in the paper"
@@ -63,7 +63,10 @@ class Settings(NestedSettings):
     adapt_end_layer: int | None = Field(None, ge=0, description="last layer that may expand; null: the backbone's last")
 
     ffn_adapter_scalar: float = Field(
-        1.0, gt=0, description="factor on every adapter's output; the original configures 0.1 and never applies it"
+        1.0,
+        gt=0,
+        le=1e6,
+        description="factor on every adapter's output; the original configures 0.1 and never applies it",
     )
     ffn_adapter_dropout: float = Field(
         0.0, ge=0, lt=1, description="dropout in the bottleneck; the original configures 0.1 and never applies it"
@@ -82,6 +85,7 @@ class Settings(NestedSettings):
     detect_std_floor: float = Field(
         0.0,
         ge=0,
+        le=1e6,
         description="smallest deviation to divide by, as a share of the mean loss; the original divides by zero",
     )
     record_when: Literal["training", "end"] = Field(

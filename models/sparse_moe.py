@@ -58,7 +58,7 @@ class Settings(RoutedSettings):
     )
     fixed_expert: int = Field(0, ge=0, description="the expert of fixed_routing expert")
     expert_capacity: float | None = Field(
-        None, gt=0, description="room of an expert in training, times its even share of tokens; null: no limit"
+        None, gt=0, le=1e6, description="room of an expert in training, times its even share of tokens; null: no limit"
     )
     moe_dispatch: Literal["auto", "dense", "loop", "grouped"] = Field(
         "auto", description="how experts are computed; all give the same to rounding"

@@ -303,7 +303,7 @@ def test_missing_data_say_where_they_were_looked_for(tiny, tmp_path, capsys):
         (
             OSError(28, "No space left on device", "logs/x"),
             1,
-            "error: logs/x: No space left on device; what is finished",
+            "error: logs/x: No space left on device; free space there or give another --out",
         ),
         (MemoryError(), 1, "lower batch_size"),
         (RuntimeError("shapes differ\nmore"), 1, "error: RuntimeError: shapes differ (a fault of the program"),

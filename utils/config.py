@@ -21,6 +21,7 @@ from utils.strict_json import ConfigError, nearest, shown
 
 # Keys of SEMA-CL and LAMDA-PILOT files that no rehearsal-free method ever read. Accepted, and answered by one line.
 NEVER_ACTED = frozenset({"memory_size", "memory_per_class", "fixed_memory", "vpt_type", "prompt_token_num"})
+MOST_SEEDS = 1000
 # Keys that say where and how a run happens but not what it computes: they stay out of the settings hash.
 NOT_HASHED = frozenset(
     {"about", "prefix", "seed", "device", "num_workers", "data_root", "eval_batch_size"}
@@ -144,10 +145,15 @@ class Experiment(BaseModel):
         if len(set(self.seed)) != len(self.seed) or not self.seed:
             yield (
                 ("seed",),
-                f"seed: a list of different whole numbers is expected, such as [1993, 1994]; got {list(self.seed)}",
+                f"seed: a list of different whole numbers is expected, such as [1993, 1994]; got {shown(self.seed)}",
             )
         elif not all(0 <= s < 2**32 for s in self.seed):
-            yield ("seed",), f"seed: every seed must lie in 0..{2**32 - 1}; got {list(self.seed)}"
+            yield ("seed",), f"seed: every seed must lie in 0..{2**32 - 1}; got {shown(self.seed)}"
+        elif len(self.seed) > MOST_SEEDS:
+            yield (
+                ("seed",),
+                f"seed: each of the {len(self.seed)} seeds is a run of its own; at most {MOST_SEEDS} are taken",
+            )
         if (self.data_path is not None) != (self.dataset == "folder"):
             yield ("data_path", "dataset"), "data_path: is needed by, and only by, dataset 'folder'"
         if self.head == "linear" and self.head_projection_dim is not None:
@@ -230,7 +236,7 @@ def resolve(
     given = {k: v for k, v in values.items() if k not in dropped}
     if not known:  # the method's own keys cannot be judged, the common ones can
         union = {k for m in methods for k in settings_of(m).model_fields} | set(schema.model_fields)
-        found += [f"{k}: unknown key{nearest(k, union)}" for k in given if k not in union]
+        found += [f"{k or shown(k)}: unknown key{nearest(k, union)}" for k in given if k not in union]
         given = {k: v for k, v in given.items() if k in schema.model_fields}
 
     bad = {fault.partition(":")[0] for fault in found}
@@ -294,7 +300,7 @@ def _explain(item: Any, value: Any, schema: Schema, method: str, others: Mapping
     if kind == "extra_forbidden":
         owners = [name for name, other in others.items() if key in other.model_fields]
         belongs = f" of {method}, it belongs to {', '.join(owners)}" if owners else ""
-        return f"{key}: unknown key{belongs}{nearest(key, schema.model_fields)}"
+        return f"{key or shown(key)}: unknown key{belongs}{nearest(key, schema.model_fields)}"
     meaning = schema.model_fields[key].description or "see the method's file"
     if kind == "missing":
         return f"{key}: is missing ({meaning})"

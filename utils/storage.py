@@ -44,9 +44,7 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    if (
-        durable and os.name == "posix"
-    ):  # the rename itself is durable only once the folder is; Windows cannot open folders
+    if durable and os.name == "posix":  # the rename is durable only once the folder is; Windows cannot open folders
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -60,7 +58,8 @@ def write_json(path: Path, value: Any) -> None:
         text = json.dumps(plain(value), allow_nan=False, ensure_ascii=False, indent=1)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{path}: {error}") from error
-    write_bytes(path, (text + "\n").encode())
+    # a file name that is not UTF-8, as in the command line, has lone surrogates, which JSON can hold as escapes alone
+    write_bytes(path, (text + "\n").encode(errors="backslashreplace"))
 
 
 def clear_temporary(folder: Path) -> None:

@@ -10,7 +10,9 @@ import argparse
 import hashlib
 import itertools
 import json
+import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +20,11 @@ from typing import Any
 
 from utils import comparison, pool, storage
 from utils.config import Experiment, Resolved
-from utils.strict_json import ConfigError, shown
+from utils.strict_json import ConfigError, printable, shortened, shown
 
 UNCHANGED = "as in the file"
+MOST_CELLS = 100  # each is built and checked before the first run, and is an experiment of its own
+_TOO_MANY = f"at most {MOST_CELLS} are taken at once: split it into several files"
 # Not to be swept, with the reason.
 _REFUSED = {
     "seed": 'seeds are the list "seed" itself; every cell runs all of them',
@@ -71,7 +75,7 @@ def gather(labels: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
     """The lines of all cells: those that every cell has once, the others with their cell."""
     shared = [line for line in lines[0] if all(line in other for other in lines)]
     own = [
-        f"cell {number} ({label}): {line}"
+        f"cell {number} ({shortened(label, 200)}): {line}"
         for number, (label, found) in enumerate(zip(labels, lines, strict=True), start=1)
         for line in found
         if line not in shared
@@ -131,11 +135,15 @@ def changes_of(spec: Any) -> tuple[list[dict[str, Any]], list[str]]:
                 faults.append(f"sweep: {key}: the list is empty")
             else:
                 texts = [json.dumps(value, sort_keys=True) for value in values]
-                twice = dict.fromkeys(text for text in texts if texts.count(text) > 1)
-                faults += [f"sweep: {key}: {text} stands there more than once" for text in twice]
+                twice = [text for text, count in Counter(texts).items() if count > 1]
+                faults += [f"sweep: {key}: {shortened(text, 60)} stands there more than once" for text in twice]
+        if not faults and (count := math.prod(len(values) for values in spec.values())) > MOST_CELLS:
+            faults = [f"sweep: {', '.join(spec)}: {count} combinations; {_TOO_MANY}"]
         if faults:
             return [{}], faults
         return [dict(zip(spec, combination, strict=True)) for combination in itertools.product(*spec.values())], []
+    if isinstance(spec, list) and len(spec) > MOST_CELLS:
+        return [{}], [f"sweep: {len(spec)} cells; {_TOO_MANY}"]
     if isinstance(spec, list) and spec:
         wrong = [arm for arm in spec if not isinstance(arm, dict)]
         faults = [f"sweep: an object of changed keys is expected in the list; got {shown(arm)}" for arm in wrong]
@@ -149,9 +157,9 @@ def changes_of(spec: Any) -> tuple[list[dict[str, Any]], list[str]]:
 def label_of(arm: Mapping[str, Any], spec: Any) -> str:
     """The name of a cell's row: an arm's own `prefix`, else what it changes."""
     if isinstance(spec, list) and isinstance(arm.get("prefix"), str) and arm["prefix"]:
-        return arm["prefix"]
+        return printable(arm["prefix"])
     texts = (f"{k}={v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)}" for k, v in arm.items())
-    return ", ".join(texts) or UNCHANGED
+    return printable(", ".join(texts)) or UNCHANGED
 
 
 def apply(
@@ -177,11 +185,12 @@ def apply(
 
 def _twins(cells: Sequence[Cell]) -> list[str]:
     """Faults where two cells are the same experiment, so share a run folder, or have the same name."""
-    faults = []
+    faults, hashes = [], [cell.resolved.hash for cell in cells]
     for (i, one), (j, two) in itertools.combinations(enumerate(cells, start=1), 2):
-        if one.resolved.hash == two.resolved.hash:
+        if hashes[i - 1] == hashes[j - 1]:
+            labels = [shortened(cell.label, 200) for cell in (one, two)]
             faults.append(
-                f"sweep: cells {i} ({one.label}) and {j} ({two.label}) are one and the same run: they differ in nothing "
+                f"sweep: cells {i} ({labels[0]}) and {j} ({labels[1]}) are one and the same run: they differ in nothing "
                 "that changes its numbers"
             )
         elif one.label == two.label:
