@@ -1,0 +1,101 @@
+"""What a run would do, found out before it starts: settings, tasks, parameters, and what is missing on this machine.
+
+Nothing is trained: a method is built over the backbone's shapes alone, which finds in a moment what does not fit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import models
+from utils import command, data, strict_json, sweep
+from utils.config import Resolved
+from utils.runtime import check_torchvision
+
+if TYPE_CHECKING:
+    from models.base import Learner
+
+
+def check(loaded: sweep.Sweep) -> None:
+    """Shows what a run would do and what it lacks on this machine; of a sweep the first cell in full, and all cells."""
+    check_torchvision()
+    counts = fitted(loaded)
+    show(loaded.cells[0].resolved)
+    if loaded.declared:
+        print(f"the above is cell 1 of {len(loaded.cells)}")
+        rows = [(cell.label, cell.resolved.hash, count) for cell, count in zip(loaded.cells, counts, strict=True)]
+        print(command.cell_table(rows, len(loaded.seeds)))
+    missing = [lacking(cell.resolved) for cell in loaded.cells]
+    notes = [[*cell.resolved.notes, *lacks] for cell, lacks in zip(loaded.cells, missing, strict=True)]
+    print(strict_json.printable("\n".join(f"note: {line}" for line in loaded.gather(notes))))
+    print("the settings are valid" + ("; what is missing on this machine is listed above" if any(missing) else ""))
+
+
+def ready(swept: sweep.Sweep) -> None:
+    """ConfigError if a cell does not fit its backbone or lacks data or weights: said before the first run begins."""
+    fitted(swept)
+    swept.refuse([lacking(cell.resolved) for cell in swept.cells])
+
+
+def show(resolved: Resolved) -> None:
+    """Settings, and where the data are here also tasks and parameters."""
+    from utils.tasks import class_order, task_sizes
+
+    cfg, where = resolved.settings, places(resolved)
+    if (count := data.count_classes(cfg.dataset, **where)) is not None:
+        order_seed = cfg.seed[0] if cfg.class_order_seed is None else cfg.class_order_seed
+        sizes, order = task_sizes(count, cfg.init_cls, cfg.increment), class_order(count, order_seed, cfg.shuffle)
+        learner = outline(resolved, count)
+        print(command.settings_table(resolved.values, resolved.given, cfg.descriptions()))
+        print(command.split_table(sizes, order, order_seed if cfg.shuffle else None))
+        print(command.parameter_table(learner.planned_parameters(), sum(p.numel() for p in learner.parameters())))
+    else:
+        print(command.settings_table(resolved.values, resolved.given, cfg.descriptions()))
+
+
+def outline(resolved: Resolved, count: int) -> Learner:
+    """The method over the backbone's shapes alone: finds in a moment what does not fit, and counts parameters."""
+    import torch
+
+    from backbone import weights
+
+    cfg = resolved.settings
+    backbone, _ = weights.build(cfg, with_weights=False)
+    try:
+        with torch.device("meta"):  # nothing is allocated and nothing gets start values
+            return models.learner_of(cfg.model_name)(cfg, backbone, count, lambda name, module: None, None)
+    except ValueError as error:
+        raise ValueError(f"{error} (backbone_type {cfg.backbone_type})") from None
+
+
+def fitted(swept: sweep.Sweep) -> list[int | None]:
+    """Parameters that each cell trains in its first task, None without its data. ConfigError if one does not fit."""
+    check_torchvision()
+    faults: list[list[str]] = []
+    counts: list[int | None] = []
+    for cell in swept.cells:
+        counts.append(None)
+        faults.append([])
+        try:
+            if (count := data.count_classes(cell.resolved.settings.dataset, **places(cell.resolved))) is not None:
+                planned = outline(cell.resolved, count).planned_parameters()
+                counts[-1] = planned[0][1] if planned else 0
+        except ValueError as error:
+            faults[-1] = [str(error)]
+    swept.refuse(faults)
+    return counts
+
+
+def lacking(resolved: Resolved) -> list[str]:
+    """Data and weights that this machine lacks, each with the way to get it."""
+    from backbone import weights
+
+    cfg = resolved.settings
+    return [text for text in (data.missing(cfg.dataset, **places(resolved)), weights.missing(cfg)) if text]
+
+
+def places(resolved: Resolved) -> dict[str, Any]:
+    """Where the data are looked for: arguments of `data.load` and its relatives."""
+    root, path = resolved.settings.data_root, resolved.settings.data_path
+    return {"root": Path(root).expanduser(), "path": Path(path).expanduser() if path else None}
