@@ -78,7 +78,9 @@ class PrefixCache:
         if kept is None and not (augment and views):
             return data.batches(size, epoch=epoch, stream=stream, augment=augment, shuffle=shuffle)
         order = data.order(epoch, stream) if shuffle else torch.arange(len(data))
-        chunks = [chunk.tolist() for chunk in order.split(size) if len(chunk)]  # torch splits nothing into one empty part
+        chunks = [
+            chunk.tolist() for chunk in order.split(size) if len(chunk)
+        ]  # torch splits nothing into one empty part
         if kept is None:
             return data.at(chunks, **draws)
         store, parts = kept
