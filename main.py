@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import sys
 import time
@@ -259,6 +260,7 @@ def run_seed(
             interrupt.check()
     results = report.results_json(record)
     page.write_report(folder, results, settings, machine)
+    shutil.rmtree(folder / "cache", ignore_errors=True)  # of the frozen prefix: nobody computes with this run again
     storage.write_json(folder / "results.json", results)  # last: a folder with it is finished
     return results
 

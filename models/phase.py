@@ -70,9 +70,7 @@ class Phase:
     def next_rates(self) -> None:
         """The scheduler's step at the end of an epoch."""
         with warnings.catch_warnings():  # torch misses the optimizer's steps where an earlier process took them
-            warnings.filterwarnings(
-                "ignore", message="Detected call of `lr_scheduler.step()` before `optimizer.step()`"
-            )
+            warnings.filterwarnings("ignore", message="Detected call of")
             self.scheduler.step()
 
     def _moving(self) -> dict[str, Tensor]:
