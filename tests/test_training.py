@@ -121,3 +121,26 @@ def test_groups_are_logged_with_rate_and_size(log):
     assert epoch["lr"] == [0.01, 0.1]
     text = (log.folder / "run.log").read_text()
     assert "slow 3 at rate 0.01 every 5 steps, fast 3 at rate 0.1" in text
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step_and_names_what_was_saved_last(log):
+    learner = Line(log)
+    learner.journal.last = "task 1, phase func, epoch 1"
+    seen = []
+
+    def step(x, labels):
+        """From the third step on the loss is finite and the derivative of the root at 0 is not."""
+        seen.append(len(labels))
+        if len(seen) < 3:
+            return learner.step(x, labels)
+        return (learner.fast * 0).sum().sqrt() + learner.slow.sum(), None
+
+    task = toy_stream(init_cls=6).task(0)
+    groups = [Group("slow", [learner.slow], 0.01), Group("fast", [learner.fast], 0.1)]
+    with pytest.raises(ValueError) as error:
+        fit(learner, task, step, groups, phase="func", epochs=1, after_step=learner.watch)
+    assert "the gradient of fast is not finite at task 1, phase func, epoch 1, step 3; nothing was updated" in str(
+        error.value
+    )
+    assert "what was saved last is task 1, phase func, epoch 1. Lower the learning rate (0.01, 0.1)" in str(error.value)
+    assert len(learner.seen_slow) == 2 and torch.equal(learner.slow.detach(), learner.seen_slow[-1])
