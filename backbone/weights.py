@@ -185,6 +185,8 @@ def load_strictly(vit: VisionTransformer, state: dict[str, torch.Tensor], source
         )  # timm's: resamples position and patch embeddings to another image size
     lines = [f"missing: {', '.join(sorted(set(own) - set(state)))}"] if set(own) - set(state) else []
     lines += [f"unexpected: {', '.join(sorted(set(state) - set(own)))}"] if set(state) - set(own) else []
+    strange = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    lines += [f"not finite (NaN or infinity), so damaged: {', '.join(sorted(strange))}"] if strange else []
     lines += [
         f"shape of {k}: file {tuple(v.shape)}, model {tuple(own[k].shape)}"
         for k, v in state.items()
@@ -271,6 +273,6 @@ def _embedded_facts() -> dict[str, Any]:
     try:
         with safe_open(EMBEDDED_FILE, framework="pt") as file:
             metadata = file.metadata()
-    except (OSError, SafetensorError) as error:
+        return {k: json.loads(metadata[k]) for k in ("architecture", "mean", "std")}
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:  # the last three: a foreign file
         raise ValueError(f"{EMBEDDED_FILE} is missing or damaged ({error}); restore it from the repository") from None
-    return {k: json.loads(metadata[k]) for k in ("architecture", "mean", "std")}

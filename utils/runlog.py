@@ -53,14 +53,20 @@ class RunLog:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = Lock(self.folder)
         try:
-            self._text = open(self.folder / "run.log", "a", encoding="utf-8")  # noqa: SIM115  closed by close()
+            # a file name that is not UTF-8 is shown escaped instead of ending the run
+            self._text = open(self.folder / "run.log", "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
             # created if missing, and opened for reading too, since rows are counted and can be cut back
             self._table = open(self.folder / "metrics.jsonl", "a+b")  # noqa: SIM115
         except OSError:
             self._lock.release()
             raise
         self.rows, self._offset, self._start = 0, 0.0, time.monotonic()
-        self.truncate_rows(None)
+        try:
+            self._refuse_damage()
+            self.truncate_rows(None)
+        except (ValueError, OSError):
+            self.close()
+            raise
 
     def __enter__(self) -> RunLog:
         return self
@@ -73,9 +79,13 @@ class RunLog:
 
     def close(self) -> None:
         """Close both files and give the folder free; harmless when repeated."""
-        self._text.close()
-        self._table.close()
-        self._lock.release()
+        try:
+            self._text.close()
+        finally:  # closing writes what is left, which a full disk refuses: the folder becomes free all the same
+            try:
+                self._table.close()
+            finally:
+                self._lock.release()
 
     @property
     def seconds(self) -> float:
@@ -140,6 +150,16 @@ class RunLog:
         self._table.seek(0, os.SEEK_END)
         self.rows, self._start = len(lines), time.monotonic()
         self._offset = float(json.loads(lines[-1]).get("time", 0.0)) if lines else 0.0
+
+    def _refuse_damage(self) -> None:
+        """ValueError for the first complete row that is none: said at the start, not by the report at a run's end."""
+        path = self.folder / "metrics.jsonl"
+        for count, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+            try:
+                json.loads(line)["kind"]
+            except (ValueError, TypeError, KeyError, RecursionError):
+                hint = "mend it, or start afresh with --resume never, which keeps the old folder"
+                raise ValueError(f"{path}: row {count} is damaged; {hint}") from None
 
     def keep_rows_aside(self) -> None:
         """Copies metrics.jsonl to the first free metrics.old_1.jsonl, ...: rows that no checkpoint goes with any more."""
