@@ -154,8 +154,8 @@ def _local_file(cfg: Experiment) -> Path | None:
 def _no_file(path: Path) -> str:
     word = not path.suffix and len(path.parts) == 1  # more likely a misspelt word than a file
     return (
-        f"backbone_weights: there is no file {shortened(str(path.absolute()), 500)}; give a .safetensors or .pth file, 'pretrained' or "
-        f"'random'{nearest(path.name, WORDS) if word else ''}"
+        f"backbone_weights: there is no file {shortened(str(path.absolute()), 500)}; give a .safetensors or .pth file, "
+        f"'pretrained' or 'random'{nearest(path.name, WORDS) if word else ''}"
     )
 
 

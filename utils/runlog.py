@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from utils.storage import naming
 from utils.strict_json import plain
 
 try:
@@ -73,9 +75,14 @@ class RunLog:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.muted = False
-        if error is not None:  # the console gets one line, the log says where it happened
+        if error is None:
+            self.close()
+            return
+        with contextlib.suppress(OSError):  # a disk that is full must not hide why the run ends
+            # the console gets one line, the log says where it happened
             self._write("STOP ", "".join(traceback.format_exception(error)).rstrip())
-        self.close()
+        with contextlib.suppress(OSError):
+            self.close()
 
     def close(self) -> None:
         """Close both files and give the folder free; harmless when repeated."""
@@ -109,8 +116,9 @@ class RunLog:
             return
         stamp = f"{datetime.now().isoformat(sep=' ', timespec='seconds')} {level} "
         first, *rest = CONTROL.sub("", text).split("\n")
-        self._text.write("\n".join([stamp + first, *(" " * len(stamp) + line for line in rest)]) + "\n")
-        self._text.flush()
+        with naming(self.folder / "run.log"):
+            self._text.write("\n".join([stamp + first, *(" " * len(stamp) + line for line in rest)]) + "\n")
+            self._text.flush()
 
     def row(self, kind: str, **fields: Any) -> dict[str, Any]:
         """Append one line to metrics.jsonl: `kind`, `time` (seconds of running time) and `fields`; returns it.
@@ -127,8 +135,9 @@ class RunLog:
         line = {"kind": kind, "time": round(self.seconds, 3), **values}
         if self.muted:
             return line
-        self._table.write(json.dumps(line, allow_nan=False, ensure_ascii=False).encode() + b"\n")
-        self._table.flush()
+        with naming(self.folder / "metrics.jsonl"):
+            self._table.write(json.dumps(line, allow_nan=False, ensure_ascii=False).encode() + b"\n")
+            self._table.flush()
         self.rows += 1
         return line
 
@@ -185,7 +194,8 @@ class Lock:
     courtesy that cannot be had."""
 
     def __init__(self, folder: Path):
-        self._file = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115  closed by release()
+        path = folder / ".lock"
+        self._file = open(path, "a+", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115  closed by release()
         try:
             if fcntl is not None:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -199,15 +209,23 @@ class Lock:
         except OSError:
             pass
         _HELD.add(self)
-        self._file.truncate(0)
         started = datetime.now().isoformat(sep=" ", timespec="seconds")
-        self._file.write(f"process {os.getpid()} on {platform.node()} since {started}: {shlex.join(sys.argv)}\n")
-        self._file.flush()
+        try:
+            with naming(path):
+                self._file.truncate(0)
+                self._file.write(
+                    f"process {os.getpid()} on {platform.node()} since {started}: {shlex.join(sys.argv)}\n"
+                )
+                self._file.flush()
+        except OSError:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Gives the folder free; harmless when repeated."""
-        self._file.close()
         _HELD.discard(self)
+        with contextlib.suppress(OSError):  # a full disk refuses what is left to write; the file is closed all the same
+            self._file.close()
 
 
 _HELD: set[Lock] = set()
