@@ -117,8 +117,17 @@ def result_of(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return strict_json.read_json(path)[0]
-    except strict_json.ConfigError as error:
+        results, faults = strict_json.read_json(path)
+        if faults:
+            raise strict_json.ConfigError(str(path), faults)
+        try:
+            report.seed_table([results])
+            if folder.name != f"seed_{results['seed']}":
+                raise ValueError(f"seed {results['seed']}")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{path} holds no results ({type(error).__name__}: {error})") from None
+        return results
+    except ValueError as error:
         print(f"warning: {error}; the run is finished anew from its last checkpoint", file=sys.stderr)
         return None
 

@@ -6,7 +6,6 @@ peft's function another one than ours is refused by name. Needs no peft, unpickl
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -120,7 +119,7 @@ def _read_config(path: Path) -> dict[str, Any]:
             continue
         for name, value in ((key, config.get(key)), *pattern.items()):
             fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-            if not fits or not math.isfinite(value) or (whole and value < 1):
+            if not fits or not -1e9 < value < 1e9 or (whole and value < 1):
                 faults.append(
                     f"{name}: {'a rank, a whole number from 1' if whole else 'a number'} is expected, got {value!r}"
                 )

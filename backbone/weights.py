@@ -25,7 +25,7 @@ from backbone.catalogue import EMBEDDED, SEMA_CL_NAMES, timm_tag
 from backbone.vit import SlottedViT
 from utils.config import Experiment
 from utils.runtime import named_seed
-from utils.strict_json import nearest
+from utils.strict_json import nearest, shortened
 
 EMBEDDED_FILE = Path(__file__).with_name("embedded.safetensors")
 WORDS = ("pretrained", "random")  # what backbone_weights may be besides a file
@@ -102,7 +102,7 @@ def missing(cfg: Experiment) -> str | None:
     if cfg.backbone_type == EMBEDDED or cfg.backbone_weights == "random":
         return None
     if path := _local_file(cfg):
-        return None if path.is_file() else _no_file(path)
+        return None if os.path.isfile(path) else _no_file(path)  # False where `path.is_file` raises: a name too long
     from huggingface_hub import constants, try_to_load_from_cache
 
     pretrained = _timm_facts(cfg.backbone_type)
@@ -124,7 +124,7 @@ def missing(cfg: Experiment) -> str | None:
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Tensors of a .safetensors or .pth/.bin file. Raises ValueError with the path if it is missing or damaged."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ValueError(_no_file(path))
     try:
         if path.suffix == ".safetensors":
@@ -154,8 +154,8 @@ def _local_file(cfg: Experiment) -> Path | None:
 def _no_file(path: Path) -> str:
     word = not path.suffix and len(path.parts) == 1  # more likely a misspelt word than a file
     return (
-        f"backbone_weights: there is no file {path.absolute()}; give a .safetensors or .pth file, 'pretrained' or "
-        f"'random'{nearest(path.name, WORDS) if word else ''}"
+        f"backbone_weights: there is no file {shortened(str(path.absolute()), 500)}; give a .safetensors or .pth file, "
+        f"'pretrained' or 'random'{nearest(path.name, WORDS) if word else ''}"
     )
 
 
@@ -185,6 +185,8 @@ def load_strictly(vit: VisionTransformer, state: dict[str, torch.Tensor], source
         )  # timm's: resamples position and patch embeddings to another image size
     lines = [f"missing: {', '.join(sorted(set(own) - set(state)))}"] if set(own) - set(state) else []
     lines += [f"unexpected: {', '.join(sorted(set(state) - set(own)))}"] if set(state) - set(own) else []
+    strange = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    lines += [f"not finite (NaN or infinity), so damaged: {', '.join(sorted(strange))}"] if strange else []
     lines += [
         f"shape of {k}: file {tuple(v.shape)}, model {tuple(own[k].shape)}"
         for k, v in state.items()
@@ -271,6 +273,6 @@ def _embedded_facts() -> dict[str, Any]:
     try:
         with safe_open(EMBEDDED_FILE, framework="pt") as file:
             metadata = file.metadata()
-    except (OSError, SafetensorError) as error:
+        return {k: json.loads(metadata[k]) for k in ("architecture", "mean", "std")}
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:  # the last three: a foreign file
         raise ValueError(f"{EMBEDDED_FILE} is missing or damaged ({error}); restore it from the repository") from None
-    return {k: json.loads(metadata[k]) for k in ("architecture", "mean", "std")}

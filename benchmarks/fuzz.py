@@ -277,6 +277,10 @@ def main(argv: list[str] | None = None) -> int:
     ask.add_argument("--mutants", type=int, default=3000, help="in all, shared by the files (default: 3000)")
     ask.add_argument("--seed", type=int, default=0)
     args = ask.parse_args(argv)
+    # asked for before the work: the files may change while it goes on
+    asked = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=FILES[0].parent
+    )
     counts: dict[str, Counter[str]] = {kind: Counter() for kind in MUTATIONS}
     times: list[tuple[float, str]] = []
     faults: list[str] = []
@@ -289,9 +293,6 @@ def main(argv: list[str] | None = None) -> int:
             if outcome not in ("accepted", "refused"):
                 faults.append(printable(f"- {mutant.kind}, {mutant.what}: {outcome}"))
                 print(faults[-1], file=sys.stderr)
-    asked = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=FILES[0].parent
-    )
     print(f"# Mutated experiment files\n\n`python -m benchmarks.fuzz --mutants {args.mutants} --seed {args.seed}`, commit "
           f"{asked.stdout.strip()}: {len(times)} mutants of {len(FILES)} files through `main.py --check`.\n")  # fmt: skip
     print("| mutation | accepted | refused by name (exit 2) | faults of the program |\n|---|---|---|---|")

@@ -273,7 +273,8 @@ def _name_checks(settings: Experiment, backbones: Callable[[], Sequence[str]]) -
         path = Path(settings.data_path).expanduser() if settings.data_path else None
         count = data.count_classes(dataset, root=Path(settings.data_root).expanduser(), path=path)
         if count is not None and settings.init_cls > count:
-            fault = f"init_cls: {settings.init_cls} classes in the first task, but {dataset} has only {count}"
+            where = f"{path}" if path else dataset
+            fault = f"init_cls: {settings.init_cls} classes in the first task, but {where} has only {count}"
             yield ("init_cls", "dataset", "data_path"), fault
     if backbone not in (names := backbones()):
         yield (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from utils.storage import naming
 from utils.strict_json import plain
 
 try:
@@ -53,29 +55,44 @@ class RunLog:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = Lock(self.folder)
         try:
-            self._text = open(self.folder / "run.log", "a", encoding="utf-8")  # noqa: SIM115  closed by close()
+            # a file name that is not UTF-8 is shown escaped instead of ending the run
+            self._text = open(self.folder / "run.log", "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
             # created if missing, and opened for reading too, since rows are counted and can be cut back
             self._table = open(self.folder / "metrics.jsonl", "a+b")  # noqa: SIM115
         except OSError:
             self._lock.release()
             raise
         self.rows, self._offset, self._start = 0, 0.0, time.monotonic()
-        self.truncate_rows(None)
+        try:
+            self._refuse_damage()
+            self.truncate_rows(None)
+        except (ValueError, OSError):
+            self.close()
+            raise
 
     def __enter__(self) -> RunLog:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.muted = False
-        if error is not None:  # the console gets one line, the log says where it happened
+        if error is None:
+            self.close()
+            return
+        with contextlib.suppress(OSError):  # a disk that is full must not hide why the run ends
+            # the console gets one line, the log says where it happened
             self._write("STOP ", "".join(traceback.format_exception(error)).rstrip())
-        self.close()
+        with contextlib.suppress(OSError):
+            self.close()
 
     def close(self) -> None:
         """Close both files and give the folder free; harmless when repeated."""
-        self._text.close()
-        self._table.close()
-        self._lock.release()
+        try:
+            self._text.close()
+        finally:  # closing writes what is left, which a full disk refuses: the folder becomes free all the same
+            try:
+                self._table.close()
+            finally:
+                self._lock.release()
 
     @property
     def seconds(self) -> float:
@@ -99,8 +116,9 @@ class RunLog:
             return
         stamp = f"{datetime.now().isoformat(sep=' ', timespec='seconds')} {level} "
         first, *rest = CONTROL.sub("", text).split("\n")
-        self._text.write("\n".join([stamp + first, *(" " * len(stamp) + line for line in rest)]) + "\n")
-        self._text.flush()
+        with naming(self.folder / "run.log"):
+            self._text.write("\n".join([stamp + first, *(" " * len(stamp) + line for line in rest)]) + "\n")
+            self._text.flush()
 
     def row(self, kind: str, **fields: Any) -> dict[str, Any]:
         """Append one line to metrics.jsonl: `kind`, `time` (seconds of running time) and `fields`; returns it.
@@ -117,8 +135,9 @@ class RunLog:
         line = {"kind": kind, "time": round(self.seconds, 3), **values}
         if self.muted:
             return line
-        self._table.write(json.dumps(line, allow_nan=False, ensure_ascii=False).encode() + b"\n")
-        self._table.flush()
+        with naming(self.folder / "metrics.jsonl"):
+            self._table.write(json.dumps(line, allow_nan=False, ensure_ascii=False).encode() + b"\n")
+            self._table.flush()
         self.rows += 1
         return line
 
@@ -140,6 +159,16 @@ class RunLog:
         self._table.seek(0, os.SEEK_END)
         self.rows, self._start = len(lines), time.monotonic()
         self._offset = float(json.loads(lines[-1]).get("time", 0.0)) if lines else 0.0
+
+    def _refuse_damage(self) -> None:
+        """ValueError for the first complete row that is none: said at the start, not by the report at a run's end."""
+        path = self.folder / "metrics.jsonl"
+        for count, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+            try:
+                json.loads(line)["kind"]
+            except (ValueError, TypeError, KeyError, RecursionError):
+                hint = "mend it, or start afresh with --resume never, which keeps the old folder"
+                raise ValueError(f"{path}: row {count} is damaged; {hint}") from None
 
     def keep_rows_aside(self) -> None:
         """Copies metrics.jsonl to the first free metrics.old_1.jsonl, ...: rows that no checkpoint goes with any more."""
@@ -165,7 +194,8 @@ class Lock:
     courtesy that cannot be had."""
 
     def __init__(self, folder: Path):
-        self._file = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115  closed by release()
+        path = folder / ".lock"
+        self._file = open(path, "a+", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115  closed by release()
         try:
             if fcntl is not None:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -179,15 +209,23 @@ class Lock:
         except OSError:
             pass
         _HELD.add(self)
-        self._file.truncate(0)
         started = datetime.now().isoformat(sep=" ", timespec="seconds")
-        self._file.write(f"process {os.getpid()} on {platform.node()} since {started}: {shlex.join(sys.argv)}\n")
-        self._file.flush()
+        try:
+            with naming(path):
+                self._file.truncate(0)
+                self._file.write(
+                    f"process {os.getpid()} on {platform.node()} since {started}: {shlex.join(sys.argv)}\n"
+                )
+                self._file.flush()
+        except OSError:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Gives the folder free; harmless when repeated."""
-        self._file.close()
         _HELD.discard(self)
+        with contextlib.suppress(OSError):  # a full disk refuses what is left to write; the file is closed all the same
+            self._file.close()
 
 
 _HELD: set[Lock] = set()

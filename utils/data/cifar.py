@@ -171,7 +171,10 @@ Part = tuple[np.ndarray, np.ndarray]
 
 def _read_binary(layout: _Layout, root: Path) -> tuple[list[str], Part, Part]:
     folder = root / layout.binary
-    names = (folder / layout.names).read_text(encoding="utf-8").split()
+    try:
+        names = (folder / layout.names).read_text(encoding="utf-8").split()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{folder / layout.names}: is not text (byte {error.start}); unpack it again") from None
     train = [_records(folder / name, layout.label_bytes) for name in layout.binary_train]
     test = _records(folder / layout.binary_test, layout.label_bytes)
     return names, _joined(train), test
@@ -247,7 +250,8 @@ def _unpickle(path: Path) -> dict[str, Any]:
     try:
         content = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="latin1").load()
     except _DAMAGE as error:
-        raise ValueError(f"{path}: is not an official CIFAR batch file ({error}); unpack the archive again") from None
+        cause = " ".join(str(error).split())
+        raise ValueError(f"{path}: is not an official CIFAR batch file ({cause}); unpack the archive again") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, expected a dict; unpack the archive again")
     return content
