@@ -29,6 +29,7 @@ from models.base import layer_range, slot_inputs
 from models.phase import Lists
 from models.settings import NestedSettings
 from models.training import Group, cross_entropy_among, fit, keep_other_rows
+from utils import profile
 from utils.tasks import Task
 
 
@@ -247,11 +248,12 @@ class Learner(Base):
         remembered = self._train_func(task, layers, f"func{suffix}")
         descriptors = {n: cast(Descriptor, self._layer(n).descriptors[-1]) for n in layers if n in self.expandable}
         if descriptors:
-            for layer, losses in self._train_rd(task, descriptors, f"rd{suffix}").items():
-                if self.cfg.record_when == "training":
-                    descriptors[layer].observe([*remembered[layer], *losses])
-            if self.cfg.record_when == "end":
-                self._record_at_end(task, descriptors, f"record{suffix}")
+            with profile.part("detection"):
+                for layer, losses in self._train_rd(task, descriptors, f"rd{suffix}").items():
+                    if self.cfg.record_when == "training":
+                        descriptors[layer].observe([*remembered[layer], *losses])
+                if self.cfg.record_when == "end":
+                    self._record_at_end(task, descriptors, f"record{suffix}")
         self.requires_grad_(False)
 
     def _train_func(self, task: Task, layers: list[int], phase: str) -> dict[int, list[Tensor]]:
