@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import models
 from backbone import catalogue
 from models import planning
-from utils import command, config, data, interrupt, legacy, report, storage, strict_json, sweep
+from utils import command, config, data, interrupt, legacy, profile, report, storage, strict_json, sweep
 from utils.config import Resolved
 from utils.runlog import RunLog
-from utils.runtime import check_torchvision, environment, peak_memory, pick_device, seed_everything
+from utils.runtime import check_torchvision, environment, flush_denormals, peak_memory, pick_device, seed_everything
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from utils.tasks import TaskStream
 
 HERE = Path(__file__).resolve().parent
+PROFILED_NOTHING = " (--profile has nothing to measure: --resume never runs it anew)"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,6 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     ask = command.parser(__doc__ or "")
     args, code, loaded = ask.parse_args(argv), 0, None
     try:
+        if args.profile and (args.config is None or args.check or args.list):
+            ask.error("--profile measures a run: it goes with --config FILE alone")
         if args.list:
             print(command.listing(HERE / "exps", models.summaries(), catalogue.names()))
         elif args.evaluate is not None:
@@ -142,6 +145,7 @@ def run(resolved: Resolved, args: argparse.Namespace) -> None:
         from backbone import weights
         from utils import checkpoint, journal
 
+        flush_denormals()
         device, warning = pick_device(cfg.device)
         notes = [*resolved.notes, *([warning] if warning else [])]
         if (count := data.count_classes(cfg.dataset, **planning.places(resolved))) is not None:
@@ -150,7 +154,7 @@ def run(resolved: Resolved, args: argparse.Namespace) -> None:
     told: set[str] = set()
     for seed, folder in folders.items():
         if results.get(seed):
-            print(f"seed {seed} is finished: {folder / 'results.json'}")
+            print(f"seed {seed} is finished: {folder / 'results.json'}{PROFILED_NOTHING * args.profile}")
             continue
         built = weights.build(cfg)  # before the run has a folder: bad weights are bad input
         if args.resume == "never" and (kept := checkpoint.move_aside(folder)):
@@ -161,12 +165,12 @@ def run(resolved: Resolved, args: argparse.Namespace) -> None:
                 log.warn(line, console=line not in told)
                 told.add(line)
             try:
-                results[seed] = run_seed(resolved, seed, dataset, built, device, log)
+                results[seed] = run_seed(resolved, seed, dataset, built, device, log, args.profile)
             except journal.Differs as error:  # a device that does not compute the same twice
                 log.muted = False
                 log.warn(f"the task in progress cannot be taken up inside ({error}): it is learned from its start")
                 journal.discard(folder / "checkpoints")
-                results[seed] = run_seed(resolved, seed, dataset, weights.build(cfg), device, log)
+                results[seed] = run_seed(resolved, seed, dataset, weights.build(cfg), device, log, args.profile)
     print("\n" + report.seed_table([r for s in folders if (r := results[s]) is not None], folders[cfg.seed[0]].parent))
 
 
@@ -178,6 +182,7 @@ def evaluate_saved(args: argparse.Namespace) -> int:
     from models import saved
     from utils import evaluation
 
+    flush_denormals()
     device, warning = pick_device(args.device or "auto")
     run = saved.load(args.evaluate, device, args.data_root)
     for line in [*run.notes, *([warning] if warning else [])]:
@@ -214,10 +219,11 @@ def run_seed(
     built: tuple[SlottedViT, BackboneFacts],
     device: torch.device,
     log: RunLog,
+    profiled: bool = False,
 ) -> dict[str, Any]:
     """One run: all tasks of one seed, from its newest checkpoint if there is one. Writes and returns results.json.
 
-    `built` is the backbone as `weights.build` gives it; the run fills its slots."""
+    `built` is the backbone as `weights.build` gives it; the run fills its slots. `profiled`: measure where its time goes."""
     from models.base import SeededInit
     from utils import checkpoint, page
     from utils.evaluation import spans
@@ -252,21 +258,30 @@ def run_seed(
     if (saved := checkpoint.resume(folder, learner, log, facts.weight_hash)) is not None:
         record, measured, rows = report.RunRecord.from_dict(saved.record), saved.measured, saved.rows
         start = len(record.correct)
-    with log.bar(len(stream), f"seed {seed}, tasks", level=0, done=start) as bar, interrupt.listening():
+    measuring = profile.running(profiled, lambda: learner.prefix_layer, device)
+    with log.bar(len(stream), f"seed {seed}, tasks", level=0, done=start) as bar, interrupt.listening(), measuring:
         for index in range(start, len(stream)):
             journal = checkpoint.journal_of(folder, index, log, facts.weight_hash)
+            whole = measured is None
             if measured is None:
                 journal.open(rows)
+                whole = not journal.begun
                 measured = learn(learner, stream, index, seed, journal)
-                checkpoint.save(folder, index, learner, record.to_dict(), log, facts.weight_hash, measured)
+                with profile.part("checkpoint"):
+                    checkpoint.save(folder, index, learner, record.to_dict(), log, facts.weight_hash, measured)
             else:
                 log.truncate_rows(min(rows, log.rows))
-            score(learner, stream, index, record, measured)
-            checkpoint.save(folder, index, learner, record.to_dict(), log, facts.weight_hash)
+            with profile.part("evaluation"):
+                score(learner, stream, index, record, measured)
+            profile.tell(log, index, len(stream), whole)  # before the last checkpoint, which counts the rows
+            with profile.part("checkpoint"):
+                checkpoint.save(folder, index, learner, record.to_dict(), log, facts.weight_hash)
             measured, rows = None, log.rows
             log.info(report.task_table(record))
             bar.update(1)
             interrupt.check()
+    if profiled and (table := profile.of_run(page.load_rows(folder / "metrics.jsonl"), len(stream))):
+        log.info(table)
     results = report.results_json(record)
     page.write_report(folder, results, settings, machine)
     shutil.rmtree(folder / "cache", ignore_errors=True)  # of the frozen prefix: nobody computes with this run again
@@ -283,7 +298,8 @@ def learn(learner: Learner, stream: TaskStream, index: int, seed: int, journal: 
     learner.journal = journal
     task = stream.task(index, with_past=learner.uses_past, with_test=learner.uses_test)
     learner.learn(task)
-    learner.consolidate(task)
+    with profile.part("consolidation"):
+        learner.consolidate(task)
     journal.finish()
     detect = learner.seconds.get("detect", 0.0)
     return {

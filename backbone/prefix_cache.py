@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from backbone.vit import BlockSlot, SlottedViT, Stream
+from utils import profile
 from utils.rowstore import RowStore
 from utils.tasks import TaskData
 
@@ -216,14 +217,17 @@ class PrefixCache:
 
         def values() -> Iterator[Tensor]:
             for images, *_ in data.at_rows(rows).at(positions, **draws):
-                made = self.backbone.prefix(images.to(device, non_blocking=True), layer, inside=parts == 2)
+                with profile.part("data"):
+                    images = images.to(device, non_blocking=True)
+                made = self.backbone.prefix(images, layer, inside=parts == 2)
                 yield torch.stack([made.x] if made.after is None else [made.x, made.after], dim=1)
 
         store.put(rows, values())
 
     def _kept(self, store: RowStore, data: TaskData, layer: int, chunks: list[list[int]]) -> Iterator[Batch]:
         for chunk in chunks:
-            found = store.get(data.rows[chunk])
+            with profile.part("prefix", len(chunk)):
+                found = store.get(data.rows[chunk])
             where = torch.tensor(chunk)
             yield Stream(layer, *found.unbind(dim=1)), data.labels[where], where
 

@@ -12,6 +12,7 @@ be computed once. In models that pool one token the last block computes the othe
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -20,6 +21,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from backbone import last_block
+from utils import profile
 
 # the first slot's input [B, N, D] -> gates for each slot, from the lowest up
 Route = Callable[[Tensor], Sequence[Tensor]]
@@ -115,15 +117,17 @@ class SlottedViT(nn.Module):
         self, images: Tensor | Stream, tap: Collection[int] = (), branches: int = 1, route: Route | None = None
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """`forward`, and for each layer in `tap` the mean token [B, D] of the stream its slot reads."""
-        start = self._start(images, tap, branches, route)
-        if start.layer == self.depth:
-            return start.x[:, 0].repeat(branches, 1), {}
-        stream, means = self._blocks(start, tap, branches=branches, route=route)
-        return self._pooled(stream.x), means
+        with _timed(images):
+            start = self._start(images, tap, branches, route)
+            if start.layer == self.depth:
+                return start.x[:, 0].repeat(branches, 1), {}
+            stream, means = self._blocks(start, tap, branches=branches, route=route)
+            return self._pooled(stream.x), means
 
     def mean_tokens(self, images: Tensor | Stream, tap: Collection[int]) -> dict[int, Tensor]:
         """The mean tokens alone: nothing above the last tapped layer's attention is computed."""
-        return self._blocks(self._start(images, tap), tap, stop=max(tap))[1] if tap else {}
+        with _timed(images):
+            return self._blocks(self._start(images, tap), tap, stop=max(tap))[1] if tap else {}
 
     def prefix(self, images: Tensor, layer: int, inside: bool = False) -> Stream:
         """The stream [B, N, D] at the input of block `layer`, slots below it included; for `layer` = depth the features.
@@ -137,15 +141,16 @@ class SlottedViT(nn.Module):
         if inside and (layer == self.depth or isinstance(self._slot(layer), BlockSlot)):
             raise ValueError(f"the prefix of layer {layer} cannot go inside its block")
         self._refuse(layer, self.router is not None, "a router")
-        start = Stream(0, self.stem(images))
-        if layer == self.depth:
-            return Stream(layer, self._pooled(self._blocks(start, ())[0].x).unsqueeze(1))
-        stream = self._blocks(start, (), stop=layer, before=True)[0]
-        if not inside:
-            return stream
-        x, block = stream.x, cast(Block, self.vit.blocks[layer])
-        x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))
-        return Stream(layer, x, x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))))
+        with _timed(images):
+            start = Stream(0, self.stem(images))
+            if layer == self.depth:
+                return Stream(layer, self._pooled(self._blocks(start, ())[0].x).unsqueeze(1))
+            stream = self._blocks(start, (), stop=layer, before=True)[0]
+            if not inside:
+                return stream
+            x, block = stream.x, cast(Block, self.vit.blocks[layer])
+            x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))
+            return Stream(layer, x, x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))))
 
     def stem(self, images: Tensor) -> Tensor:
         """Patch and position embedding: [B, 3, H, W] -> [B, N, D], in the weights' precision."""
@@ -198,6 +203,8 @@ class SlottedViT(nn.Module):
         for layer in range(start.layer, self.depth):
             if before and layer == stop:
                 break
+            if profile.current is not None:
+                profile.current.block(layer)
             block, slot = cast(Block, self.vit.blocks[layer]), self._slot(layer)
             # without any slot the features are to be timm's bit for bit, and one query may round differently
             one = layer == self.depth - 1 and len(self.slots) > 0 and last_block.pools_one(self.vit, block, slot)
@@ -237,6 +244,11 @@ class SlottedViT(nn.Module):
                     after = after + (slot(x) if own is None else slot(x, own))
             x = after
         return Stream(self.depth if stop is None else stop, x.repeat(branches, 1, 1) if branches > 1 else x), means
+
+
+def _timed(images: Tensor | Stream) -> AbstractContextManager[None]:
+    """The time of a pass: it begins in the prefix, and `profile.block` says where that ends."""
+    return profile.part("prefix", 0 if isinstance(images, Stream) else len(images))
 
 
 def _check_supported(vit: nn.Module) -> None:

@@ -20,6 +20,7 @@ from backbone.heads import HELD_OUT, LinearHead, StatisticsHead
 from backbone.prefix_cache import GIB, Place, PrefixCache
 from backbone.router import Routing
 from backbone.vit import SlottedViT, Stream
+from utils import profile
 from utils.journal import Journal
 from utils.runlog import RunLog
 from utils.runtime import named_generator
@@ -138,16 +139,17 @@ class Learner(nn.Module):
             else:
                 folder, limit = log.folder / "cache", cfg.prefix_cache_gb * GIB
                 self._cache = PrefixCache(self.backbone, cfg.prefix_cache, limit, folder, say=log.info)
-        return self._cache.batches(
-            data,
-            size,
-            self.prefix_layer,
-            epoch=epoch,
-            stream=stream,
-            augment=augment,
-            shuffle=shuffle,
-            views=getattr(self.cfg, "train_views", 0),
-        )
+        with profile.part("prefix"):  # what is missing is computed here
+            return self._cache.batches(
+                data,
+                size,
+                self.prefix_layer,
+                epoch=epoch,
+                stream=stream,
+                augment=augment,
+                shuffle=shuffle,
+                views=getattr(self.cfg, "train_views", 0),
+            )
 
     # Class statistics ----------------------------------------------------------------------------------------------
 
@@ -275,7 +277,8 @@ class Learner(nn.Module):
     def timed(self, purpose: str) -> Iterator[None]:
         """Adds the enclosed time to `seconds[purpose]`."""
         start = time.perf_counter()
-        yield
+        with profile.part("detection" if purpose == "detect" else "rest"):
+            yield
         self.seconds[purpose] = self.seconds.get(purpose, 0.0) + time.perf_counter() - start
 
 

@@ -29,6 +29,7 @@ from models.base import layer_range, slot_inputs
 from models.phase import Lists
 from models.settings import NestedSettings
 from models.training import Group, cross_entropy_among, fit, keep_other_rows
+from utils import profile
 from utils.tasks import Task
 
 
@@ -55,7 +56,7 @@ class Settings(NestedSettings):
     buffer_size: int = Field(500, ge=3, le=10_000_000, description="reconstruction losses a descriptor remembers")
     detect_batch_size: int = Field(128, ge=1, description="images per batch of the scan for distribution shift")
     exp_threshold: float = Field(
-        2.0, ge=0, le=1e6, description="score above which a layer asks for an adapter, standard deviations"
+        2.0, ge=0, le=1e30, description="score above which a layer asks for an adapter, standard deviations"
     )
     adapt_start_layer: int | None = Field(
         None, ge=0, description="first layer that may expand, counted from 0; null: the last three, as in the paper"
@@ -247,11 +248,12 @@ class Learner(Base):
         remembered = self._train_func(task, layers, f"func{suffix}")
         descriptors = {n: cast(Descriptor, self._layer(n).descriptors[-1]) for n in layers if n in self.expandable}
         if descriptors:
-            for layer, losses in self._train_rd(task, descriptors, f"rd{suffix}").items():
-                if self.cfg.record_when == "training":
-                    descriptors[layer].observe([*remembered[layer], *losses])
-            if self.cfg.record_when == "end":
-                self._record_at_end(task, descriptors, f"record{suffix}")
+            with profile.part("detection"):
+                for layer, losses in self._train_rd(task, descriptors, f"rd{suffix}").items():
+                    if self.cfg.record_when == "training":
+                        descriptors[layer].observe([*remembered[layer], *losses])
+                if self.cfg.record_when == "end":
+                    self._record_at_end(task, descriptors, f"record{suffix}")
         self.requires_grad_(False)
 
     def _train_func(self, task: Task, layers: list[int], phase: str) -> dict[int, list[Tensor]]:

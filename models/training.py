@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from models.base import Learner
 from models.phase import Phase, Stateful
-from utils import interrupt
+from utils import interrupt, profile
 from utils.config import Trained
 from utils.tasks import Batches, Task
 
@@ -137,18 +137,22 @@ def fit(
                 run.begin_epoch()
             earlier, start, passed = run.spent, time.perf_counter(), run.step
             for images, labels, *_ in skipped(source(run.epoch), passed):
-                loss, correct, *parts = step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
-                run.optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                value = _finite(loss, trained, f"{where}, epoch {run.epoch + 1}, step {run.step + 1}", journal.last)
-                run.steps += 1
-                for group in groups:
-                    group.before_step(run.steps)
-                for slot, group, full in zip(run.optimizer.param_groups, trained, run.rates, strict=True):
-                    slot["lr"] = full * min(1.0, run.steps / group.warmup) if group.warmup else full
-                run.optimizer.step()
-                if after_step is not None:
-                    after_step()
+                with profile.part("data"):
+                    images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+                with profile.part("adapters", len(labels)):
+                    loss, correct, *parts = step(images, labels)
+                with profile.part("backward", len(labels)):
+                    run.optimizer.zero_grad(set_to_none=True)
+                    loss.backward()
+                    value = _finite(loss, trained, f"{where}, epoch {run.epoch + 1}, step {run.step + 1}", journal.last)
+                    run.steps += 1
+                    for group in groups:
+                        group.before_step(run.steps)
+                    for slot, group, full in zip(run.optimizer.param_groups, trained, run.rates, strict=True):
+                        slot["lr"] = full * min(1.0, run.steps / group.warmup) if group.warmup else full
+                    run.optimizer.step()
+                    if after_step is not None:
+                        after_step()
                 run.task_losses += [part.detach() for part in parts]
                 run.losses.append(value)
                 run.step += 1
@@ -170,7 +174,8 @@ def fit(
             run.epoch, run.step = run.epoch + 1, 0
             if after_epoch is not None:
                 after_epoch()
-            journal.save(phase, run.state_dict, finished=run.epoch == epochs, where=f"{where}, epoch {run.epoch}")
+            with profile.part("checkpoint"):
+                journal.save(phase, run.state_dict, finished=run.epoch == epochs, where=f"{where}, epoch {run.epoch}")
             bar.update(1, **told)
             if interrupt.asked():
                 raise interrupt.Interrupted(f"{where}, epoch {run.epoch}")

@@ -80,6 +80,11 @@ def parser(about: str) -> argparse.ArgumentParser:
         help="write a saved run's adapted model as RUN/export/model.safetensors and config.json",
     )
     ask.add_argument("--list", action="store_true", help="show methods, data sets, backbones and experiment files")
+    ask.add_argument(
+        "--profile",
+        action="store_true",
+        help="measure where the time of each task goes: a table, a picture, no other number",
+    )
     ask.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return ask
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from utils import metrics, routing
+from utils import metrics, profile, routing
 from utils.page import load_rows
 from utils.report import WIDTH, number
 from utils.tasks import TaskStream
@@ -39,11 +39,14 @@ def evaluate(
             batches: list[list[torch.Tensor]] = []  # scores of each head, [B, C seen]
             truth = []
             for images, labels, *_ in learner.streams(stream.test(earlier), size, augment=False, shuffle=False):
-                if renewed is None:
-                    scores = [learner.logits(images.to(device))]
-                else:
-                    features = learner.features(images.to(device))
-                    scores = [learner.scores(features), renewed(features)[:, : learner.seen]]
+                with profile.part("data"):
+                    images = images.to(device)
+                with profile.part("evaluation", len(labels)):
+                    if renewed is None:
+                        scores = [learner.logits(images)]
+                    else:
+                        features = learner.features(images)
+                        scores = [learner.scores(features), renewed(features)[:, : learner.seen]]
                 if gates is not None:
                     gates.add(routings, labels)
                     routings.clear()

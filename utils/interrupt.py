@@ -1,7 +1,7 @@
 """SIGINT and SIGTERM as a request to stop: the step in progress is finished and saved first. A second one stops at once.
 
-Only between `listening` and its end: elsewhere a notice acts as Python has it. Signals belong to the process, hence the one
-piece of global state of this program.
+Only between `listening` and its end: elsewhere a notice acts as Python has it. Signals belong to the process, hence the
+global state, which only this file and utils/profile.py have.
 """
 
 from __future__ import annotations

@@ -71,6 +71,11 @@ class Journal:
         self.log.truncate_rows(self._entries[-1].facts["rows"] if self._entries else min(rows, self.log.rows))
         self.log.muted = bool(self._entries)
 
+    @property
+    def begun(self) -> bool:
+        """Whether an earlier process left phases of the task."""
+        return bool(self._entries)
+
     def _newest(self, number: int) -> Entry | None:
         assert self.folder is not None and self.log is not None
         for path in sorted(self.folder.glob(f"phase_{number:04d}.*.json"), reverse=True):

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from utils import plots, plots_nested, plots_routing, routing
+from utils import plots, plots_nested, plots_routing, profile, routing
 from utils.report import number
 from utils.runlog import clock
 from utils.storage import write_bytes
@@ -87,6 +87,11 @@ FIGURES = {  # file name: heading, caption
     "detection": (
         "Distribution shift",
         "Each adapter's shift score when a task is scanned. A layer grows where all of them pass the threshold.",
+    ),
+    "profile": (
+        "Where the time went",
+        "Wall-clock seconds of each task by part (run with --profile), each second in one part. Data and prefix count "
+        "wherever they are needed; detection, consolidation and evaluation hold what they compute above the prefix.",
     ),
     "loss": ("Training", "Mean training loss of every epoch, one panel for each phase."),
 }
@@ -258,6 +263,20 @@ def _control_rows(rows: plots.Rows) -> str:
     return text
 
 
+def _profile_rows(rows: plots.Rows) -> str:
+    """A line a part for the tasks together, with what it covers, and the seconds of each task."""
+    if not (own := [row for row in rows if row["kind"] == "profile"]):
+        return ""
+    lines = []
+    for name, seconds, share, speed in profile.shares(own):
+        lines.append([name, number(seconds), number(share, 1), number(speed, 0), profile.PARTS.get(name, "")])
+    text = _table(["part", "seconds", "percent", "images/s", "what"], lines)
+    used = [name for name, *_ in profile.shares(own)][:-1]
+    tasks = [[row["task"] + 1, *(number(row["seconds"][n]) for n in used), number(row["total"])] for row in own]
+    partly = f'<p class="soft">{escape(profile.partly(own).strip())}</p>' if profile.partly(own) else ""
+    return _details("The time as numbers", partly + text + _table(["task", *used, "all"], tasks))
+
+
 def page(
     results: Mapping[str, Any],
     settings: Mapping[str, Any],
@@ -291,6 +310,7 @@ def page(
         "slow_and_fast": _merge_rows(rows),
         "routing_drift": _routing_drift_rows(rows),
         "routing_controls": _control_rows(rows),
+        "profile": _profile_rows(rows),
     }
     for name, (heading, caption) in FIGURES.items():
         if name in pictures or after.get(name):

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from utils import profile
 from utils.report import number
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ Rows = Sequence[Mapping[str, Any]]
 INK = "#010203"  # stands for "the text colour": black in the PNG files, the page's own (light or dark) in report.html
 # Okabe and Ito's palette, told apart with any colour vision; the ones that show on white and on black, strongest first
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MORE_COLOURS = ("#8A63D2", "#8C564B", "#8C8C8C")  # where nine are to be told apart, such as the parts of a profile
 
 
 # ------------------------------------------------------------------------------------------------ pictures
@@ -227,6 +229,29 @@ def detections(rows: Rows) -> Figure | None:
     return figure
 
 
+def times(rows: Rows) -> Figure | None:
+    """Seconds of each task, stacked by part in a fixed order and in fixed colours; None without profile rows."""
+    own = [row for row in rows if row["kind"] == "profile"]
+    if not own:
+        return None
+    figure = new_figure(3.6)
+    axes = figure.add_subplot()
+    places, base = [row["task"] for row in own], [0.0] * len(own)
+    for name, colour in zip(profile.PARTS, (*COLOURS, *MORE_COLOURS), strict=True):
+        height = [row["seconds"][name] for row in own]
+        if any(height):
+            axes.bar(places, height, bottom=base, color=colour, width=0.8, label=name)
+            base = [b + h for b, h in zip(base, height, strict=True)]
+    tasks = max(places) + 1
+    style(axes, "task", "seconds")
+    task_ticks(axes, tasks)
+    axes.set_xlim(-0.6, tasks - 0.4)
+    axes.grid(axis="y", color=INK, alpha=0.15, linewidth=0.6)
+    axes.set_axisbelow(True)
+    legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0), reverse=True)
+    return figure
+
+
 def draw(results: Mapping[str, Any], rows: Rows) -> dict[str, Figure]:
     """Every picture there are data for, by file name without ending."""
     made = {
@@ -235,6 +260,7 @@ def draw(results: Mapping[str, Any], rows: Rows) -> dict[str, Figure]:
         "loss": losses(rows),
         "adapters": adapters(results),
         "detection": detections(rows),
+        "profile": times(rows),
     }
     return {name: figure for name, figure in made.items() if figure is not None}
 

@@ -221,7 +221,7 @@ def run(
     for seed in swept.seeds:  # seed by seed, so that the first pairs are there early
         for number, (cell, file) in enumerate(zip(swept.cells, files, strict=True), start=1):
             line = [sys.executable, str(program), "--config", str(file), "--set", f"seed=[{seed}]", "--out", str(out)]
-            line += ["--resume", args.resume, *(["--debug"] if args.debug else [])]
+            line += ["--resume", args.resume, *(f"--{name}" for name in ("debug", "profile") if getattr(args, name))]
             console = folder / "console" / f"{number}_seed_{seed}.txt"
             job = pool.Job(cell.label, seed, line, cell.run_folder(out, stem, seed), console)
             if args.resume == "auto" and (accuracy := accuracy_of(job.folder)) is not None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from utils import interrupt, transforms
+from utils import interrupt, profile, transforms
 from utils.config import Experiment
 from utils.data import Dataset, ImageSet
 from utils.data.images import ImageArray
@@ -166,7 +166,7 @@ class Batches:
         return len(self._chunks)
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._loader():
+        for batch in profile.waited(self._loader):
             if isinstance(batch, Exception):
                 raise batch
             interrupt.check()
