@@ -158,7 +158,7 @@ def survive(
         while not done:
             aimed = rng.random() < 1 / 3
             number = child(arguments(name), rng.randint(1, 9) if aimed else None)
-            deadline = time.monotonic() + (60.0 if aimed else rng.uniform(0.05, max(length / 4, 0.5)))
+            deadline = time.monotonic() + (60.0 if aimed else rng.uniform(0.05, max(length / 5, 0.5)))
             while not (ended := os.waitpid(number, os.WNOHANG))[0] and time.monotonic() < deadline:
                 time.sleep(0.002)
             if not ended[0]:
@@ -181,6 +181,7 @@ def main() -> int:
     ask.add_argument("--methods", nargs="+", choices=models.available(), default=models.available())
     ask.add_argument("--kills", type=int, default=20, help="of each method and number of workers, at least")
     ask.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="processes that decode images")
+    ask.add_argument("--classes", type=int, default=6, help="of which every two are a task")
     ask.add_argument("--seed", type=int, default=0)
     ask.add_argument(
         "--no-report", action="store_true", help="leave report.html out, which takes most of so small a run"
@@ -193,7 +194,7 @@ def main() -> int:
     faults: list[str] = []
     print("| method | workers | kills | where | differences |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as temporary:
-        make_images(Path(temporary) / "images")
+        make_images(Path(temporary) / "images", args.classes)
         for method in args.methods:
             for workers in args.workers:
                 places, found = survive(method, Path(temporary), args.kills, workers, args.seed)
