@@ -1,0 +1,236 @@
+"""Whether memory and time grow with the number of tasks: `python -m benchmarks.growth --out DIR`.
+
+Runs every method of models/, and arms that switch off what grows by a setting, through `main.main` on generated class
+folders: 51 tasks of 2 classes with equal data, each method in a process of its own with one thread. The last task only ends
+the one before it. Time is this process's on the processor, so that others on the machine count less. What is measured:
+- step: the median time from one optimizer step to the next within a task;
+- learn: from the call of `learn` to the end of `consolidate`; whole: from one call of `learn` to the next, with evaluation
+  of all classes seen (more with every task, by nature), checkpoint and tables. "5" and "50" are medians of five tasks each,
+  around the fifth and up to the fiftieth, since one task of 0.2 s is mostly noise;
+- memory after each task, as least squares from the tenth on in KiB a task: the resident set; and, exactly, all tensors that
+  are alive with their gradients, beside what the model's own parameters and buffers grow by.
+A method may grow where its model does: that is in the columns `adapters` and `model`. Prints Markdown (benchmarks/growth.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+REQUIRED, EARLY = 1.2, 5  # of issue 6: time of the last task over this one
+SETTLED = 10  # tasks before memory is fitted: caches and allocator have seen everything by then
+WINDOW = 5
+KIB = 1024
+
+# Arms beside each method with its own defaults: what grows by a setting is switched off.
+ARMS: dict[str, dict[str, Any]] = {
+    "finetune, ncm": {"model_name": "finetune", "head": "ncm"},
+    "finetune, ncm without head_drift": {"model_name": "finetune", "head": "ncm", "head_drift": False},
+    "simplecil, ridge": {"model_name": "simplecil", "head": "ridge"},
+    "nested_lora, svd": {"model_name": "nested_lora", "nested_lora_consolidation_method": "svd"},
+    "moe_parallel, svd": {"model_name": "moe_parallel", "nested_lora_consolidation_method": "svd"},
+    "sema, no expansion": {"model_name": "sema", "exp_threshold": 1e6},
+    "dylora_moe, no spawn": {
+        "model_name": "dylora_moe", "novelty_threshold_mode": "fixed", "novelty_threshold": -2.0,
+        "freeze_on_convergence": False,
+    },
+}  # fmt: skip
+
+
+def arms() -> dict[str, dict[str, Any]]:
+    import models
+
+    return dict(sorted(({name: {"model_name": name} for name in models.available()} | ARMS).items()))
+
+
+# One run ---------------------------------------------------------------------------------------------------------------
+
+
+def make_folder(place: Path, classes: int, images: int, tests: int, size: int) -> Path:
+    """Class folders of generated images, a mean pattern of each class plus noise."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for label in range(classes):
+        centre = rng.uniform(40, 215, (4, 4, 3)).repeat(size // 4, axis=0).repeat(size // 4, axis=1)
+        for part, count in (("train", images), ("test", tests)):
+            folder = place / part / f"class_{label:04d}"
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = (centre + rng.normal(0, 25, centre.shape)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    return place
+
+
+def measured(values: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Runs the settings in this process and returns times by task, memory by task and the model's growth."""
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    import main
+    import models
+
+    method: Any = models.learner_of(values["model_name"])
+    begun: list[float] = []
+    learned: list[float] = []
+    ended: list[float] = []
+    steps: list[list[float]] = []
+    memory: list[dict[str, int]] = []
+    learn, consolidate = method.learn, method.consolidate
+
+    def begin(learner: Any, task: Any) -> None:
+        if begun:
+            ended.append(time.process_time())
+            memory.append(memory_of(learner))
+        begun.append(time.process_time())
+        steps.append([])
+        learn(learner, task)
+
+    def end(learner: Any, task: Any) -> None:
+        consolidate(learner, task)
+        learned.append(time.process_time())
+
+    out.mkdir(parents=True)
+    config = out / "growth.json"
+    config.write_text(json.dumps(values))
+    hook = register_optimizer_step_post_hook(lambda *_: steps[-1].append(time.process_time()))
+    with mock.patch.object(method, "learn", begin), mock.patch.object(method, "consolidate", end):
+        code = main.main(["--config", str(config), "--out", str(out / "out"), "--device", "cpu"])
+    hook.remove()
+    if code:
+        raise SystemExit(code)
+    (found,) = out.glob("out/growth/*/seed_*/results.json")
+    results = json.loads(found.read_text())
+    return {
+        "learn": [b - a for a, b in zip(begun, learned, strict=True)][: len(ended)],
+        "whole": [b - a for a, b in zip(begun, ended, strict=False)],
+        "step": [statistics.median(pauses(own)) if len(own) > 1 else None for own in steps][: len(ended)],
+        "memory": memory,
+        "adapters": [sum(layers.values()) for layers in results["adapters_per_layer"]],
+    }
+
+
+def pauses(times: Sequence[float]) -> list[float]:
+    return [b - a for a, b in pairwise(times)]
+
+
+def memory_of(learner: Any) -> dict[str, int]:
+    """Bytes: resident set; storages of all tensors alive and of their gradients; the model's parameters and buffers."""
+    import torch
+
+    gc.collect()
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    alive: dict[int, int] = {}
+    for found in gc.get_objects():
+        if isinstance(found, torch.Tensor) and not found.is_meta:
+            for tensor in (found, found.grad if found.is_leaf else None):
+                if tensor is not None:
+                    storage = tensor.untyped_storage()
+                    alive[storage.data_ptr()] = storage.nbytes()
+    model = sum(t.numel() * t.element_size() for t in learner.state_dict().values())
+    return {"resident": resident, "tensors": sum(alive.values()), "model": model}
+
+
+# The table -------------------------------------------------------------------------------------------------------------
+
+
+def slope(values: Sequence[float]) -> float:
+    """Least squares of the values over their number, per task."""
+    import numpy as np
+
+    return float(np.polyfit(np.arange(len(values)), np.asarray(values, dtype=float), 1)[0])
+
+
+def window(values: Sequence[float | None], end: int) -> float | None:
+    """Median of the WINDOW tasks that end with task `end` (from 1)."""
+    known = [v for v in values[max(0, end - WINDOW) : end] if v is not None]
+    return statistics.median(known) if known else None
+
+
+def line(name: str, found: dict[str, Any]) -> str:
+    last = len(found["whole"])
+    cells = [name, f"{found['adapters'][EARLY - 1]} to {found['adapters'][last - 1]}"]
+    for key in ("model", "tensors", "resident"):
+        cells.append(f"{slope([m[key] for m in found['memory'][SETTLED:]]) / KIB:+.1f}")
+    for key in ("step", "learn", "whole"):
+        early, late = window(found[key], EARLY + WINDOW // 2), window(found[key], last)
+        if early is None or late is None:
+            cells += ["-", "-"]
+        else:
+            cells += [f"{1000 * early:.1f} to {1000 * late:.1f}", f"{late / early:.2f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def table(found: dict[str, dict[str, Any]], last: int) -> str:
+    head = ["method", f"adapters after task {EARLY} to {last}", "model, KiB a task", "tensors, KiB a task"]
+    head += ["resident, KiB a task", "step, ms", "ratio", "learn, ms", "ratio", "whole, ms", "ratio"]
+    return "\n".join([f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(line(*item) for item in found.items())])
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for images, runs and numbers; must not exist")
+    parser.add_argument("--tasks", type=int, default=50)
+    parser.add_argument("--classes", type=int, default=2, help="of each task")
+    parser.add_argument("--images", type=int, default=8, help="training images of a class")
+    parser.add_argument("--tests", type=int, default=2, help="test images of a class")
+    parser.add_argument("--size", type=int, default=32, help="side of the images in pixels")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--rank", type=int, default=4, help="of adapters")
+    parser.add_argument("--only", nargs="*", help="names of arms; default: all")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # an arm, in this process
+    return parser.parse_args()
+
+
+def settings_for(arm: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """The arm's settings in full; keys its method does not have are left out."""
+    import models
+
+    common = {
+        "dataset": "folder", "data_path": str(args.out / "images"), "init_cls": args.classes, "increment": args.classes,
+        "seed": [1], "num_workers": 0, "backbone_type": "embedded", "batch_size": args.batch, "init_lr": 0.005,
+        "rd_lr": 0.01, "epochs": args.epochs, "func_epoch": args.epochs, "rd_epoch": args.epochs, "ffn_num": args.rank,
+        "nested_lora_rank": args.rank, "expert_hidden": args.rank, "rd_dim": 8, "buffer_size": 64, "detect_batch_size": 16,
+        "adapt_start_layer": 3, "adapt_end_layer": 5,
+    }  # fmt: skip
+    fields = models.settings_of(arm["model_name"]).model_fields
+    return {key: value for key, value in common.items() if key in fields} | arm
+
+
+def run_all() -> int:
+    args = parse()
+    args.out = args.out.absolute()
+    if args.one:
+        found = measured(settings_for(arms()[args.one], args), args.out / args.one)
+        (args.out / f"{args.one}.json").write_text(json.dumps(found))
+        return 0
+    args.out.mkdir(parents=True)
+    make_folder(args.out / "images", args.classes * (args.tasks + 1), args.images, args.tests, args.size)
+    found = {}
+    quiet = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+    for name in args.only or arms():
+        command = [sys.executable, "-m", "benchmarks.growth", *sys.argv[1:], "--one", name]
+        done = subprocess.run(command, env=quiet, capture_output=True, text=True)
+        if done.returncode:
+            print(done.stderr[-2000:], file=sys.stderr)
+            return 1
+        found[name] = json.loads((args.out / f"{name}.json").read_text())
+        print(f"{name}: {sum(found[name]['whole']):.0f} s", file=sys.stderr, flush=True)
+    print(table(found, args.tasks))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_all())
