@@ -106,6 +106,7 @@ class Learner(nn.Module):
         Freezes everything; then gathers the class statistics if `head` asks for them, with the features as they are now. So
         a method that still changes its features here calls this last."""
         self.requires_grad_(False)
+        self.zero_grad()  # or every part ever trained would keep its last gradient, as large as itself
         if self.statistics is not None:
             self._gather(task, self.statistics)
 
