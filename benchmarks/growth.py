@@ -198,16 +198,19 @@ def parse() -> argparse.Namespace:
 def settings_for(arm: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """The arm's settings in full; keys its method does not have are left out."""
     import models
+    from models.settings import SharedAdapterSettings
 
-    common = {
+    common: dict[str, Any] = {
         "dataset": "folder", "data_path": str(args.out / "images"), "init_cls": args.classes, "increment": args.classes,
         "seed": [1], "num_workers": 0, "backbone_type": "embedded", "batch_size": args.batch, "init_lr": 0.005,
         "rd_lr": 0.01, "epochs": args.epochs, "func_epoch": args.epochs, "rd_epoch": args.epochs, "ffn_num": args.rank,
         "nested_lora_rank": args.rank, "expert_hidden": args.rank, "rd_dim": 8, "buffer_size": 64, "detect_batch_size": 16,
         "adapt_start_layer": 3, "adapt_end_layer": 5,
     }  # fmt: skip
-    fields = models.settings_of(arm["model_name"]).model_fields
-    return {key: value for key, value in common.items() if key in fields} | arm
+    schema = models.settings_of(arm["model_name"])
+    if not issubclass(schema, SharedAdapterSettings):  # SEMA has the key too, and refuses it beside plain adapters
+        del common["nested_lora_rank"]
+    return {key: value for key, value in common.items() if key in schema.model_fields} | arm
 
 
 def run_all() -> int:
