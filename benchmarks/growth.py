@@ -34,7 +34,7 @@ WINDOW = 5
 EXEMPT = {"joint"}  # retrains on all data so far: run with --only joint alone
 KIB = 1024
 
-# Arms beside each method with its own defaults: what grows by a setting is switched off.
+# Arms beside each method with its own defaults: what grows is switched off, or made to grow at every task.
 ARMS: dict[str, dict[str, Any]] = {
     "finetune, ncm": {"model_name": "finetune", "head": "ncm"},
     "finetune, ncm without head_drift": {"model_name": "finetune", "head": "ncm", "head_drift": False},
@@ -42,10 +42,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "nested_lora, svd": {"model_name": "nested_lora", "nested_lora_consolidation_method": "svd"},
     "moe_parallel, svd": {"model_name": "moe_parallel", "nested_lora_consolidation_method": "svd"},
     "sema, no expansion": {"model_name": "sema", "exp_threshold": 1e6},
+    "sema, expands": {"model_name": "sema", "exp_threshold": 0.8},
     "dylora_moe, no spawn": {
         "model_name": "dylora_moe", "novelty_threshold_mode": "fixed", "novelty_threshold": -2.0,
         "freeze_on_convergence": False,
     },
+    "dylora_moe, spawns": {"model_name": "dylora_moe", "novelty_threshold_mode": "fixed", "novelty_threshold": 2.0},
 }  # fmt: skip
 
 

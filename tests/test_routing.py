@@ -72,6 +72,19 @@ def test_experts_keep_their_numbers_when_others_are_merged_away():
     assert routing.numbered([*rows, gates_row(2, [1, 4], [])], 3, 3) == ([1, 4, 5], {})  # a number is given once
 
 
+def test_what_is_read_back_has_the_last_gates_and_of_older_ones_the_experts_alone(log):
+    for task in range(3):
+        log.row("epoch", task=task, loss=0.5, note="gates")
+        log.row("gates", task=task, experts=[task, task + 1], gate=[[[0.5, 0.5]]])
+        log.row("merge", task=task, expert=0, into=1)
+    rows = routing.recall(log.folder / "metrics.jsonl", 3)
+    assert [row["kind"] for row in rows] == ["gates", "merge"] * 3
+    assert [row.get("gate") for row in rows if row["kind"] == "gates"] == [None, None, [[[0.5, 0.5]]]]
+    whole = load_rows(log.folder / "metrics.jsonl")
+    assert routing.numbered(rows, 3, 3) == routing.numbered(whole, 3, 3)
+    assert routing.of_task(rows, "gates", 2) == routing.of_task(whole, "gates", 2)
+
+
 def test_the_experts_of_a_task_include_those_merged_at_its_end():
     rows = [gates_row(0, [0, 1], []), gates_row(1, [1, 2], []), {"kind": "experts", "task": 1, "gate": [0.5, 0.3, 0.2]}]
     assert routing.numbers_in(rows, 1) == [0, 1, 2]

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from utils import metrics, profile, routing
-from utils.page import load_rows
 from utils.report import WIDTH, number
 from utils.tasks import TaskStream
 
@@ -129,7 +128,7 @@ def tell_routing(
         if last and getattr(learner.cfg, "routing_controls", False):
             learner.log.info("no routing to show and no controls: no router was learned")
         return 0
-    rows, fields = load_rows(learner.log.folder / "metrics.jsonl"), gates.row()
+    rows, fields = routing.recall(learner.log.folder / "metrics.jsonl", index), gates.row()
     experts, joined = routing.numbered(rows, index, count=len(fields["gate"][0][0]))
     after = learner.log.row("gates", task=index, experts=experts, **fields)
     if before := routing.of_task(rows, "gates", index - 1):

@@ -7,7 +7,9 @@ Shapes: B batch, N tokens, E experts, k chosen experts, L routed layers, C class
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # pages and pictures import this file too, and stay light
@@ -63,6 +65,21 @@ class ClassGates:
 
 def of_task(rows: Sequence[Row], kind: str, task: int) -> list[Row]:
     return [row for row in rows if row["kind"] == kind and row.get("task") == task]
+
+
+def recall(path: Path, task: int) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl that `numbered` and `drift` need after `task`: merges, the `gates` row of the task before,
+    and of older ones the experts alone. Read a line at a time: all rows of all tasks in memory would grow with the run."""
+    found = []
+    with open(path, "rb") as file:
+        for line in file:
+            if not (b'"gates"' in line[:24] or b'"merge"' in line[:24]) or not line.endswith(b"\n"):
+                continue
+            row = json.loads(line)
+            if row["kind"] == "gates" and row["task"] != task - 1:
+                row = {key: row[key] for key in ("kind", "task", "experts")}
+            found.append(row)
+    return found
 
 
 def numbered(rows: Sequence[Row], task: int, count: int) -> tuple[list[int], dict[int, int]]:
