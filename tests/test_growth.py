@@ -13,9 +13,11 @@ EAGER = {"exp_threshold": 0.0, "novelty_threshold_mode": "fixed", "novelty_thres
 
 @pytest.mark.parametrize("method", models.available())
 def test_between_tasks_only_the_model_is_in_memory(method, toy_learner):
-    """Tensors alive beyond the model are as many bytes after every task: no gradient, optimizer, graph or batch is left."""
+    """Tensors alive beyond the model are as many bytes after every task: no gradient, optimizer, graph or batch is left.
+
+    The prefix cache is off: it keeps what it may, up to its limit, until the run ends."""
     stream = toy_stream(toy_dataset(train=6), init_cls=1, increment=1)
-    learner = toy_learner(method, epochs=1, func_epoch=1, rd_epoch=1, **EAGER)
+    learner = toy_learner(method, epochs=1, func_epoch=1, rd_epoch=1, prefix_cache="off", **EAGER)
     beyond = []
     for index in range(6):
         task = stream.task(index, with_past=learner.uses_past)
