@@ -1,8 +1,8 @@
 """Whether memory and time grow with the number of tasks: `python -m benchmarks.growth --out DIR`.
 
-Runs every method of models/, and arms that switch off what grows by a setting, through `main.main` on generated class
-folders: 51 tasks of 2 classes with equal data, each method in a process of its own with one thread. The last task only ends
-the one before it. Time is this process's on the processor, so that others on the machine count less. What is measured:
+Runs every method of models/, and arms that switch off or force what grows by a setting, through `main.main` on generated
+class folders: 51 tasks of 2 classes with equal data, each method in a process of its own with one thread. The last task only
+ends the one before it. Time is this process's on the processor, so that others on the machine count less. What is measured:
 - step: the median time from one optimizer step to the next within a task;
 - learn: from the call of `learn` to the end of `consolidate`; whole: from one call of `learn` to the next, with evaluation
   of all classes seen (more with every task, by nature), checkpoint and tables. "5" and "50" are medians of five tasks each,

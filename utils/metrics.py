@@ -169,15 +169,16 @@ def topk_accuracy(scores: Any, labels: Any, k: int) -> float | None:
 
 
 def _oracle_hits(table: np.ndarray, truth: np.ndarray, task_classes: Sequence[Sequence[int]]) -> np.ndarray:
-    hits, placed = np.zeros(len(truth), dtype=bool), np.zeros(len(truth), dtype=bool)
-    for classes in task_classes:
-        own = np.asarray(classes, dtype=np.int64)
+    hits = np.zeros(len(truth), dtype=bool)
+    owner = {c: t for t, classes in enumerate(task_classes) for c in classes}
+    strange = next((c for c in truth.tolist() if c not in owner), None)
+    if strange is not None:
+        raise ValueError(f"class {strange} belongs to none of the {len(task_classes)} tasks")
+    # the tasks there are samples of, mostly one: going through all for each would be quadratic in the run's tasks
+    for t in {owner[c] for c in np.unique(truth).tolist()}:
+        own = np.sort(np.asarray(task_classes[t], dtype=np.int64))
         rows = np.isin(truth, own)
-        place = np.searchsorted(np.sort(own), truth[rows])
-        hits[rows] = _ranks(table[np.ix_(rows, np.sort(own))], place) == 0
-        placed |= rows
-    if not placed.all():
-        raise ValueError(f"class {int(truth[~placed][0])} belongs to none of the {len(task_classes)} tasks")
+        hits[rows] = _ranks(table[np.ix_(rows, own)], np.searchsorted(own, truth[rows])) == 0
     return hits
 
 
