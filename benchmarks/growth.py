@@ -165,19 +165,30 @@ def line(name: str, found: dict[str, Any]) -> str:
     last = len(found["whole"])
     cells = [name, f"{found['adapters'][EARLY - 1]} to {found['adapters'][last - 1]}"]
     for key in ("model", "tensors", "resident"):
-        cells.append(f"{slope([m[key] for m in found['memory'][SETTLED:]]) / KIB:+.1f}")
+        per_task = slope([m[key] for m in found["memory"][SETTLED:]]) / KIB
+        cells.append(f"{round(per_task, 1) + 0.0:+.1f}")  # never -0.0
     for key in ("step", "learn", "whole"):
         early, late = window(found[key], EARLY + WINDOW // 2), window(found[key], last)
         if early is None or late is None:
             cells += ["-", "-"]
         else:
             cells += [f"{1000 * early:.1f} to {1000 * late:.1f}", f"{late / early:.2f}"]
+    cells.insert(-2, f"{trend(found['learn'], last):.2f}")
     return f"| {' | '.join(cells)} |"
+
+
+def trend(values: Sequence[float], last: int) -> float:
+    """Value at task `last` over that at task EARLY on a line through the medians (Theil and Sen), from task EARLY on: of all
+    tasks, so that noise of a minute at either end counts less than in a ratio of two windows."""
+    tasks = range(EARLY - 1, last)
+    rise = statistics.median((values[b] - values[a]) / (b - a) for a in tasks for b in tasks if b > a)
+    start = statistics.median(values[t] - rise * (t - tasks[0]) for t in tasks)
+    return (start + rise * (tasks[-1] - tasks[0])) / start
 
 
 def table(found: dict[str, dict[str, Any]], last: int) -> str:
     head = ["method", f"adapters after task {EARLY} to {last}", "model, KiB a task", "tensors, KiB a task"]
-    head += ["resident, KiB a task", "step, ms", "ratio", "learn, ms", "ratio", "whole, ms", "ratio"]
+    head += ["resident, KiB a task", "step, ms", "ratio", "learn, ms", "ratio", "by trend", "whole, ms", "ratio"]
     return "\n".join([f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(line(*item) for item in found.items())])
 
 

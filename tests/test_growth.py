@@ -6,7 +6,7 @@ from conftest import toy_dataset, toy_stream
 from torch import nn
 
 import models
-from benchmarks.growth import EARLY, SETTLED, line, memory_of, slope, window
+from benchmarks.growth import EARLY, SETTLED, line, memory_of, slope, trend, window
 
 EAGER = {"exp_threshold": 0.0, "novelty_threshold_mode": "fixed", "novelty_threshold": 2.0}  # grow as often as may be
 
@@ -54,7 +54,8 @@ def test_a_row_has_slopes_from_the_tenth_task_on_and_ratios_of_medians_of_five_t
     memory += [{"resident": 2048 * t, "tensors": 1024 * t, "model": 0} for t in range(tasks - SETTLED)]
     found = {"learn": learn, "whole": learn, "step": [None] * tasks, "memory": memory, "adapters": list(range(tasks))}
     assert line("x", found) == (
-        "| x | 4 to 19 | +0.0 | +1.0 | +2.0 | - | - | 1000.0 to 1500.0 | 1.50 | 1000.0 to 1500.0 | 1.50 |"
+        "| x | 4 to 19 | +0.0 | +1.0 | +2.0 | - | - | 1000.0 to 1500.0 | 1.50 | 1.00 | 1000.0 to 1500.0 | 1.50 |"
     )
+    assert trend([9.0, 9.0, 0.0, 3.0, *(1.0 + 0.1 * t for t in range(10)), 70.0], 15) == pytest.approx(2.0)
     assert slope([5.0, 3.0, 1.0]) == pytest.approx(-2.0)
     assert window([1.0, 2.0, 3.0], 3) == 2.0 and window([None], 1) is None
