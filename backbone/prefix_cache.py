@@ -78,7 +78,9 @@ class PrefixCache:
         if kept is None and not (augment and views):
             return data.batches(size, epoch=epoch, stream=stream, augment=augment, shuffle=shuffle)
         order = data.order(epoch, stream) if shuffle else torch.arange(len(data))
-        chunks = [chunk.tolist() for chunk in order.split(size) if len(chunk)]  # torch splits nothing into one empty part
+        chunks = [
+            chunk.tolist() for chunk in order.split(size) if len(chunk)
+        ]  # torch splits nothing into one empty part
         if kept is None:
             return data.at(chunks, **draws)
         store, parts = kept
@@ -160,7 +162,8 @@ class PrefixCache:
     def _enter(self, layer: int, dtype: torch.dtype) -> None:
         """Drops what was kept under another key of weights, slots below, layer and precision."""
         device = next(self.backbone.vit.parameters()).device.type
-        precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
+        around = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
+        precision = (self.backbone.precision, around)
         versions = (FORMAT, torch.__version__, timm.__version__)
         scope = _hash(self._weights(layer), layer, dtype, precision, device, versions)
         if scope == self._scope:

@@ -12,14 +12,16 @@ be computed once. In models that pool one token the last block computes the othe
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from backbone import last_block
+from utils.config import Precision
 
 # the first slot's input [B, N, D] -> gates for each slot, from the lowest up
 Route = Callable[[Tensor], Sequence[Tensor]]
@@ -68,6 +70,7 @@ class SlottedViT(nn.Module):
         self.vit = vit.requires_grad_(False)
         self.slots = nn.ModuleDict()
         self.router: nn.Module | None = None  # a Route for all slots, see backbone/routed.py
+        self.precision: Precision = "fp32"  # see backbone/computing.py
         self.normalises = mean is not None
         self.register_buffer("mean", torch.tensor(mean or [0.0]).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std or [1.0]).view(-1, 1, 1), persistent=False)
@@ -115,15 +118,17 @@ class SlottedViT(nn.Module):
         self, images: Tensor | Stream, tap: Collection[int] = (), branches: int = 1, route: Route | None = None
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """`forward`, and for each layer in `tap` the mean token [B, D] of the stream its slot reads."""
-        start = self._start(images, tap, branches, route)
-        if start.layer == self.depth:
-            return start.x[:, 0].repeat(branches, 1), {}
-        stream, means = self._blocks(start, tap, branches=branches, route=route)
-        return self._pooled(stream.x), means
+        with self._casting():
+            start = self._start(images, tap, branches, route)
+            if start.layer == self.depth:
+                return start.x[:, 0].repeat(branches, 1), {}
+            stream, means = self._blocks(start, tap, branches=branches, route=route)
+            return self._pooled(stream.x), means
 
     def mean_tokens(self, images: Tensor | Stream, tap: Collection[int]) -> dict[int, Tensor]:
         """The mean tokens alone: nothing above the last tapped layer's attention is computed."""
-        return self._blocks(self._start(images, tap), tap, stop=max(tap))[1] if tap else {}
+        with self._casting():
+            return self._blocks(self._start(images, tap), tap, stop=max(tap))[1] if tap else {}
 
     def prefix(self, images: Tensor, layer: int, inside: bool = False) -> Stream:
         """The stream [B, N, D] at the input of block `layer`, slots below it included; for `layer` = depth the features.
@@ -137,6 +142,10 @@ class SlottedViT(nn.Module):
         if inside and (layer == self.depth or isinstance(self._slot(layer), BlockSlot)):
             raise ValueError(f"the prefix of layer {layer} cannot go inside its block")
         self._refuse(layer, self.router is not None, "a router")
+        with self._casting():
+            return self._prefix(images, layer, inside)
+
+    def _prefix(self, images: Tensor, layer: int, inside: bool) -> Stream:
         start = Stream(0, self.stem(images))
         if layer == self.depth:
             return Stream(layer, self._pooled(self._blocks(start, ())[0].x).unsqueeze(1))
@@ -153,13 +162,17 @@ class SlottedViT(nn.Module):
         if self.normalises:
             images = (images - self.mean) / self.std
         vit = self.vit
-        return vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
+        return vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images)))).to(self.mean.dtype)
+
+    def _casting(self) -> AbstractContextManager[Any]:
+        """What every pass runs in. The stream starts in the weights' precision and bf16 is only added to it, so it stays so."""
+        return torch.autocast(self.mean.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
     def _slot(self, layer: int) -> nn.Module | None:
         return self.slots[name] if (name := str(layer)) in self.slots else None
 
     def _pooled(self, x: Tensor) -> Tensor:
-        return self.vit.forward_head(self.vit.norm(x), pre_logits=True)
+        return self.vit.forward_head(self.vit.norm(x), pre_logits=True).to(self.mean.dtype)
 
     def _start(
         self, images: Tensor | Stream, tap: Collection[int] = (), branches: int = 1, route: Route | None = None
