@@ -163,7 +163,8 @@ class PrefixCache:
     def _enter(self, layer: int, dtype: torch.dtype) -> None:
         """Drops what was kept under another key of weights, slots below, layer and precision."""
         device = next(self.backbone.vit.parameters()).device.type
-        precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
+        around = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
+        precision = (self.backbone.precision, around)
         versions = (FORMAT, torch.__version__, timm.__version__)
         scope = _hash(self._weights(layer), layer, dtype, precision, device, versions)
         if scope == self._scope:

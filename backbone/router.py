@@ -26,7 +26,7 @@ class RouterColumn(nn.Linear):
 
 class ExpandableRouter(nn.Module):
     """Softmax over one logit an expert (SEMA, Wang et al. 2025, eq. 6). A new expert brings a column of its own, so that old
-    columns can stay frozen while it trains."""
+    columns can stay frozen while it trains. Logits and softmax are float32 or better, also under autocast."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,8 @@ class ExpandableRouter(nn.Module):
 
     def forward(self, mean_token: Tensor) -> Tensor:
         """Gates [B, E] that sum to 1, from mean tokens [B, D]."""
-        return torch.cat([column(mean_token) for column in self.columns], dim=1).softmax(dim=1)
+        with torch.autocast(mean_token.device.type, enabled=False):
+            return torch.cat([column(mean_token) for column in self.columns], dim=1).softmax(dim=1)
 
 
 # One-pass routing of tokens or samples ------------------------------------------------------------------------------

@@ -12,9 +12,9 @@ be computed once. In models that pool one token the last block computes the othe
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from backbone import last_block
 from utils import profile
+from utils.config import Precision
 
 # the first slot's input [B, N, D] -> gates for each slot, from the lowest up
 Route = Callable[[Tensor], Sequence[Tensor]]
@@ -70,6 +71,7 @@ class SlottedViT(nn.Module):
         self.vit = vit.requires_grad_(False)
         self.slots = nn.ModuleDict()
         self.router: nn.Module | None = None  # a Route for all slots, see backbone/routed.py
+        self.precision: Precision = "fp32"  # see backbone/computing.py
         self.normalises = mean is not None
         self.register_buffer("mean", torch.tensor(mean or [0.0]).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std or [1.0]).view(-1, 1, 1), persistent=False)
@@ -117,7 +119,7 @@ class SlottedViT(nn.Module):
         self, images: Tensor | Stream, tap: Collection[int] = (), branches: int = 1, route: Route | None = None
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """`forward`, and for each layer in `tap` the mean token [B, D] of the stream its slot reads."""
-        with _timed(images):
+        with _timed(images), self._casting():
             start = self._start(images, tap, branches, route)
             if start.layer == self.depth:
                 return start.x[:, 0].repeat(branches, 1), {}
@@ -126,7 +128,7 @@ class SlottedViT(nn.Module):
 
     def mean_tokens(self, images: Tensor | Stream, tap: Collection[int]) -> dict[int, Tensor]:
         """The mean tokens alone: nothing above the last tapped layer's attention is computed."""
-        with _timed(images):
+        with _timed(images), self._casting():
             return self._blocks(self._start(images, tap), tap, stop=max(tap))[1] if tap else {}
 
     def prefix(self, images: Tensor, layer: int, inside: bool = False) -> Stream:
@@ -141,16 +143,19 @@ class SlottedViT(nn.Module):
         if inside and (layer == self.depth or isinstance(self._slot(layer), BlockSlot)):
             raise ValueError(f"the prefix of layer {layer} cannot go inside its block")
         self._refuse(layer, self.router is not None, "a router")
-        with _timed(images):
-            start = Stream(0, self.stem(images))
-            if layer == self.depth:
-                return Stream(layer, self._pooled(self._blocks(start, ())[0].x).unsqueeze(1))
-            stream = self._blocks(start, (), stop=layer, before=True)[0]
-            if not inside:
-                return stream
-            x, block = stream.x, cast(Block, self.vit.blocks[layer])
-            x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))
-            return Stream(layer, x, x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))))
+        with _timed(images), self._casting():
+            return self._prefix(images, layer, inside)
+
+    def _prefix(self, images: Tensor, layer: int, inside: bool) -> Stream:
+        start = Stream(0, self.stem(images))
+        if layer == self.depth:
+            return Stream(layer, self._pooled(self._blocks(start, ())[0].x).unsqueeze(1))
+        stream = self._blocks(start, (), stop=layer, before=True)[0]
+        if not inside:
+            return stream
+        x, block = stream.x, cast(Block, self.vit.blocks[layer])
+        x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))
+        return Stream(layer, x, x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))))
 
     def stem(self, images: Tensor) -> Tensor:
         """Patch and position embedding: [B, 3, H, W] -> [B, N, D], in the weights' precision."""
@@ -158,13 +163,17 @@ class SlottedViT(nn.Module):
         if self.normalises:
             images = (images - self.mean) / self.std
         vit = self.vit
-        return vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
+        return vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images)))).to(self.mean.dtype)
+
+    def _casting(self) -> AbstractContextManager[Any]:
+        """What every pass runs in. The stream starts in the weights' precision and bf16 is only added to it, so it stays so."""
+        return torch.autocast(self.mean.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
     def _slot(self, layer: int) -> nn.Module | None:
         return self.slots[name] if (name := str(layer)) in self.slots else None
 
     def _pooled(self, x: Tensor) -> Tensor:
-        return self.vit.forward_head(self.vit.norm(x), pre_logits=True)
+        return self.vit.forward_head(self.vit.norm(x), pre_logits=True).to(self.mean.dtype)
 
     def _start(
         self, images: Tensor | Stream, tap: Collection[int] = (), branches: int = 1, route: Route | None = None

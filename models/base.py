@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backbone import observe
+from backbone import computing, observe
 from backbone.heads import HELD_OUT, LinearHead, StatisticsHead
 from backbone.prefix_cache import GIB, Place, PrefixCache
 from backbone.router import Routing
@@ -67,6 +67,7 @@ class Learner(nn.Module):
     def __init__(self, cfg: Any, backbone: SlottedViT, num_classes: int, init: Initialiser, log: RunLog):
         super().__init__()
         self.cfg, self.log, self.init = cfg, log, init
+        computing.prepare(backbone, cfg.precision, (lambda text: None) if log is None else log.warn)
         self.backbone, self.num_classes = backbone, num_classes
         self.seen = 0  # classes seen so far
         self._cache: PrefixCache | None = None

@@ -22,6 +22,7 @@ from utils.strict_json import ConfigError, nearest, shown
 # Keys of SEMA-CL and LAMDA-PILOT files that no rehearsal-free method ever read. Accepted, and answered by one line.
 NEVER_ACTED = frozenset({"memory_size", "memory_per_class", "fixed_memory", "vpt_type", "prompt_token_num"})
 MOST_SEEDS = 1000
+Precision = Literal["fp32", "tf32", "bf16"]
 # Keys that say where and how a run happens but not what it computes: they stay out of the settings hash.
 NOT_HASHED = frozenset(
     {"about", "prefix", "seed", "device", "num_workers", "data_root", "eval_batch_size"}
@@ -95,6 +96,11 @@ class Experiment(BaseModel):
     )
     batch_size: int = Field(32, ge=1, description="training images per step")
     eval_batch_size: int = Field(256, ge=1, description="images per step in evaluation")
+    precision: Precision = Field(
+        "fp32",
+        description="of the backbone's matrix products: bf16 by autocast, tf32 on CUDA GPUs alone. Weights, optimizer, "
+        "routers, losses and class statistics stay in float32 or better",
+    )
     prefix_cache: Literal["memory", "disk", "off"] = Field(
         "memory",
         description="where results of the frozen layers are kept, so that each image passes them once: the device's memory, "
