@@ -10,6 +10,14 @@ import main
 from utils import interrupt, tasks
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """SIGINT is ignored in background jobs of a shell, and tests may be one."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def notice(number=signal.SIGTERM):
     os.kill(os.getpid(), number)
 
