@@ -250,7 +250,7 @@ def _create(tag: str, size: int, *, pretrained: bool = False, meta: bool = False
             return timm.create_model(tag, pretrained=pretrained, **sizes)
     except TypeError as error:
         raise ValueError(f"backbone {tag} cannot be built at {size} px: {error}") from None
-    except (OSError, RuntimeError) as error:  # the hub client's network and cache errors are of both kinds
+    except (OSError, RuntimeError, SafetensorError) as error:  # the hub client's, and a damaged copy in its cache
         if not pretrained:
             raise ValueError(
                 f"backbone {tag} cannot be built at {size} px: {str(error).splitlines()[0][:150]}"
