@@ -74,10 +74,24 @@ class Group:
         self._kept = None if kept is None else [k.to(p.device) for k, p in kept]
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How a phase steps where that is not what the settings' `optimizer`, `weight_decay` and cosine say.
+
+    `optimizer`: sgd (momentum 0.9, L2), adam (L2 in the gradient, Kingma and Ba 2015) or adamw (decoupled decay).
+    `share(epoch)`, epoch from 0, is the part of each group's full rate that acts in it; None: the cosine to `cfg.min_lr`.
+    """
+
+    optimizer: Literal["sgd", "adam", "adamw"]
+    weight_decay: float
+    share: Callable[[int], float] | None = None
+
+
 def optimizer_for(
-    learner: Learner, groups: Sequence[Group], cfg: Trained, *, epochs: int
+    learner: Learner, groups: Sequence[Group], cfg: Trained, *, epochs: int, recipe: Recipe | None = None
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """SGD with momentum 0.9, or AdamW, with a cosine from each group's rate to `cfg.min_lr` stepped once an epoch.
+    """SGD with momentum 0.9, or AdamW, with a cosine from each group's rate to `cfg.min_lr` stepped once an epoch; or what
+    `recipe` says.
 
     Only what is handed over is trained: everything else in the learner is frozen. Raises ValueError for a group without
     parameters, whose rate would act on nothing."""
@@ -91,10 +105,17 @@ def optimizer_for(
             for parameter in group.parameters:
                 parameter.requires_grad_(True)
                 learner.trained[id(parameter)] = parameter
-    if cfg.optimizer == "sgd":
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(chosen, lr=0.0, momentum=0.9, weight_decay=cfg.weight_decay)
+    if recipe is None:
+        recipe = Recipe("sgd" if cfg.optimizer == "sgd" else "adamw", cfg.weight_decay)
+    optimizer: torch.optim.Optimizer
+    if recipe.optimizer == "sgd":
+        optimizer = torch.optim.SGD(chosen, lr=0.0, momentum=0.9, weight_decay=recipe.weight_decay)
+    elif recipe.optimizer == "adam":
+        optimizer = torch.optim.Adam(chosen, lr=0.0, weight_decay=recipe.weight_decay)
     else:
-        optimizer = torch.optim.AdamW(chosen, lr=0.0, weight_decay=cfg.weight_decay)
+        optimizer = torch.optim.AdamW(chosen, lr=0.0, weight_decay=recipe.weight_decay)
+    if recipe.share is not None:
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.share)
     return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(epochs, 1), eta_min=cfg.min_lr)
 
 
@@ -111,19 +132,21 @@ def fit(
     after_step: Callable[[], None] | None = None,
     after_epoch: Callable[[], None] | None = None,
     stateful: Sequence[Stateful] = (),
+    recipe: Recipe | None = None,
 ) -> list[float]:
     """Trains `parameters` for `epochs` passes over the task and returns the loss of every step.
 
     `parameters` are groups, or plain parameters that form one group with rate `lr`.
     `step(images [B,3,H,W], labels [B])` returns the loss and, where there are scores to judge, how many of the batch are
     right (a scalar tensor); a third value, the loss without what regularises it, is told as the epoch's `task_loss`.
+    `recipe` replaces the settings' optimizer and schedule.
     `batches(epoch)` replaces the task's own augmented, shuffled batches; called again for an epoch it must give the same.
     Writes one `epoch` row per epoch, then calls `after_epoch`, then saves the phase in the learner's journal, from which a
     resumed run takes it up. What `step`, `after_step` and `after_epoch` change beside parameters and buffers must be told as
     `stateful`. Raises ValueError before the optimizer steps if the loss or a gradient is not finite, and Interrupted, with
     the step done and saved, on SIGTERM and SIGINT. All methods share this one loop.
     """
-    run, source, groups = _begin(learner, task, parameters, phase, lr, epochs, batches, stateful)
+    run, source, groups = _begin(learner, task, parameters, phase, lr, epochs, batches, stateful, recipe)
     device = next(learner.backbone.vit.parameters()).device
     trained = [group for group in groups if group.lr > 0]  # those the optimizer has, in its order
     journal, where = learner.journal, f"task {task.index + 1}, phase {phase}"
@@ -192,11 +215,12 @@ def _begin(
     epochs: int,
     batches: Callable[[int], Iterable[Any]] | None,
     stateful: Sequence[Stateful],
+    recipe: Recipe | None,
 ) -> tuple[Phase, Callable[[int], Iterable[Any]], list[Group]]:
     """The phase before its first step, its batches by epoch, and its groups."""
     cfg, groups = learner.cfg, _grouped(parameters, phase, lr)
     _tell(learner, groups, task, phase)
-    optimizer, scheduler = optimizer_for(learner, groups, cfg, epochs=epochs)
+    optimizer, scheduler = optimizer_for(learner, groups, cfg, epochs=epochs, recipe=recipe)
     source = batches or (lambda epoch: learner.streams(task.train, cfg.batch_size, epoch=epoch, stream=phase))
     return Phase(learner, optimizer, scheduler, groups, stateful), source, groups
 

@@ -127,9 +127,9 @@ def test_the_mean_loss_gives_every_expert_a_kth_of_the_gradient(contest):
 def test_rates_and_groups_of_the_experts(contest, monkeypatch):
     seen, real = [], models.training.optimizer_for
 
-    def watched(learner, groups, cfg, *, epochs):
+    def watched(learner, groups, cfg, **how):
         seen.append(list(groups))
-        return real(learner, groups, cfg, epochs=epochs)
+        return real(learner, groups, cfg, **how)
 
     monkeypatch.setattr(models.training, "optimizer_for", watched)
     for heads, more in (("shared", {}), ("per_expert", {"fast_lr_multipliers": (3.0, 1.0, 0.2)})):

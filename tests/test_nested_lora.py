@@ -79,8 +79,8 @@ def fits(monkeypatch):
     """The groups and the optimizer of every phase, with the optimizer's state as it was at its start."""
     seen, real = [], models.training.optimizer_for
 
-    def watched(learner, groups, cfg, *, epochs):
-        optimizer, scheduler = real(learner, groups, cfg, epochs=epochs)
+    def watched(learner, groups, cfg, **how):
+        optimizer, scheduler = real(learner, groups, cfg, **how)
         seen.append((list(groups), optimizer, dict(optimizer.state)))
         return optimizer, scheduler
 

@@ -9,7 +9,7 @@ import torch
 from conftest import toy_stream
 from torch import nn
 
-from models.training import Group, fit, optimizer_for
+from models.training import Group, Recipe, fit, optimizer_for
 from utils.journal import Journal
 
 
@@ -144,3 +144,19 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step_and_names_what_was_
     )
     assert "what was saved last is task 1, phase func, epoch 1. Lower the learning rate (0.01, 0.1)" in str(error.value)
     assert len(learner.seen_slow) == 2 and torch.equal(learner.slow.detach(), learner.seen_slow[-1])
+
+
+def test_a_recipe_replaces_optimizer_decay_and_schedule(toy_learner):
+    learner = toy_learner("finetune", weight_decay=0.3)
+    kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    for name, kind in kinds.items():
+        group = [Group("head", list(learner.head.parameters()), 0.5)]
+        recipe = Recipe(name, 0.125, lambda epoch: (1.0, 0.5, 0.25)[epoch])
+        optimizer, scheduler = optimizer_for(learner, group, learner.cfg, epochs=2, recipe=recipe)
+        assert type(optimizer) is kind and optimizer.param_groups[0]["weight_decay"] == 0.125
+        rates = []
+        for _ in range(2):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        assert rates == [0.5, 0.25]
