@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import timm
 import torch
 from torch import Tensor, nn
 
+from backbone.timm_vit import timm_version
 from backbone.vit import BlockSlot, SlottedViT, Stream
 from utils.rowstore import RowStore
 from utils.tasks import TaskData
@@ -78,7 +78,8 @@ class PrefixCache:
         if kept is None and not (augment and views):
             return data.batches(size, epoch=epoch, stream=stream, augment=augment, shuffle=shuffle)
         order = data.order(epoch, stream) if shuffle else torch.arange(len(data))
-        chunks = [chunk.tolist() for chunk in order.split(size) if len(chunk)]  # torch splits nothing into one empty part
+        # torch splits nothing into one empty part
+        chunks = [chunk.tolist() for chunk in order.split(size) if len(chunk)]
         if kept is None:
             return data.at(chunks, **draws)
         store, parts = kept
@@ -161,7 +162,7 @@ class PrefixCache:
         """Drops what was kept under another key of weights, slots below, layer and precision."""
         device = next(self.backbone.vit.parameters()).device.type
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
-        versions = (FORMAT, torch.__version__, timm.__version__)
+        versions = (FORMAT, torch.__version__, timm_version)
         scope = _hash(self._weights(layer), layer, dtype, precision, device, versions)
         if scope == self._scope:
             return

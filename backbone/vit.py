@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
-from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from backbone import last_block
+from backbone.timm_vit import Block, VisionTransformer
 
 # the first slot's input [B, N, D] -> gates for each slot, from the lowest up
 Route = Callable[[Tensor], Sequence[Tensor]]

@@ -74,7 +74,9 @@ class PlainSEMA(nn.Module):
     def grow(self, layer: int) -> None:
         cfg, slot, width, name = self.cfg, self.at(layer), self.backbone.width, f"layers.{layer}"
         number = len(slot.adapters)
-        parts = [(slot.adapters, Adapter(width, cfg.ffn_num), f"{name}.adapters.{number}.functional")]
+        parts: list[tuple[nn.ModuleList, Any, str]] = [
+            (slot.adapters, Adapter(width, cfg.ffn_num), f"{name}.adapters.{number}.functional")
+        ]
         if layer in self.expandable:
             parts += [
                 (slot.columns, RouterColumn(width), f"{name}.router.{number}"),
