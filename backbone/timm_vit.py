@@ -42,6 +42,7 @@ def _import_one_family() -> None:
     if "timm" in sys.modules or (inside := _enter("timm", None)) is None:
         return
     _enter("timm.models", inside)
+    vars(sys.modules["timm"])["models"] = sys.modules["timm.models"]
     try:
         importlib.import_module("timm.models.vision_transformer")
     except ImportError:  # a timm whose family needs names of the packages: it gets all of them, in timm's own order
