@@ -12,9 +12,10 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from backbone.timm_vit import Attention, Block, VisionTransformer
 
 # the parts of timm's Attention that `one_query` knows; another version's new part would be left out silently
 PARTS = {"qkv", "q_norm", "k_norm", "attn_drop", "norm", "gate", "proj", "proj_drop"}

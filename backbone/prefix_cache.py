@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import timm
 import torch
 from torch import Tensor, nn
 
+from backbone.timm_vit import timm_version
 from backbone.vit import BlockSlot, SlottedViT, Stream
 from utils import profile
 from utils.rowstore import RowStore
@@ -79,9 +79,8 @@ class PrefixCache:
         if kept is None and not (augment and views):
             return data.batches(size, epoch=epoch, stream=stream, augment=augment, shuffle=shuffle)
         order = data.order(epoch, stream) if shuffle else torch.arange(len(data))
-        chunks = [
-            chunk.tolist() for chunk in order.split(size) if len(chunk)
-        ]  # torch splits nothing into one empty part
+        # torch splits nothing into one empty part
+        chunks = [chunk.tolist() for chunk in order.split(size) if len(chunk)]
         if kept is None:
             return data.at(chunks, **draws)
         store, parts = kept
@@ -165,7 +164,7 @@ class PrefixCache:
         device = next(self.backbone.vit.parameters()).device.type
         around = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
         precision = (self.backbone.precision, around)
-        versions = (FORMAT, torch.__version__, timm.__version__)
+        versions = (FORMAT, torch.__version__, timm_version)
         scope = _hash(self._weights(layer), layer, dtype, precision, device, versions)
         if scope == self._scope:
             return

@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from backbone import last_block
+from backbone.timm_vit import Block, VisionTransformer
 from utils import profile
 from utils.config import Precision
 

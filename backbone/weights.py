@@ -13,15 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from timm.models import PretrainedCfg
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
 from backbone.catalogue import EMBEDDED, SEMA_CL_NAMES, timm_tag
+from backbone.timm_vit import PretrainedCfg, VisionTransformer, checkpoint_filter_fn, timm_version
 from backbone.vit import SlottedViT
 from utils.config import Experiment
 from utils.runtime import named_seed
@@ -207,6 +205,8 @@ def hash_weights(module: nn.Module) -> str:
 
 
 def _registered(tag: str) -> PretrainedCfg | None:
+    import timm  # all model families, see backbone/timm_vit.py
+
     try:
         return timm.get_pretrained_cfg(tag)
     except RuntimeError:  # a model timm has, with a tag it has not
@@ -216,7 +216,7 @@ def _registered(tag: str) -> PretrainedCfg | None:
 def _timm_facts(backbone_type: str) -> PretrainedCfg:
     facts = _registered(timm_tag(backbone_type))
     if facts is None:
-        raise ValueError(f"backbone_type: timm {timm.__version__} knows no weights called {timm_tag(backbone_type)!r}")
+        raise ValueError(f"backbone_type: timm {timm_version} knows no weights called {timm_tag(backbone_type)!r}")
     return facts
 
 
@@ -247,6 +247,8 @@ def _create(tag: str, size: int, *, pretrained: bool = False, meta: bool = False
         with _seeded(), torch.device("meta" if meta else "cpu"):
             if tag == EMBEDDED:
                 return VisionTransformer(**{**_embedded_facts()["architecture"], **sizes})
+            import timm
+
             return timm.create_model(tag, pretrained=pretrained, **sizes)
     except TypeError as error:
         raise ValueError(f"backbone {tag} cannot be built at {size} px: {error}") from None

@@ -27,17 +27,26 @@ class Stateful(Protocol):
 
 
 class Lists:
-    """Lists that steps append to, known by name, as a Stateful. Tensors in them come back on `device`."""
+    """Lists of numbers or of tensors [B] that steps append to, known by name, as a Stateful. Tensors come back on `device`."""
 
     def __init__(self, device: torch.device, **lists: list[Any]):
         self.device, self.lists = device, lists
 
     def state_dict(self) -> Any:
-        return self.lists
+        """A list of tensors as one and their lengths: thousands of small ones would take longer to save than to make."""
+        return {name: _joined(values) for name, values in self.lists.items()}
 
     def load_state_dict(self, state: Any) -> None:
         for name, values in state.items():
+            if isinstance(values, dict):
+                values = values["joined"].to(self.device).split(values["lengths"])
             self.lists[name][:] = [v.to(self.device) if isinstance(v, Tensor) else v for v in values]
+
+
+def _joined(values: list[Any]) -> Any:
+    if values and all(isinstance(v, Tensor) and v.dim() == 1 for v in values):
+        return {"joined": torch.cat(values), "lengths": [len(v) for v in values]}
+    return values
 
 
 class Phase:
@@ -76,9 +85,17 @@ class Phase:
     def _moving(self) -> dict[str, Tensor]:
         """By name: the parameters that the optimizer has, and every buffer but class statistics, which phases do not touch."""
         trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        names = {n for n, p in self.learner.named_parameters(remove_duplicate=False) if id(p) in trained}
-        names |= {n for n, _ in self.learner.named_buffers() if not n.startswith("statistics.")}
-        return {name: tensor for name, tensor in self.learner.own_state().items() if name in names}
+        found: dict[str, Tensor] = {}
+        frozen = not any(id(p) in trained for p in self.learner.backbone.vit.parameters())
+        still = ("statistics.", "backbone.vit.") if frozen else ("statistics.",)
+        # one walk: the learner's state_dict would pass the whole frozen model several times after every epoch
+        for path, module in self.learner.named_modules(remove_duplicate=False):
+            if f"{path}.".startswith(still):
+                continue
+            own = {n: p for n, p in module._parameters.items() if id(p) in trained}
+            own |= {n: b for n, b in module._buffers.items() if n not in module._non_persistent_buffers_set}
+            found |= {f"{path}.{name}" if path else name: t for name, t in own.items() if t is not None}
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         device = next(iter(self.learner.backbone.vit.parameters())).device

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from utils import data
 from utils.data import cifar, digits, folders, fractals, glyphs
@@ -52,6 +53,15 @@ def test_digits():
     inner[4:28, 4:28] = True
     assert (everything[:, :, ~inner] == 0).all()
     assert torch.equal(loaded.train.images, data.load("digits").train.images)
+
+
+def test_digits_are_those_of_scikit_learn_wherever_it_keeps_them(monkeypatch):
+    theirs = load_digits()
+    for hidden in (False, True):
+        if hidden:
+            monkeypatch.setattr(digits.Path, "is_file", lambda path: False)
+        images, labels = digits._raw()
+        assert np.array_equal(images, theirs.images) and np.array_equal(labels, theirs.target)
 
 
 def test_digits_are_enlarged_bilinearly():

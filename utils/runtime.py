@@ -11,9 +11,12 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -130,12 +133,40 @@ def pick_device(name: str = "auto") -> tuple[torch.device, str | None]:
     return torch.device(f"cuda:{index}"), None
 
 
+@contextmanager
+def _compiler_later() -> Iterator[None]:
+    """Keeps torchvision's import from importing torch's compiler, which takes as long as torch itself.
+
+    One of its operators takes one function from there. It gets one that does the same, but imports when it is called."""
+    import torch  # imports what it needs of the compiler before anything stands in for it
+
+    names = ("torch._dynamo", "torch._dynamo.utils")
+    if torch and any(name in sys.modules for name in names):
+        yield
+        return
+    package, module = standing_in = [ModuleType(name) for name in names]
+
+    def is_compile_supported(device_type: Any) -> Any:
+        return importlib.import_module(names[1]).is_compile_supported(device_type)
+
+    vars(package)["utils"] = module
+    vars(module)["is_compile_supported"] = is_compile_supported
+    sys.modules.update(zip(names, standing_in, strict=True))
+    try:
+        yield
+    finally:
+        for name in names:
+            del sys.modules[name]
+
+
 def check_torchvision() -> None:
     """Raise SetupError (two lines, with the fix) where torchvision is missing or built for another torch.
 
     The usual cause is a CPU-only torch beside a CUDA torchvision: torch then lacks the operators that torchvision's
     import registers, which shows as `RuntimeError: operator torchvision::nms does not exist`.
     """
+    with suppress(Exception), _compiler_later():  # where that fails, a plain import says what is wrong, if anything is
+        importlib.import_module("torchvision")
     try:
         importlib.import_module("torchvision")
     except ModuleNotFoundError as error:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 
 TEST_SHARE = 0.2
@@ -15,17 +18,29 @@ def load() -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
     The split is fixed: of each class a seeded 20 percent, rounded, is the test set. scikit-learn ships no writer
     identities, so writers are shared between the two parts."""
-    from sklearn.datasets import load_digits
-
-    raw = load_digits()
-    labels = np.asarray(raw.target, dtype=np.int64)
-    images = enlarge(raw.images)
+    grey, labels = _raw()
+    images = enlarge(grey)
     random = np.random.RandomState(_SPLIT_SEED)  # numpy guarantees this generator's stream for good
     held = np.zeros(len(labels), dtype=bool)
     for digit in range(10):
         own = np.flatnonzero(labels == digit)
         held[random.permutation(own)[: round(TEST_SHARE * len(own))]] = True
     return [str(d) for d in range(10)], images[~held], labels[~held], images[held], labels[held]
+
+
+def _raw() -> tuple[np.ndarray, np.ndarray]:
+    """Images [1797, 8, 8] of whole numbers 0..16 and labels, as `load_digits` gives them: from the file it reads, since
+    importing scikit-learn takes longer than the first training step after it."""
+    found = importlib.util.find_spec("sklearn")
+    for place in (found.submodule_search_locations or []) if found else []:
+        path = Path(place) / "datasets" / "data" / "digits.csv.gz"
+        if path.is_file():
+            table = np.loadtxt(path, delimiter=",", dtype=np.int64)
+            return table[:, :-1].reshape(-1, 8, 8), table[:, -1]
+    from sklearn.datasets import load_digits  # a version that keeps it elsewhere
+
+    raw = load_digits()
+    return raw.images, np.asarray(raw.target, dtype=np.int64)
 
 
 def enlarge(grey: np.ndarray) -> np.ndarray:
