@@ -7,6 +7,7 @@ evaluate, record; then report. Exit codes: 0 done, 2 bad input, 75 interrupted a
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import shutil
 import signal
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     # reads these when it is imported, which happens later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    gc.set_threshold(50_000, 20, 20)  # collecting as often as Python does by default is a tenth of the start
     command.speak_any_encoding()
     ask = command.parser(__doc__ or "")
     args, code, loaded = ask.parse_args(argv), 0, None
