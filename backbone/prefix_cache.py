@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from backbone.timm_vit import timm_version
-from backbone.vit import BlockSlot, SlottedViT, Stream
+from backbone.vit import HALVES, BlockSlot, SlottedViT, Stream
 from utils import profile
 from utils.rowstore import RowStore
 from utils.tasks import TaskData
@@ -163,7 +163,7 @@ class PrefixCache:
         """Drops what was kept under another key of weights, slots below, layer and precision."""
         device = next(self.backbone.vit.parameters()).device.type
         around = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
-        precision = (self.backbone.precision, around)
+        precision = (self.backbone.precision, around, self.backbone.halves is HALVES)
         versions = (FORMAT, torch.__version__, timm_version)
         scope = _hash(self._weights(layer), layer, dtype, precision, device, versions)
         if scope == self._scope:

@@ -26,6 +26,18 @@ from utils.config import Precision
 
 # the first slot's input [B, N, D] -> gates for each slot, from the lowest up
 Route = Callable[[Tensor], Sequence[Tensor]]
+Half = Callable[[Block, Tensor], Tensor]  # of a frozen block: what it makes of the stream x [B, N, D]
+
+
+def attention_half(block: Block, x: Tensor) -> Tensor:
+    return x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))
+
+
+def mlp_half(block: Block, x: Tensor) -> Tensor:
+    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+
+
+HALVES: tuple[Half, Half] = (attention_half, mlp_half)  # one after the other they are timm's Block.forward
 
 
 @dataclass(frozen=True)
@@ -72,6 +84,7 @@ class SlottedViT(nn.Module):
         self.slots = nn.ModuleDict()
         self.router: nn.Module | None = None  # a Route for all slots, see backbone/routed.py
         self.precision: Precision = "fp32"  # see backbone/computing.py
+        self.halves = HALVES  # or these compiled
         self.normalises = mean is not None
         self.register_buffer("mean", torch.tensor(mean or [0.0]).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std or [1.0]).view(-1, 1, 1), persistent=False)
@@ -119,7 +132,7 @@ class SlottedViT(nn.Module):
         self, images: Tensor | Stream, tap: Collection[int] = (), branches: int = 1, route: Route | None = None
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """`forward`, and for each layer in `tap` the mean token [B, D] of the stream its slot reads."""
-        with _timed(images), self._casting():
+        with _timed(images), self.casting():
             start = self._start(images, tap, branches, route)
             if start.layer == self.depth:
                 return start.x[:, 0].repeat(branches, 1), {}
@@ -128,7 +141,7 @@ class SlottedViT(nn.Module):
 
     def mean_tokens(self, images: Tensor | Stream, tap: Collection[int]) -> dict[int, Tensor]:
         """The mean tokens alone: nothing above the last tapped layer's attention is computed."""
-        with _timed(images), self._casting():
+        with _timed(images), self.casting():
             return self._blocks(self._start(images, tap), tap, stop=max(tap))[1] if tap else {}
 
     def prefix(self, images: Tensor, layer: int, inside: bool = False) -> Stream:
@@ -143,7 +156,7 @@ class SlottedViT(nn.Module):
         if inside and (layer == self.depth or isinstance(self._slot(layer), BlockSlot)):
             raise ValueError(f"the prefix of layer {layer} cannot go inside its block")
         self._refuse(layer, self.router is not None, "a router")
-        with _timed(images), self._casting():
+        with _timed(images), self.casting():
             return self._prefix(images, layer, inside)
 
     def _prefix(self, images: Tensor, layer: int, inside: bool) -> Stream:
@@ -153,9 +166,9 @@ class SlottedViT(nn.Module):
         stream = self._blocks(start, (), stop=layer, before=True)[0]
         if not inside:
             return stream
-        x, block = stream.x, cast(Block, self.vit.blocks[layer])
-        x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))
-        return Stream(layer, x, x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))))
+        block, (attend, transform) = cast(Block, self.vit.blocks[layer]), self.halves
+        x = attend(block, stream.x)
+        return Stream(layer, x, transform(block, x))
 
     def stem(self, images: Tensor) -> Tensor:
         """Patch and position embedding: [B, 3, H, W] -> [B, N, D], in the weights' precision."""
@@ -165,7 +178,7 @@ class SlottedViT(nn.Module):
         vit = self.vit
         return vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images)))).to(self.mean.dtype)
 
-    def _casting(self) -> AbstractContextManager[Any]:
+    def casting(self) -> AbstractContextManager[Any]:
         """What every pass runs in. The stream starts in the weights' precision and bf16 is only added to it, so it stays so."""
         return torch.autocast(self.mean.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
@@ -209,6 +222,7 @@ class SlottedViT(nn.Module):
         gates: Iterator[Tensor] | None = None
         means: dict[int, Tensor] = {}
         x, ready = start.x, start.after
+        attend, transform = self.halves
         for layer in range(start.layer, self.depth):
             if before and layer == stop:
                 break
@@ -218,14 +232,16 @@ class SlottedViT(nn.Module):
             # without any slot the features are to be timm's bit for bit, and one query may round differently
             one = layer == self.depth - 1 and len(self.slots) > 0 and last_block.pools_one(self.vit, block, slot)
             if slot is None and layer not in tap and not one and ready is None:
-                x = block(x)
+                x = block(x) if self.halves is HALVES else transform(block, attend(block, x))
                 continue
             inside = isinstance(slot, BlockSlot)
             first = slot is not None and route is not None and gates is None
             if ready is None and not inside:
                 alone = one and layer not in tap and not first and not last_block.reads_all(slot)
-                attended = last_block.one_query(block.attn, block.norm1(x)) if alone else block.attn(block.norm1(x))
-                x = (x[:, :1] if alone else x) + block.drop_path1(block.ls1(attended))
+                if alone:
+                    x = x[:, :1] + block.drop_path1(block.ls1(last_block.one_query(block.attn, block.norm1(x))))
+                else:
+                    x = attend(block, x)
             if layer in tap:
                 means[layer] = x.mean(dim=1)
             if layer == stop:
@@ -235,8 +251,10 @@ class SlottedViT(nn.Module):
                 x, ready = x[:, :1], None if ready is None else ready[:, :1]
             if inside:
                 after = x
-            else:
-                after = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))) if ready is None else ready
+            elif ready is not None:
+                after = ready
+            else:  # of one token no compiled code is worth having
+                after = mlp_half(block, x) if one else transform(block, x)
             ready = None
             if slot is not None:
                 if branches > 1:  # the first slot: from here on the copies differ

@@ -67,7 +67,7 @@ class Learner(nn.Module):
     def __init__(self, cfg: Any, backbone: SlottedViT, num_classes: int, init: Initialiser, log: RunLog):
         super().__init__()
         self.cfg, self.log, self.init = cfg, log, init
-        computing.prepare(backbone, cfg.precision, (lambda text: None) if log is None else log.warn)
+        computing.prepare(backbone, cfg.precision, cfg.compile, (lambda text: None) if log is None else log.warn)
         self.backbone, self.num_classes = backbone, num_classes
         self.seen = 0  # classes seen so far
         self._cache: PrefixCache | None = None

@@ -63,7 +63,7 @@ def load(folder: Path, device: torch.device | None = None) -> tuple[Learner, lis
             raise ValueError(f"{WEIGHTS} is not as it was written")
         values = config["settings"] | {"backbone_weights": "random"}  # the file has the weights themselves
         cfg = saved.checked(values, str(folder / CONFIG))
-        backbone, _ = weights.build(cfg)
+        backbone = weights.build(cfg)[0].to(device or torch.device("cpu"))
         learner: Learner = models.learner_of(cfg.model_name)(cfg, backbone, config["num_classes"], SeededInit(0), None)
         learner.restore(config["structure"])
         learner.load_state_dict(load_tensors(data), strict=True)

@@ -29,7 +29,7 @@ def adapted(precision="fp32", **other):
         backbone.fill(layer, Adapter(16, 4))
         for parameter in backbone.slots[str(layer)].parameters():
             nn.init.normal_(parameter, std=0.3)
-    computing.prepare(backbone, precision, lambda text: None)
+    computing.prepare(backbone, precision)
     return backbone.eval()
 
 
@@ -71,36 +71,36 @@ def test_models_that_end_or_begin_in_a_product_keep_the_stream_in_float32(other)
 def test_float64_and_fp32_are_as_they_were():
     double = adapted().double()
     wanted = double(IMAGES)
-    computing.prepare(double, "bf16", lambda text: None)
+    computing.prepare(double, "bf16")
     assert torch.equal(double(IMAGES), wanted)  # autocast leaves float64 alone
     plain = adapted()
     before = plain(IMAGES)
-    computing.prepare(plain, "bf16", lambda text: None)
+    computing.prepare(plain, "bf16")
     assert not torch.equal(plain(IMAGES), before)
-    computing.prepare(plain, "fp32", lambda text: None)
+    computing.prepare(plain, "fp32")
     assert torch.equal(plain(IMAGES), before)
 
 
 def test_tf32_is_told_where_it_does_not_act():
     told = []
     backbone = toy_backbone()
-    computing.prepare(backbone, "tf32", told.append)
+    computing.prepare(backbone, "tf32", say=told.append)
     assert told == ["precision tf32 acts on CUDA GPUs alone: on cpu the run is in fp32"]
     assert torch.equal(backbone(IMAGES), toy_backbone()(IMAGES))
-    computing.prepare(backbone.to("meta"), "tf32", told.append)  # a look at shapes
+    computing.prepare(backbone.to("meta"), "tf32", say=told.append)  # a look at shapes
     assert len(told) == 1
 
 
 @torch.no_grad()
 def test_what_the_cache_keeps_is_of_the_precision():
-    data, told = toy_stream().test(0), lambda text: None
+    data = toy_stream().test(0)
     torch.manual_seed(0)
     backbone = adapted()
     cache = PrefixCache(backbone, "memory", GIB)
     images = next(iter(data.batches(8, augment=False, shuffle=False)))[0]
     kept = {}
     for precision in ("fp32", "bf16"):
-        computing.prepare(backbone, precision, told)
+        computing.prepare(backbone, precision)
         kept[precision] = next(iter(cache.batches(data, 8, 1, augment=False, shuffle=False)))[0]
         whole = backbone.prefix(images, 1, inside=True)
         assert kept[precision].x.dtype == kept[precision].after.dtype == torch.float32

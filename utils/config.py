@@ -101,6 +101,11 @@ class Experiment(BaseModel):
         description="of the backbone's matrix products: bf16 by autocast, tf32 on CUDA GPUs alone. Weights, optimizer, "
         "routers, losses and class statistics stay in float32 or better",
     )
+    compile: bool = Field(
+        False,
+        description="compile the frozen blocks by torch.compile, a minute or more at the start of a run; numbers differ by "
+        "rounding. Where that does not work the run is told so and goes on without",
+    )
     prefix_cache: Literal["memory", "disk", "off"] = Field(
         "memory",
         description="where results of the frozen layers are kept, so that each image passes them once: the device's memory, "
