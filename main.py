@@ -233,7 +233,7 @@ def run_seed(
 
     cfg, folder = resolved.settings, log.folder
     backbone, facts = built
-    stream = TaskStream.of(cfg, dataset, seed, facts.image_size)
+    stream = TaskStream.of(cfg, dataset, seed, facts.image_size, device)
     Method = models.learner_of(cfg.model_name)
     learner: Learner = Method(cfg, backbone.to(device), len(stream.order), SeededInit(seed), log)
     classes = [[stream.order[c] for c in span] for span in spans(stream.sizes)]
@@ -256,6 +256,8 @@ def run_seed(
             folder=folder,
         )
     )
+    if (chosen := stream.measure_workers(cfg, learner.backbone, device)) is not None:
+        log.info(chosen)
     start, measured, rows = 0, None, 0
     if (saved := checkpoint.resume(folder, learner, log, facts.weight_hash)) is not None:
         record, measured, rows = report.RunRecord.from_dict(saved.record), saved.measured, saved.rows

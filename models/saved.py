@@ -61,7 +61,7 @@ def load(
     path = Path(cfg.data_path).expanduser() if cfg.data_path else None
     dataset = data.load(cfg.dataset, root=Path(cfg.data_root).expanduser(), path=path, test_ratio=cfg.test_ratio)
     (seed,) = cfg.seed
-    stream = TaskStream.of(cfg, dataset, seed, facts.image_size)
+    stream = TaskStream.of(cfg, dataset, seed, facts.image_size, device)
     record = saved.facts["record"]
     if record["class_order"] != stream.order:
         raise ValueError(
@@ -74,6 +74,7 @@ def load(
     learner.load_own_state(saved.tensors)
     learner.eval()
     learner.requires_grad_(False)
+    stream.measure_workers(cfg, backbone, device or torch.device("cpu"))
     return SavedRun(folder, learner, stream, saved.task, record, notes)
 
 

@@ -64,8 +64,8 @@ class Experiment(BaseModel):
     test_ratio: float = Field(
         0.2, gt=0, lt=1, description="dataset 'folder' without test/: share of each class held out for test"
     )
-    num_workers: int = Field(
-        0, ge=0, le=64, description="processes that decode image files; results do not depend on it"
+    num_workers: Annotated[int, Field(ge=0, le=64)] | Literal["auto"] = Field(
+        0, description='processes that decode image files, or "auto": as measured; results do not depend on it'
     )
     init_cls: int = Field(ge=1, description="classes in the first task")
     increment: int = Field(ge=1, description="classes in each later task; the last task may have fewer")

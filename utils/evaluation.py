@@ -39,7 +39,7 @@ def evaluate(
             truth = []
             for images, labels, *_ in learner.streams(stream.test(earlier), size, augment=False, shuffle=False):
                 with profile.part("data"):
-                    images = images.to(device)
+                    images = images.to(device, non_blocking=True)
                 with profile.part("evaluation", len(labels)):
                     if renewed is None:
                         scores = [learner.logits(images)]

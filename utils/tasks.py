@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from utils import interrupt, profile, transforms
+from utils import interrupt, loading, profile, transforms
 from utils.config import Experiment
 from utils.data import Dataset, ImageSet
 from utils.data.images import ImageArray
@@ -57,7 +57,15 @@ class _Source:
     seed: int
     num_workers: int
     inputs: str = ""  # names the transforms and the size of their result
+    device: torch.device | None = None  # where batches go
     before: int = 0  # test images, where these are training images: what is kept of both is planned together
+
+    @cached_property
+    def pixels(self) -> torch.Tensor:
+        """The images of an ImageArray, on the device where they fit."""
+        assert isinstance(self.images, ImageArray)
+        own = self.images.images
+        return own.to(self.device) if loading.fits(own.nbytes, self.device) else own
 
     @cached_property
     def digest(self) -> str:
@@ -165,6 +173,11 @@ class Batches:
     def __len__(self) -> int:
         return len(self._chunks)
 
+    @property
+    def decodes(self) -> bool:
+        """Whether worker processes would help."""
+        return not self._fetch.cheap
+
     def __iter__(self) -> Iterator[Batch]:
         for batch in profile.waited(self._loader):
             if isinstance(batch, Exception):
@@ -182,7 +195,12 @@ class Batches:
             return (self._fetch.__getitems__(chunk) for chunk in self._chunks)
         unused = torch.Generator()  # without one the loader would draw from the global generator
         loader = DataLoader(
-            self._fetch, batch_sampler=self._chunks, num_workers=workers, collate_fn=_unchanged, generator=unused
+            self._fetch,
+            batch_sampler=self._chunks,
+            num_workers=workers,
+            collate_fn=_unchanged,
+            generator=unused,
+            pin_memory=self._fetch.pins,
         )
         return iter(loader)
 
@@ -197,10 +215,12 @@ class _Fetch(torch.utils.data.Dataset):
     def __init__(self, source: _Source, rows: np.ndarray, labels: torch.Tensor, base: int, augment: bool):
         self.source, self.rows, self.labels, self.base = source, rows, labels, base
         self.transform = source.train if augment else source.test
+        self.cheap = isinstance(source.images, ImageArray) and self.transform.batched
+        # page-locked memory: copies to a GPU then run beside its work; anywhere else it only costs
+        self.pins = source.device is not None and source.device.type == "cuda"
 
     def useful_workers(self) -> int:
-        cheap = isinstance(self.source.images, ImageArray) and self.transform.batched
-        return 0 if cheap else self.source.num_workers
+        return 0 if self.cheap else self.source.num_workers
 
     def __getitems__(self, index: list[int]) -> Batch | Exception:
         """One batch; a damaged file's error is returned, since a worker would wrap its message in a traceback."""
@@ -208,7 +228,9 @@ class _Fetch(torch.utils.data.Dataset):
         images: torch.Tensor | list[torch.Tensor]
         try:
             if isinstance(self.source.images, ImageArray):
-                images = self.source.images.images[torch.from_numpy(rows)]
+                # one image after the other is faster transformed on the CPU: a GPU would start a kernel for each step of each
+                stored = self.source.pixels if self.cheap else self.source.images.images
+                images = stored[torch.from_numpy(rows).to(stored.device)]
             else:
                 images = [self.source.images.image(row) for row in rows.tolist()]
         except (ValueError, OSError) as error:
@@ -248,15 +270,16 @@ class TaskStream:
         class_order_seed: int | None = None,
         shuffle: bool = True,
         num_workers: int = 0,
+        device: torch.device | None = None,
     ):
-        """`seed` is the run's; the class order follows `class_order_seed` if given. Raises ValueError for an
-        impossible split."""
+        """`seed` is the run's; the class order follows `class_order_seed` if given. `device`: where batches will go; what
+        fits a GPU lives there. Raises ValueError for an impossible split."""
         count = len(dataset.class_names)
         self.sizes = task_sizes(count, init_cls, increment)
         self.order = class_order(count, seed if class_order_seed is None else class_order_seed, shuffle)
         self.class_names = [dataset.class_names[c] for c in self.order]
         pair = transforms.build(dataset.transforms, image_size)
-        how = (*pair, seed, num_workers, f"{dataset.name} {dataset.transforms} {image_size}")
+        how = (*pair, seed, num_workers, f"{dataset.name} {dataset.transforms} {image_size}", device)
         self._test = _Source(dataset.test, *how)
         self._train = _Source(dataset.train, *how, before=len(dataset.test))
         for part, source in (("training", self._train), ("test", self._test)):
@@ -268,10 +291,22 @@ class TaskStream:
                 )
 
     @classmethod
-    def of(cls, cfg: Experiment, dataset: Dataset, seed: int, image_size: int) -> TaskStream:
-        """The tasks that a run's settings ask for."""
-        names = ("init_cls", "increment", "class_order_seed", "shuffle", "num_workers")
-        return cls(dataset, seed=seed, image_size=image_size, **{name: getattr(cfg, name) for name in names})
+    def of(
+        cls, cfg: Experiment, dataset: Dataset, seed: int, image_size: int, device: torch.device | None = None
+    ) -> TaskStream:
+        """The tasks that a run's settings ask for. With num_workers "auto" no process decodes until `measure_workers`."""
+        names = ("init_cls", "increment", "class_order_seed", "shuffle")
+        settings = {name: getattr(cfg, name) for name in names}
+        workers = 0 if cfg.num_workers == "auto" else cfg.num_workers
+        return cls(dataset, seed=seed, image_size=image_size, num_workers=workers, device=device, **settings)
+
+    def measure_workers(self, cfg: Experiment, model: torch.nn.Module, device: torch.device) -> str | None:
+        """With num_workers "auto": takes as many as loading and a pass of `model` ask for, and says so."""
+        if cfg.num_workers != "auto":
+            return None
+        count, text = loading.measured_workers(self.task(0).train, cfg.batch_size, model, device)
+        self._train, self._test = (replace(source, num_workers=count) for source in (self._train, self._test))
+        return text
 
     def __len__(self) -> int:
         return len(self.sizes)

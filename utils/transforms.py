@@ -116,7 +116,9 @@ class BatchAffine:
 
     def __call__(self, images: torch.Tensor | Sequence[torch.Tensor], seeds: np.ndarray) -> torch.Tensor:
         batch = _as_float(images)
-        grid = _affine_grid(uniforms(seeds, 4) * 2 - 1, *batch.shape[-2:])
+        grid = _affine_grid(uniforms(seeds, 4) * 2 - 1, *batch.shape[-2:]).to(
+            batch.device
+        )  # made alike for all devices
         moved = F.grid_sample(batch, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         return _resized(moved.clamp_(0, 1), self.size)
 
