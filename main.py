@@ -119,6 +119,8 @@ def load(args: argparse.Namespace) -> sweep.Sweep:
 def result_of(folder: Path) -> dict[str, Any] | None:
     """The results of a finished run; None if it is not finished or, said aloud, if the file is damaged."""
     path = folder / "results.json"
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, where a file would be written; move it away")
     if not path.is_file():
         return None
     try:

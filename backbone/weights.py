@@ -7,6 +7,8 @@ import json
 import math
 import os
 import struct
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +40,8 @@ TORCH_LOAD_ERRORS = (
     TypeError,
     AssertionError,
     struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
 )
 # A classifier in the file is not part of a feature extractor; nothing else may be missing or left over.
 CLASSIFIER = ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias")
@@ -127,6 +131,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        _check_sums(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError) as error:
         cause = str(error).splitlines()[0][:150] if str(error) else type(error).__name__
@@ -141,6 +146,15 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     ):
         raise ValueError(f"backbone_weights: {path} holds no mapping of names to tensors")
     return state
+
+
+def _check_sums(path: Path) -> None:
+    """ValueError if a part of a .pth archive is not as it was written: torch does not look at the checksums it stores."""
+    if not zipfile.is_zipfile(path):
+        return  # the format before torch 1.6 has none
+    with zipfile.ZipFile(path) as archive:
+        if any(part.CRC for part in archive.infolist()) and (bad := archive.testzip()):  # all 0: written without them
+            raise ValueError(bad)
 
 
 def _local_file(cfg: Experiment) -> Path | None:

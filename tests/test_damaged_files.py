@@ -15,6 +15,7 @@ import timm
 import torch
 from conftest import few_digits, tiny_experiment
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import save as as_safetensors
 from test_data import few, write_binary, write_python  # noqa: F401  few is a fixture
 
@@ -180,6 +181,15 @@ def test_damaged_results_are_made_anew(finished, capsys):
         assert json.loads(path.read_bytes()) == whole, content[:50]
 
 
+def test_a_folder_in_the_place_of_results_is_refused_at_the_start(finished, refused):
+    arguments, folder = finished
+    (folder / "results.json").unlink()
+    (folder / "results.json").mkdir()
+    before = (folder / "metrics.jsonl").read_bytes()
+    refused(arguments, folder / "results.json", "is a folder")
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
 def test_damaged_metrics_rows_are_told(finished, refused):
     arguments, folder = finished
     (folder / "results.json").unlink()
@@ -223,6 +233,32 @@ def test_damaged_weights(name, vit, place, monkeypatch, refused):
     state["norm.bias"][0] = float("nan")
     file.write_bytes(as_safetensors(state) if name.endswith("tensors") else as_torch(state))
     refused(arguments, file, "norm.bias")
+
+
+def test_a_flipped_bit_in_a_pth_file_is_told_by_its_checksums(vit, place):
+    file = place / "w.pth"
+    whole = as_torch(vit.state_dict())
+    value = vit.state_dict()["blocks.0.mlp.fc1.weight"].numpy().tobytes()
+    at = whole.index(value)
+    for offset in (0, len(value) // 2, len(value) - 1):
+        changed = bytearray(whole)
+        changed[at + offset] ^= 1
+        file.write_bytes(bytes(changed))
+        with pytest.raises(ValueError, match=r"w\.pth is damaged or foreign"):
+            weights.read_weights(file)
+    file.write_bytes(whole)
+    assert weights.read_weights(file).keys() == vit.state_dict().keys()
+
+
+def test_a_damaged_copy_in_the_hubs_cache_is_told_in_a_line(monkeypatch):
+    def damaged(*args, pretrained=False, real=timm.create_model, **sizes):
+        if pretrained:
+            raise SafetensorError("Error while deserializing header: invalid JSON")
+        return real(*args, **sizes)
+
+    monkeypatch.setattr(timm, "create_model", damaged)
+    with pytest.raises(ValueError, match=r"could not be loaded from the Hugging Face hub .+deserializing header"):
+        weights.build(Experiment(**TINY | TINY_VIT | {"backbone_weights": "pretrained"}))
 
 
 def test_a_flipped_bit_in_the_head_of_a_weights_file_is_told(vit, place):

@@ -3,6 +3,7 @@
 import itertools
 import os
 import pickle
+import resource
 import subprocess
 import sys
 import urllib.error
@@ -253,6 +254,7 @@ def test_a_malicious_pickle_is_refused_before_it_acts(tmp_path, few):
         b"\x80\x02",
         b"garbage",
         b"\x80\x02K\x01.",
+        b"\x80\x02G\x00.",
     ],
 )
 def test_other_pickles_are_refused(tmp_path, payload):
@@ -260,6 +262,14 @@ def test_other_pickles_are_refused(tmp_path, payload):
     path.write_bytes(payload)
     with pytest.raises(ValueError, match=str(path)):
         cifar._unpickle(path)
+
+
+def test_a_damaged_index_takes_no_memory(tmp_path):
+    path = tmp_path / "train"
+    path.write_bytes(b"\x80\x02}r\xff\xff\xff\x07.")  # the dict as memo entry 134,217,727: 2 GB of an array
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert cifar._unpickle(path) == {}
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
 
 
 def test_damaged_cifar_is_refused(tmp_path, few):

@@ -38,6 +38,14 @@ def test_write_replaces_in_one_step(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["results.json"]
 
 
+def test_a_rename_that_fails_names_the_file_itself(tmp_path):
+    (tmp_path / "results.json" / "inside").mkdir(parents=True)
+    with pytest.raises(OSError) as error:
+        write_json(tmp_path / "results.json", {})
+    assert error.value.filename == str(tmp_path / "results.json")
+    assert os.listdir(tmp_path) == ["results.json"]
+
+
 def test_a_state_comes_back_exactly(tmp_path):
     tensors = TENSORS | {"view": TENSORS["a"].T, "same": TENSORS["a"]}  # not contiguous, and shared
     facts = {"rows": 3, "nested": {"list": [1, None, 0.1, "ä"]}}

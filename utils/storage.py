@@ -53,7 +53,12 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except OSError as error:
+            if error.filename is not None:
+                error.filename = str(path)  # not the temporary file, which the user never sees
+            raise
     finally:
         temporary.unlink(missing_ok=True)
     if durable and os.name == "posix":  # the rename is durable only once the folder is; Windows cannot open folders

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ _DAMAGE = (
     LookupError,
     ArithmeticError,
     MemoryError,
+    AssertionError,
+    struct.error,
 )
 
 
@@ -217,8 +220,10 @@ def _batch(path: Path, label_key: str) -> Part:
     return pixels.reshape(-1, 3, 32, 32).copy(), np.asarray(labels, dtype=np.int64)
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Builds plain containers and numpy arrays; a pickle that asks for anything else is refused before it can act."""
+class _ArraysOnly(pickle._Unpickler):
+    """Builds plain containers and numpy arrays; a pickle that asks for anything else is refused before it can act.
+
+    Python's own unpickler, not the one in C: that keeps its memo in an array, so one damaged index takes up to 32 GB."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
