@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import models
 from backbone import catalogue
-from models import planning
-from utils import command, config, data, interrupt, legacy, profile, report, storage, strict_json, sweep
+from models import finished, planning
+from utils import command, config, data, interrupt, legacy, profile, report, storage, strict_json, sweep, tracker
 from utils.config import Resolved
 from utils.runlog import RunLog
 from utils.runtime import check_torchvision, environment, flush_denormals, peak_memory, pick_device, seed_everything
@@ -53,10 +53,8 @@ def main(argv: list[str] | None = None) -> int:
             ask.error("--profile measures a run: it goes with --config FILE alone")
         if args.list:
             print(command.listing(HERE / "exps", models.summaries(), catalogue.names()))
-        elif args.evaluate is not None:
-            code = evaluate_saved(args)
-        elif args.export is not None:
-            export(args)
+        elif finished.asked(args):
+            code = finished.look(args, HERE / "exps")
         elif args.config is not None:
             loaded = load(args)
             if args.check:
@@ -150,6 +148,8 @@ def run(resolved: Resolved, args: argparse.Namespace) -> None:
         from utils import checkpoint, journal
 
         flush_denormals()
+        if lack := tracker.missing(cfg.tracker):
+            raise ValueError(lack)
         device, warning = pick_device(cfg.device)
         notes = [*resolved.notes, *([warning] if warning else [])]
         if (count := data.count_classes(cfg.dataset, **planning.places(resolved))) is not None:
@@ -176,44 +176,6 @@ def run(resolved: Resolved, args: argparse.Namespace) -> None:
                 journal.discard(folder / "checkpoints")
                 results[seed] = run_seed(resolved, seed, dataset, weights.build(cfg), device, log, args.profile)
     print("\n" + report.seed_table([r for s in folders if (r := results[s]) is not None], folders[cfg.seed[0]].parent))
-
-
-def evaluate_saved(args: argparse.Namespace) -> int:
-    """Scores a saved run's model on the test data of every task it learned. Exit code: 0 if each is as recorded, else 1."""
-    if args.config is not None or args.set or args.check:
-        raise ValueError("--evaluate RUN takes the run's own settings: --config, --set and --check do not go with it")
-    check_torchvision()
-    from models import saved
-    from utils import evaluation
-
-    flush_denormals()
-    device, warning = pick_device(args.device or "auto")
-    run = saved.load(args.evaluate, device, args.data_root)
-    for line in [*run.notes, *([warning] if warning else [])]:
-        print(f"warning: {line}", file=sys.stderr)
-    record = report.RunRecord.from_dict(run.record)
-    now = [score.correct for score in evaluation.evaluate(run.learner, run.stream, run.task, device)[0]]
-    print(f"{args.evaluate}: {record.model_name} on {record.dataset} after task {run.task + 1}/{len(run.stream)}")
-    print(report.again_table(record.samples, record.correct[run.task], now))
-    if now == record.correct[run.task]:
-        print("every number is as recorded")
-        return 0
-    print(
-        "numbers differ from those recorded: another device, machine or version of torch rounds differently; else the data "
-        "or the code changed",
-        file=sys.stderr,
-    )
-    return 1
-
-
-def export(args: argparse.Namespace) -> None:
-    """Writes a saved run's adapted model into the run's folder `export`."""
-    if args.config is not None or args.set or args.check:
-        raise ValueError("--export RUN takes the run's own settings: --config, --set and --check do not go with it")
-    check_torchvision()
-    from models import exported
-
-    print(exported.export(args.export, args.export / "export", args.data_root))
 
 
 def run_seed(
@@ -264,6 +226,7 @@ def run_seed(
     if (saved := checkpoint.resume(folder, learner, log, facts.weight_hash)) is not None:
         record, measured, rows = report.RunRecord.from_dict(saved.record), saved.measured, saved.rows
         start = len(record.correct)
+    log.mirror = tracker.of(cfg.tracker, folder, log.rows)
     measuring = profile.running(profiled, lambda: learner.prefix_layer, device)
     with log.bar(len(stream), f"seed {seed}, tasks", level=0, done=start) as bar, interrupt.listening(), measuring:
         for index in range(start, len(stream)):

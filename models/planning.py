@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import models
-from utils import command, data, strict_json, sweep
+from utils import command, data, strict_json, sweep, tracker
 from utils.config import Resolved
 from utils.runtime import check_torchvision
 
@@ -92,7 +92,8 @@ def lacking(resolved: Resolved) -> list[str]:
     from backbone import weights
 
     cfg = resolved.settings
-    return [text for text in (data.missing(cfg.dataset, **places(resolved)), weights.missing(cfg)) if text]
+    found = (data.missing(cfg.dataset, **places(resolved)), weights.missing(cfg), tracker.missing(cfg.tracker))
+    return [text for text in found if text]
 
 
 def places(resolved: Resolved) -> dict[str, Any]:

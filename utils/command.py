@@ -79,6 +79,10 @@ def parser(about: str) -> argparse.ArgumentParser:
         metavar="RUN",
         help="write a saved run's adapted model as RUN/export/model.safetensors and config.json",
     )
+    ask.add_argument("--explain", type=Path, metavar="RUN", help="say in plain sentences what happened in a run")
+    ask.add_argument(
+        "--verify", type=Path, metavar="RUN", help="compare a run of a shipped experiment with its expected numbers"
+    )
     ask.add_argument("--list", action="store_true", help="show methods, data sets, backbones and experiment files")
     ask.add_argument(
         "--profile",

@@ -25,8 +25,8 @@ MOST_SEEDS = 1000
 Precision = Literal["fp32", "tf32", "bf16"]
 # Keys that say where and how a run happens but not what it computes: they stay out of the settings hash.
 NOT_HASHED = frozenset(
-    {"about", "prefix", "seed", "device", "num_workers", "data_root", "eval_batch_size"}
-    | {"prefix_cache", "prefix_cache_gb"}
+    {"about", "expected", "prefix", "seed", "device", "num_workers", "data_root", "eval_batch_size"}
+    | {"prefix_cache", "prefix_cache_gb", "tracker"}
 )
 
 
@@ -47,6 +47,16 @@ def _as_device(value: Any) -> Any:
     return value
 
 
+class Card(BaseModel):
+    """The numbers an experiment is known to give, see utils/cards.py."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    weights: str = Field(description="hash of the backbone's weights")
+    settings: str = Field(description="digest of the settings")
+    tolerance: float = Field(ge=0, le=100, description="points by which another machine's accuracy may differ")
+    top1_curve: dict[str, list[float]] = Field(description="for each seed the accuracy over all classes seen, by task")
+
+
 class Experiment(BaseModel):
     """Keys every method understands."""
 
@@ -54,6 +64,9 @@ class Experiment(BaseModel):
     ignored: ClassVar[frozenset[str]] = frozenset()  # keys of other programs' files that never act for this method
 
     about: str = Field("", description="what the experiment is: source, what it shows, expected number, time, hardware")
+    expected: Card | None = Field(
+        None, description="numbers this experiment gave before; main.py --verify RUN compares"
+    )
     prefix: str = Field("", description="free label, shown in the banner")
     model_name: str = Field(description="method: a file name in models/")
     dataset: str = Field(description="data set, see --list")
@@ -115,6 +128,10 @@ class Experiment(BaseModel):
         2.0,
         gt=0,
         description="most that prefix_cache keeps, GiB: test images first, then training images, then train_views",
+    )
+    tracker: Literal["tensorboard"] | None = Field(
+        None,
+        description="tensorboard also writes every number of metrics.jsonl to RUN/tensorboard (pip install tensorboard)",
     )
     head: Literal["linear", "ncm", "ridge"] = Field(
         "linear",

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from utils.storage import naming
 from utils.strict_json import plain
+from utils.tracker import Mirror
 
 try:
     import fcntl
@@ -63,6 +64,7 @@ class RunLog:
             self._lock.release()
             raise
         self.rows, self._offset, self._start = 0, 0.0, time.monotonic()
+        self.mirror: Mirror | None = None
         try:
             self._refuse_damage()
             self.truncate_rows(None)
@@ -87,6 +89,8 @@ class RunLog:
     def close(self) -> None:
         """Close both files and give the folder free; harmless when repeated."""
         try:
+            if self.mirror is not None:
+                self.mirror.close()
             self._text.close()
         finally:  # closing writes what is left, which a full disk refuses: the folder becomes free all the same
             try:
@@ -139,6 +143,8 @@ class RunLog:
             self._table.write(json.dumps(line, allow_nan=False, ensure_ascii=False).encode() + b"\n")
             self._table.flush()
         self.rows += 1
+        if self.mirror is not None:
+            self.mirror.row(self.rows - 1, line)
         return line
 
     def sync(self) -> None:
@@ -157,6 +163,8 @@ class RunLog:
         lines = lines[:count]
         self._table.truncate(sum(map(len, lines)))
         self._table.seek(0, os.SEEK_END)
+        if self.mirror is not None and len(lines) != self.rows:
+            self.mirror.cut(len(lines))
         self.rows, self._start = len(lines), time.monotonic()
         self._offset = float(json.loads(lines[-1]).get("time", 0.0)) if lines else 0.0
 

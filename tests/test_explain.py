@@ -1,0 +1,158 @@
+"""Sentences and verdicts on finished runs, from numbers made by hand."""
+
+import json
+
+import pytest
+from conftest import tiny_experiment
+
+import main
+import models
+from utils import cards, explain
+
+RESULTS = {
+    "model_name": "sema", "dataset": "digits", "seed": 7, "task_classes": [[4, 2], [7]],
+    "seconds": [{"train": 60.0}, {"train": 5.0}], "top1_curve": [90.0, 80.0], "accuracy_matrix": [[90.0], [85.5, 70.0]],
+    "last_accuracy": 80.0, "average_accuracy": 85.0, "forgetting": 4.5, "task_oracle_accuracy": 95.0,
+    "selection_history": [], "test_evaluations": 2,
+}  # fmt: skip
+MACHINE = {"device": "cpu", "device_name": "a CPU", "backbone": {"tag": "embedded", "weight_hash": "ab"}}
+
+
+def epoch(phase, loss, task=1):
+    return {"kind": "epoch", "task": task, "phase": phase, "loss": loss}
+
+
+def paragraphs(rows=(), **changes):
+    return explain.explain(RESULTS | changes, MACHINE, rows).split("\n\n")
+
+
+def test_a_run_in_sentences():
+    begin, first, second, end = paragraphs([epoch("func", 0.5, task=0), epoch("func", 0.25, task=0)])
+    assert begin == (
+        "sema learned the 3 classes of digits in 2 tasks (seed 7) in 1:05 on a CPU. "
+        "Its backbone is embedded, weights ab."
+    )
+    assert first == (
+        "Task 1 brought classes 4, 2. Phase func (adapters and head) ran 2 epochs: the loss went from 0.5 to 0.25. "
+        "It then knew 90.00 % of the test images."
+    )
+    assert second == (
+        "Task 2 brought class 7. Over all 3 classes seen it then scored 80.00 % (90.00 before): 70.00 on the new ones. "
+        "Task 1 lost most, 4.50 points, and stands at 85.50."
+    )
+    assert end == (
+        "At the end: last accuracy 80.00, average 85.00, forgetting 4.50. Of the 20.00 points that lack, 15.00 are confusions "
+        "between tasks (with the task known it scores 95.00) and 5.00 within a task. Test data were scored 2 times, nothing "
+        "was selected on them."
+    )
+
+
+def test_scans_grow_or_say_how_near_it_was():
+    scan = {"kind": "detect", "task": 1, "threshold": 1.5, "expanded": False}
+    low = [scan | {"layer": 3, "scores": [0.5, 9.0]}, scan | {"layer": 4, "scores": [1.25, 1.0]}]
+    assert (
+        "no layer grew: the nearest was layer 4, where an adapter's score is 1.00 and the threshold 1.5."
+        in (paragraphs(low)[2])
+    )
+    grown = [*low, scan | {"layer": 5, "scores": [2.0, 1.75], "expanded": True}]
+    assert "passed the threshold 1.5 at layer 5 (scores 2.00, 1.75): 1 adapter joined there." in paragraphs(grown)[2]
+
+
+def test_rounds_competitions_novelty_and_merges():
+    rows = [epoch("func 1", 1.0), epoch("func 2", 0.125)]
+    rows += [
+        {"kind": "novelty", "task": 1, "best": 0.25, "threshold": 0.5, "skill": 2, "spawn": True, "reason": "mean"}
+    ]
+    merge = {"kind": "consolidation", "task": 1, "method": "ema", "alpha": 0.5}
+    rows += [merge | {"layer": 0, "fast_share": 0.25}, merge | {"layer": 1, "fast_share": 0.75}]
+    won = {"task": 1, "winner": 1, "accuracies": [50.0, 75.0], "split": "test", "samples": 8}
+    text = paragraphs(rows, selection_history=[won])
+    for sentence in (
+        "ran 2 epochs in 2 rounds: the loss went from 1 to 0.125.",
+        "Its similarity to what is known is 0.250, the threshold 0.500: it got the new expert 2 (decided by mean).",
+        "Expert 1 won on TEST data with 75.00 (the others: 50.00).",
+        "Fast was merged into slow by ema (alpha 0.5) in 2 layers; fast made 50 % of the adapters' output.",
+    ):
+        assert sentence in text[2]
+    assert text[3].endswith("something was SELECTED on them: the numbers are optimistic.")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished tiny run with its folder and a card that it fits."""
+    place, patch = tmp_path_factory.mktemp("run"), pytest.MonkeyPatch()
+    try:
+        run = [*tiny_experiment("finetune", place, patch), "--out", str(place / "logs")]
+        assert main.main(run) == 0
+    finally:
+        patch.undo()
+    (folder,) = place.glob("logs/finetune/*/seed_3")
+    settings, results = (json.loads((folder / name).read_text()) for name in ("config.json", "results.json"))
+    weights = json.loads((folder / "environment.json").read_text())["backbone"]["weight_hash"]
+    card = {"weights": weights, "settings": cards.digest(settings, models.settings_of), "tolerance": 1.5}
+    return folder, card | {"top1_curve": {"3": [round(a, 2) for a in results["top1_curve"]]}}
+
+
+@pytest.fixture
+def verify(finished, capsys):
+    """Function: exit code and text of --verify with a card; None removes it."""
+    folder, _ = finished
+    path = folder / "config.json"
+    before = path.read_text()
+
+    def run(card, **settings):
+        path.write_text(json.dumps(json.loads(before) | {"expected": card} | settings))
+        code = main.main(["--verify", str(folder)])
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    yield run
+    path.write_text(before)
+
+
+def test_a_run_that_gave_its_numbers_passes(finished, verify):
+    card = finished[1]
+    code, text = verify(card)
+    assert code == 0 and text.endswith("PASS: every number is as expected\n")
+    first, second = card["top1_curve"]["3"]
+    code, text = verify(card | {"top1_curve": {"3": [first - 1.4, second]}})
+    assert code == 0 and text.endswith("PASS: all within the tolerance of 1.5 points\n")
+
+
+def test_a_run_that_did_not_says_which_task_diverged_first(finished, verify):
+    card = finished[1]
+    first, second = card["top1_curve"]["3"]
+    code, text = verify(card | {"top1_curve": {"3": [first, second + 1.6]}})
+    assert code == 1 and "FAIL: task 2 diverged first, by more than the tolerance of 1.5 points" in text
+    assert verify(card | {"top1_curve": {"3": [first, second, 50.0]}})[0] == 1
+    code, text = verify(card | {"weights": "0"})
+    assert code == 1 and "FAIL: the backbone's weights have the hash" in text and "PASS" not in text
+
+
+def test_what_cannot_be_compared_says_why(finished, verify):
+    card = finished[1]
+    code, text = verify(card, ffn_num=5)
+    assert code == 2 and "other settings" in text
+    code, text = verify(card | {"top1_curve": {"4": [1.0]}})
+    assert code == 2 and "for the seeds 4, not for 3" in text
+    code, text = verify(None, about="Shows x. Expected: was not run here: no weights. Time: -")
+    assert code == 2 and "Expected: was not run here: no weights." in text
+
+
+def test_the_digest_ignores_defaults_and_what_changes_no_number(finished):
+    settings = json.loads((finished[0] / "config.json").read_text())
+    own = cards.digest(settings, models.settings_of)
+    assert cards.digest(settings | {"seed": [9], "about": "x"}, models.settings_of) == own
+    assert (
+        cards.digest({k: v for k, v in settings.items() if k != "head_drift"}, models.settings_of) == own
+    )  # a default
+    assert cards.digest(settings | {"ffn_num": 5}, models.settings_of) != own
+
+
+def test_explain_from_the_command_line(finished, capsys, tmp_path):
+    assert main.main(["--explain", str(finished[0])]) == 0
+    assert capsys.readouterr().out.startswith("finetune learned the 10 classes of digits in 2 tasks (seed 3)")
+    assert main.main(["--explain", str(tmp_path)]) == 2
+    assert "is no run folder, or its run is not finished" in capsys.readouterr().err
+    assert main.main(["--explain", "a", "--verify", "b"]) == 2
+    assert main.main(["--explain", str(finished[0]), "--set", "epochs=1"]) == 2
