@@ -40,15 +40,20 @@ def ready(swept: sweep.Sweep) -> None:
 
 def show(resolved: Resolved) -> None:
     """Settings, and where the data are here also tasks and parameters."""
-    from utils.tasks import class_order, task_sizes
+    from utils.tasks import drawn_order, task_sizes
 
     cfg, where = resolved.settings, places(resolved)
     if (count := data.count_classes(cfg.dataset, **where)) is not None:
         order_seed = cfg.seed[0] if cfg.class_order_seed is None else cfg.class_order_seed
-        sizes, order = task_sizes(count, cfg.init_cls, cfg.increment), class_order(count, order_seed, cfg.shuffle)
+        sizes = task_sizes(count, cfg.init_cls, cfg.increment)
+        if cfg.class_order is not None:
+            order, source = list(cfg.class_order), "the given class order"
+        else:
+            order = drawn_order(count, order_seed, cfg.shuffle)
+            source = f"class order of seed {order_seed}" if cfg.shuffle else "in their natural order"
         learner = outline(resolved, count)
         print(command.settings_table(resolved.values, resolved.given, cfg.descriptions()))
-        print(command.split_table(sizes, order, order_seed if cfg.shuffle else None))
+        print(command.split_table(sizes, order, source))
         print(command.parameter_table(learner.planned_parameters(), sum(p.numel() for p in learner.parameters())))
     else:
         print(command.settings_table(resolved.values, resolved.given, cfg.descriptions()))

@@ -243,7 +243,9 @@ def test_set_faults():
 @pytest.mark.parametrize("key", sorted(config.NOT_HASHED))
 def test_hash_ignores_where_and_how(key):
     values = {"seed": [5], "device": "cpu", "num_workers": 2, "eval_batch_size": 7}
-    other = (values | {"prefix_cache": "off", "prefix_cache_gb": 0.5}).get(key, "other")
+    card = {"weights": "", "settings": "", "tolerance": 0.0, "top1_curve": {}}
+    values |= {"prefix_cache": "off", "prefix_cache_gb": 0.5, "tracker": "tensorboard", "expected": card}
+    other = values.get(key, "other")
     assert resolve(GOOD | {key: other}).hash == resolve(GOOD).hash
 
 
@@ -254,9 +256,12 @@ def test_hash_sees_everything_else():
     for key in schema.model_fields.keys() - config.NOT_HASHED:
         value = getattr(base, key)
         if value is None:  # an optional whole number, text or list
-            other = {"data_path": "x", "nested_lora_level_lrs": (0.1,), "nested_lora_level_intervals": (2,)}.get(
-                key, 40
-            )
+            other = {
+                "data_path": "x",
+                "class_order": (1, 0),
+                "nested_lora_level_lrs": (0.1,),
+                "nested_lora_level_intervals": (2,),
+            }.get(key, 40)
         else:
             other = (
                 not value if isinstance(value, bool) else value + 1 if isinstance(value, int | float) else f"{value}x"

@@ -7,7 +7,7 @@ from PIL import Image
 
 from utils.data import Dataset
 from utils.data.images import ImageArray, ImageFiles
-from utils.tasks import TaskStream, class_order, task_sizes
+from utils.tasks import TaskStream, drawn_order, task_sizes
 
 
 def toy(per_class=6, classes=5, kind="small", side=32):
@@ -47,18 +47,18 @@ def by_index(batches):
 
 
 def test_class_orders_are_the_published_ones():
-    assert class_order(100, 1993)[:10] == [68, 56, 78, 8, 23, 84, 90, 65, 74, 76]
-    assert sorted(class_order(100, 1993)) == list(range(100))
+    assert drawn_order(100, 1993)[:10] == [68, 56, 78, 8, 23, 84, 90, 65, 74, 76]
+    assert sorted(drawn_order(100, 1993)) == list(range(100))
     np.random.seed(7)
-    assert class_order(200, 7) == np.random.permutation(200).tolist()
-    assert class_order(4, 1993, shuffle=False) == [0, 1, 2, 3]
+    assert drawn_order(200, 7) == np.random.permutation(200).tolist()
+    assert drawn_order(4, 1993, shuffle=False) == [0, 1, 2, 3]
     with pytest.raises(ValueError, match=r"must lie in 0\.\.4294967295, got -1"):
-        class_order(4, -1)
+        drawn_order(4, -1)
 
 
 def test_class_order_seed_separates_order_and_run():
-    assert stream(seed=1, class_order_seed=9).order == stream(seed=2, class_order_seed=9).order == class_order(5, 9)
-    assert stream(seed=1).order == class_order(5, 1)
+    assert stream(seed=1, class_order_seed=9).order == stream(seed=2, class_order_seed=9).order == drawn_order(5, 9)
+    assert stream(seed=1).order == drawn_order(5, 1)
     assert stream(shuffle=False).order == [0, 1, 2, 3, 4]
 
 

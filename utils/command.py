@@ -186,9 +186,8 @@ def settings_table(values: Mapping[str, Any], given: Iterable[str], descriptions
     return "\n".join(lines)
 
 
-def split_table(sizes: Sequence[int], order: Sequence[int], seed: int | None) -> str:
-    """Classes of each task in order of arrival; a last task of another size is pointed out. `seed` None: natural order."""
-    source = "in their natural order" if seed is None else f"class order of seed {seed}"
+def split_table(sizes: Sequence[int], order: Sequence[int], source: str) -> str:
+    """Classes of each task in order of arrival, which `source` says; a last task of another size is pointed out."""
     lines = [f"tasks ({len(order)} classes in {len(sizes)} tasks, {source})"]
     first = 0
     for task, size in enumerate(sizes, start=1):

@@ -88,6 +88,9 @@ class Experiment(BaseModel):
     class_order_seed: int | None = Field(
         None, ge=0, lt=2**32, description="seed of the class order; null: the run's seed, as SEMA-CL"
     )
+    class_order: tuple[int, ...] | None = Field(
+        None, description="the class order itself, original class numbers from 0; null: as class_order_seed says"
+    )
     seed: Annotated[tuple[int, ...], BeforeValidator(_as_seeds)] = Field(
         (1993,), description="run seeds; each is one run"
     )
@@ -182,6 +185,18 @@ class Experiment(BaseModel):
                 ("seed",),
                 f"seed: each of the {len(self.seed)} seeds is a run of its own; at most {MOST_SEEDS} are taken",
             )
+        if self.class_order is not None:
+            if sorted(self.class_order) != list(range(len(self.class_order))):
+                yield (
+                    ("class_order",),
+                    f"class_order: each class number 0..n-1 is expected once; got {shown(list(self.class_order))}",
+                )
+            for key in ("class_order_seed", "shuffle"):
+                if self.departs(key):
+                    yield (
+                        ("class_order", key),
+                        f"{key}: does not act beside class_order, which is the order; leave one out",
+                    )
         if (self.data_path is not None) != (self.dataset == "folder"):
             yield ("data_path", "dataset"), "data_path: is needed by, and only by, dataset 'folder'"
         if self.head == "linear" and self.head_projection_dim is not None:
@@ -304,6 +319,9 @@ def _name_checks(settings: Experiment, backbones: Callable[[], Sequence[str]]) -
             where = f"{path}" if path else dataset
             fault = f"init_cls: {settings.init_cls} classes in the first task, but {where} has only {count}"
             yield ("init_cls", "dataset", "data_path"), fault
+        if count is not None and settings.class_order is not None and len(settings.class_order) != count:
+            fault = f"class_order: has {len(settings.class_order)} classes, {path or dataset} has {count}"
+            yield ("class_order", "dataset", "data_path"), fault
     if backbone not in (names := backbones()):
         yield (
             ("backbone_type",),

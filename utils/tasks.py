@@ -25,7 +25,7 @@ from utils.runtime import named_generator, named_seed
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def class_order(num_classes: int, seed: int, shuffle: bool = True) -> list[int]:
+def drawn_order(num_classes: int, seed: int, shuffle: bool = True) -> list[int]:
     """Original class ids in order of arrival: LAMDA-PILOT's and SEMA-CL's `np.random.seed(seed);
     np.random.permutation(n)`.
 
@@ -268,15 +268,19 @@ class TaskStream:
         seed: int,
         image_size: int,
         class_order_seed: int | None = None,
+        class_order: Sequence[int] | None = None,
         shuffle: bool = True,
         num_workers: int = 0,
         device: torch.device | None = None,
     ):
-        """`seed` is the run's; the class order follows `class_order_seed` if given. `device`: where batches will go; what
-        fits a GPU lives there. Raises ValueError for an impossible split."""
+        """`seed` is the run's; the class order is `class_order`, or follows `class_order_seed` if given. `device`: where
+        batches will go; what fits a GPU lives there. Raises ValueError for an impossible split."""
         count = len(dataset.class_names)
         self.sizes = task_sizes(count, init_cls, increment)
-        self.order = class_order(count, seed if class_order_seed is None else class_order_seed, shuffle)
+        order_seed = seed if class_order_seed is None else class_order_seed
+        self.order = drawn_order(count, order_seed, shuffle) if class_order is None else list(class_order)
+        if sorted(self.order) != list(range(count)):
+            raise ValueError(f"class_order: each of the {count} classes 0..{count - 1} is expected once")
         self.class_names = [dataset.class_names[c] for c in self.order]
         pair = transforms.build(dataset.transforms, image_size)
         how = (*pair, seed, num_workers, f"{dataset.name} {dataset.transforms} {image_size}", device)
@@ -295,7 +299,7 @@ class TaskStream:
         cls, cfg: Experiment, dataset: Dataset, seed: int, image_size: int, device: torch.device | None = None
     ) -> TaskStream:
         """The tasks that a run's settings ask for. With num_workers "auto" no process decodes until `measure_workers`."""
-        names = ("init_cls", "increment", "class_order_seed", "shuffle")
+        names = ("init_cls", "increment", "class_order_seed", "class_order", "shuffle")
         settings = {name: getattr(cfg, name) for name in names}
         workers = 0 if cfg.num_workers == "auto" else cfg.num_workers
         return cls(dataset, seed=seed, image_size=image_size, num_workers=workers, device=device, **settings)
