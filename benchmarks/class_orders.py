@@ -1,10 +1,10 @@
 """A stress test of class orders: `python -m benchmarks.class_orders exps/sema_digits.json`.
 
 Writes an experiment file whose sweep runs the given one over extreme class orders beside random ones; `main.py --config` of
-that file then runs it and prints the table. In the order `similar` every class is followed by the one most similar to it that is
-left, so that tasks hold classes that are hard to tell apart; in `dissimilar` by the least similar one, so that what is hard to
-tell apart comes in different tasks. Similarity: cosine of the class means of the frozen backbone's features over the training
-images; no test image is read.
+that file then runs it and prints the table. In the order `similar` every class is followed by the one most similar to it
+that is left, so that tasks hold classes that are hard to tell apart; in `dissimilar` by the least similar one, so that
+what is hard to tell apart comes in different tasks. Similarity: cosine of the class means of the frozen backbone's features
+over the training images; no test image is read.
 """
 
 from __future__ import annotations

@@ -88,10 +88,7 @@ def main() -> None:
         "rank": 16,
         "count": 4,
     }
-    args, device = measure.begin(measure.arguments(__doc__ or "", **sizes))
-    found = compare(
-        **{name: getattr(args, name) for name in sizes}, rounds=args.rounds, device=device, clock=args.clock
-    )
+    _, found = measure.measured(__doc__ or "", compare, **sizes)
     print(measure.table({"training step": found}) + "\n")
     for row, required in zip(found[1:], (1.9, 4), strict=True):
         print(measure.verdict(row.name, row.faster(found[0]), required))

@@ -96,10 +96,7 @@ def main() -> None:
         "layers": 3,
         "count": 4,
     }
-    args, device = measure.begin(measure.arguments(__doc__ or "", **sizes))
-    found = compare(
-        **{name: getattr(args, name) for name in sizes}, rounds=args.rounds, device=device, clock=args.clock
-    )
+    args, found = measure.measured(__doc__ or "", compare, **sizes)
     print(measure.table({f"evaluation after task {args.tasks}": found}) + "\n")
     print(measure.verdict("cached", found[1].faster(found[0]), 4))
 

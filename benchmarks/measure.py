@@ -98,13 +98,22 @@ def begin(ask: argparse.ArgumentParser) -> tuple[argparse.Namespace, torch.devic
         ask.error("--clock processor does not see what a GPU computes; take wall")
     facts = environment(device)
     git = facts["git"] or {"commit": "unknown", "dirty": False}
-    sizes = ", ".join(f"{k} {v}" for k, v in vars(args).items() if k not in ("device", "clock"))
+    sizes = ", ".join(f"{k} {v}" for k, v in vars(args).items() if k not in ("device", "clock", "precision"))
     print(
-        f"{sizes}; float32, {args.clock} time; {facts['device_name']}, torch {facts['versions']['torch']}, "
+        f"{sizes}; {getattr(args, 'precision', 'float32')}, {args.clock} time; {facts['device_name']}, torch {facts['versions']['torch']}, "
         f"commit {git['commit'][:7]}{' and changes' if git['dirty'] else ''}\n",
         flush=True,
     )
     return args, device
+
+
+def measured(
+    doc: str, compare: Callable[..., list[Measured]], **sizes: int | str
+) -> tuple[argparse.Namespace, list[Measured]]:
+    """A script's arguments, and what its `compare` finds at the sizes asked for."""
+    args, device = begin(arguments(doc, **sizes))
+    own = {name: getattr(args, name) for name in sizes}
+    return args, compare(**own, rounds=args.rounds, device=device, clock=args.clock)
 
 
 def random_vit(model: str, image_size: int) -> VisionTransformer:

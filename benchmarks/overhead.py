@@ -78,10 +78,7 @@ def main() -> None:
         "rank": 16,
         "count": 4,
     }
-    args, device = measure.begin(measure.arguments(__doc__ or "", **sizes))
-    found = compare(
-        **{name: getattr(args, name) for name in sizes}, rounds=args.rounds, device=device, clock=args.clock
-    )
+    _, found = measure.measured(__doc__ or "", compare, **sizes)
     print(measure.table({"forward": found}) + "\n")
     for row in found[1:]:
         share = 1 / row.faster(found[0]) - 1

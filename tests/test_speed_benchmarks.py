@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import toy_backbone
 
-from benchmarks import competition, evaluation, kernel, measure, overhead
+from benchmarks import competition, evaluation, gpu, kernel, measure, overhead
 from benchmarks.measure import Measured, Way
 
 CPU = torch.device("cpu")
@@ -65,3 +65,18 @@ def test_all_ways_of_evaluation_give_the_same_scores(results):
     evaluation.compare("toy", 8, 4, 3, 2, 3, 1, CPU, "wall")
     counts = [[score.correct for score in scores] for scores, _ in results.values()]
     assert len(counts) == 3 and counts[0] == counts[1] == counts[2] and len(counts[0]) == 4
+
+
+def test_the_gpu_benchmark_takes_its_steps_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(measure, "random_vit", lambda model, size: toy_backbone().vit)
+    rows = gpu.throughput("toy", 8, 2, 3, 1, CPU, "fp32", 1e9)
+    assert [name for name, *_ in rows] == ["bare frozen forward", "training, one adapter", "training, 3 competing"]
+    assert all(speed > 0 and share > 0 for _, speed, share, _ in rows)
+    a = torch.ones(4, 5)
+    assert gpu.operations(lambda: a @ a.T) == 2 * 4 * 5 * 4
+    vit = toy_backbone().vit
+    for backbone, branches in gpu.networks(vit, 3, CPU).values():
+        before = [p.detach().clone() for p in backbone.slots.parameters()]
+        gpu.step(backbone, torch.rand(2, 3, 8, 8), branches)()
+        assert any(not torch.equal(p, q) for p, q in zip(backbone.slots.parameters(), before, strict=True))
+        assert all(p.grad is None for p in backbone.vit.parameters())
