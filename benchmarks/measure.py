@@ -97,10 +97,11 @@ def begin(ask: argparse.ArgumentParser) -> tuple[argparse.Namespace, torch.devic
     if device.type != "cpu" and args.clock != "wall":
         ask.error("--clock processor does not see what a GPU computes; take wall")
     facts = environment(device)
+    precision = getattr(args, "precision", "float32")
     git = facts["git"] or {"commit": "unknown", "dirty": False}
     sizes = ", ".join(f"{k} {v}" for k, v in vars(args).items() if k not in ("device", "clock", "precision"))
     print(
-        f"{sizes}; {getattr(args, 'precision', 'float32')}, {args.clock} time; {facts['device_name']}, torch {facts['versions']['torch']}, "
+        f"{sizes}; {precision}, {args.clock} time; {facts['device_name']}, torch {facts['versions']['torch']}, "
         f"commit {git['commit'][:7]}{' and changes' if git['dirty'] else ''}\n",
         flush=True,
     )
