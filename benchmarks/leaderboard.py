@@ -1,0 +1,178 @@
+"""Every method on the embedded data sets, by one sweep a set, and what is made of it: `python -m benchmarks.leaderboard`.
+
+1. `--files` writes exps/leaderboard_<set>.json: a sweep whose arms are the files exps/<method>_<set>.json.
+2. `python main.py --config exps/leaderboard_<set>.json --jobs 2` runs it: 5 seeds, each with its own class order.
+3. `--collect OUT` takes the finished runs into benchmarks/leaderboard.jsonl, and makes from that file the table in README.md
+   and the reproduction card (`expected`) of each shipped file.
+
+Budget, equal for all: one backbone and its weights, one augmentation, batches of 32, at most 10 (digits) or 5 (glyphs,
+fractals) passes over a task's images in each phase, rates chosen on held-out training images; the last epoch counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import models
+from utils import cards
+from utils.metrics import summarise
+from utils.report import number
+from utils.strict_json import read_json
+
+ROOT = Path(__file__).resolve().parent.parent
+SETS = ("digits", "glyphs", "fractals")
+SEEDS = [1993, 1994, 1995, 1996, 1997]
+KEPT = Path(__file__).with_suffix(".jsonl")
+BEGIN, END = "<!-- leaderboard: made by python -m benchmarks.leaderboard -->", "<!-- end of leaderboard -->"
+COMMON = ("dataset", "init_cls", "increment", "seed", "backbone_type", "batch_size")
+TOLERANCE = 2.0  # points: what another processor's rounding may change
+VARIANTS = ("sema_corrected",)  # shipped files beside those called after a method
+
+Run = dict[str, Any]
+
+
+def shipped(name: str) -> dict[str, dict[str, Any]]:
+    """The experiment of each method on a set, by the first part of its file's name; in the order of the table."""
+    names = sorted([*models.available(), *VARIANTS])
+    paths = {method: ROOT / "exps" / f"{method}_{name}.json" for method in names}
+    return {method: read_json(path)[0] for method, path in paths.items() if path.is_file()}
+
+
+def sweep_file(name: str) -> dict[str, Any]:
+    """The sweep over all methods of a set, the nearest class mean first: what the others are compared with."""
+    files = shipped(name)
+    base = {k: v for k, v in files["simplecil"].items() if k in ("model_name", *COMMON)}
+    arms = []
+    for method in ("simplecil", *(m for m in files if m != "simplecil")):
+        own = {k: v for k, v in files[method].items() if k not in ("about", "expected", "prefix", "seed", "sweep")}
+        arms.append({"prefix": method, **{k: v for k, v in own.items() if k == "model_name" or base.get(k) != v}})
+    about = (
+        f"Shows every method on {name} with its shipped settings, compared with the nearest class mean. Source: the files "
+        f"exps/<method>_{name}.json, from which python -m benchmarks.leaderboard --files makes this one. Expected: the "
+        f"leaderboard in README.md. Time: hours on 2 CPU cores, no download; finished runs are never repeated."
+    )
+    return {"about": about, **base, "seed": SEEDS, "sweep": arms}
+
+
+def collect(out: Path, found: Iterable[Run]) -> list[Run]:
+    """The kept runs with the finished ones below `out`, which replace those of the same set, method and seed."""
+    runs = {(r["set"], r["method"], r["seed"]): r for r in found}
+    for name in SETS:
+        wanted = {cards.digest(_resolved(values), models.settings_of): m for m, values in shipped(name).items()}
+        for path in sorted(out.glob(f"leaderboard_{name}/*/seed_*/results.json")):
+            settings, results, environment = (
+                cards.read(path.parent, f) for f in ("config.json", "results.json", "environment.json")
+            )
+            digest = cards.digest(settings, models.settings_of)
+            if (method := wanted.get(digest)) is None:
+                print(f"left out, no shipped file has its settings: {path.parent}")
+                continue
+            numbers = {
+                k: results[k] for k in ("last_accuracy", "average_accuracy", "forgetting", "task_oracle_accuracy")
+            }
+            runs[name, method, results["seed"]] = {
+                "set": name, "method": method, "seed": results["seed"], "settings": digest,
+                "weights": environment["backbone"]["weight_hash"], "commit": (environment["git"] or {}).get("commit"),
+                "top1_curve": [round(a, 2) for a in results["top1_curve"]],
+                **{k: None if v is None else round(v, 4) for k, v in numbers.items()},
+                "trainable": max(results["trainable_parameters"]),
+                "seconds": round(sum(sum(task.values()) for task in results["seconds"]), 1),
+            }  # fmt: skip
+    return [runs[key] for key in sorted(runs)]
+
+
+def _resolved(values: Mapping[str, Any]) -> dict[str, Any]:
+    from backbone import catalogue
+    from utils import config
+
+    return config.resolve(
+        dict(values), source="", settings_of=models.settings_of, methods=models.available(), backbones=catalogue.names
+    ).values
+
+
+def table(runs: Iterable[Run]) -> str:
+    """A Markdown row a method: last and average accuracy on each set, mean ± std over the seeds, and seconds of a run."""
+    by: dict[str, dict[str, list[Run]]] = {}
+    for run in runs:
+        by.setdefault(run["method"], {}).setdefault(run["set"], []).append(run)
+    head = [f"{name} {what}" for name in SETS for what in ("last", "average")]
+    lines = [f"| method | {' | '.join(head)} | n | seconds |", "|---|" + "---:|" * (len(head) + 2)]
+
+    def mean_last(method: str) -> float:
+        values = [r["last_accuracy"] for name in SETS for r in by[method].get(name, ())]
+        return sum(values) / len(values)
+
+    for method in sorted(by, key=mean_last, reverse=True):
+        cells = []
+        for name in SETS:
+            for column in ("last_accuracy", "average_accuracy"):
+                summary = summarise(r[column] for r in by[method].get(name, ()))
+                spread = f" ± {number(summary.std, 1)}" if summary.std is not None else ""
+                cells.append(f"{number(summary.mean, 1)}{spread}")
+        counts = ", ".join(str(len(by[method].get(name, ()))) for name in SETS)
+        seconds = ", ".join(number(summarise(r["seconds"] for r in by[method].get(name, ())).mean, 0) for name in SETS)
+        lines.append(f"| {method} | {' | '.join(cells)} | {counts} | {seconds} |")
+    return "\n".join(lines)
+
+
+def card(runs: list[Run]) -> dict[str, Any]:
+    """The reproduction card of one file from its kept runs, which share settings and weights."""
+    assert len({(r["settings"], r["weights"]) for r in runs}) == 1, (
+        "runs of other settings or weights: collect them anew"
+    )
+    curves = {str(r["seed"]): r["top1_curve"] for r in runs}
+    return {
+        "weights": runs[0]["weights"],
+        "settings": runs[0]["settings"],
+        "tolerance": TOLERANCE,
+        "top1_curve": curves,
+    }
+
+
+def with_card(text: str, made: Mapping[str, Any]) -> str:
+    """An experiment file's text with the card as its last key."""
+    body = text.partition('  "expected": {')[0].rstrip().removesuffix("}").rstrip().rstrip(",")
+    curves = [f'      "{seed}": {json.dumps(curve)}' for seed, curve in made["top1_curve"].items()]
+    parts = [f'    "{key}": {json.dumps(made[key])}' for key in ("weights", "settings", "tolerance")]
+    parts.append('    "top1_curve": {\n' + ",\n".join(curves) + "\n    }")
+    return body + ',\n  "expected": {\n' + ",\n".join(parts) + "\n  }\n}\n"
+
+
+def kept() -> list[Run]:
+    return [json.loads(line) for line in KEPT.read_text(encoding="utf-8").splitlines()] if KEPT.is_file() else []
+
+
+def replaced(readme: str) -> str:
+    """README.md with the table of the kept runs between its markers."""
+    head, _, rest = readme.partition(BEGIN)
+    return f"{head}{BEGIN}\n{table(kept())}\n{END}{rest.partition(END)[2]}"
+
+
+def main() -> None:
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("--files", action="store_true", help="write the sweep files")
+    ask.add_argument("--collect", type=Path, metavar="OUT", help="take in the finished runs; write table and cards")
+    args = ask.parse_args()
+    if args.files:
+        for name in SETS:
+            text = json.dumps(sweep_file(name), indent=2, ensure_ascii=False)
+            (ROOT / "exps" / f"leaderboard_{name}.json").write_text(text + "\n", encoding="utf-8")
+    if args.collect:
+        runs = collect(args.collect, kept())
+        KEPT.write_text("".join(json.dumps(run) + "\n" for run in runs), encoding="utf-8")
+        for name in SETS:
+            for method in shipped(name):
+                path = ROOT / "exps" / f"{method}_{name}.json"
+                if own := [r for r in runs if (r["set"], r["method"]) == (name, method)]:
+                    path.write_text(with_card(path.read_text(encoding="utf-8"), card(own)), encoding="utf-8")
+        readme = ROOT / "README.md"
+        readme.write_text(replaced(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    print(table(kept()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The leaderboard's files, table and cards are made from what they say they are made from."""
+
+import json
+
+import pytest
+
+import models
+from benchmarks import leaderboard
+from models import keys
+from utils import cards
+from utils.strict_json import read_json
+
+README = (leaderboard.ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readmes_tables_are_up_to_date():
+    assert keys.replaced(README) == README, "python -m models.keys"
+    assert leaderboard.replaced(README) == README, "python -m benchmarks.leaderboard --collect logs"
+
+
+@pytest.mark.parametrize("name", leaderboard.SETS)
+def test_each_sweep_holds_every_shipped_file(name):
+    file = read_json(leaderboard.ROOT / "exps" / f"leaderboard_{name}.json")[0]
+    assert file == leaderboard.sweep_file(name), "python -m benchmarks.leaderboard --files"
+    assert {arm["model_name"] for arm in file["sweep"]} == set(models.available())
+
+
+def test_an_arm_is_the_shipped_experiment():
+    sweep = leaderboard.sweep_file("digits")
+    base = {k: v for k, v in sweep.items() if k not in ("about", "sweep")}
+    for arm in sweep["sweep"]:
+        file = leaderboard.shipped("digits")[arm["prefix"]]
+        own, alone = (leaderboard._resolved(values) for values in (base | arm, file))
+        assert cards.digest(own, models.settings_of) == cards.digest(alone, models.settings_of), arm["prefix"]
+
+
+def test_every_card_is_made_from_the_kept_runs():
+    runs = leaderboard.kept()
+    for name in leaderboard.SETS:
+        for method, values in leaderboard.shipped(name).items():
+            own = [r for r in runs if (r["set"], r["method"]) == (name, method)]
+            assert values.get("expected") == (leaderboard.card(own) if own else None), f"{method} on {name}"
+            if own:  # a change of the file, or of a default, makes the runs kept of it those of something else
+                digest = cards.digest(leaderboard._resolved(values), models.settings_of)
+                assert digest == own[0]["settings"], f"{method} on {name}: run it again"
+
+
+def test_a_card_is_the_last_key_and_replaces_the_one_before():
+    made = {"weights": "w", "settings": "s", "tolerance": 2.0, "top1_curve": {"1": [1.5, 2.0], "2": [3.0]}}
+    text = '{\n  "about": "x",\n  "seed": [1]\n}\n'
+    once = leaderboard.with_card(text, made)
+    assert json.loads(once) == {"about": "x", "seed": [1], "expected": made}
+    other = {**made, "tolerance": 1.0}
+    assert leaderboard.with_card(once, other) == leaderboard.with_card(text, other)
+
+
+def test_the_table_has_mean_deviation_and_count():
+    def run(method, name, seed, last):
+        return {
+            "method": method,
+            "set": name,
+            "seed": seed,
+            "last_accuracy": last,
+            "average_accuracy": 50.0,
+            "seconds": 4.0,
+        }
+
+    lines = leaderboard.table([run("a", "digits", 1, 10.0), run("b", "digits", 1, 20.0), run("b", "digits", 2, 30.0)])
+    assert lines.split("\n")[2:] == [
+        "| b | 25.0 ± 7.1 | 50.0 ± 0.0 | - | - | - | - | 2, 0, 0 | 4, -, - |",
+        "| a | 10.0 | 50.0 | - | - | - | - | 1, 0, 0 | 4, -, - |",
+    ]
