@@ -87,6 +87,13 @@ class Recipe:
     share: Callable[[int], float] | None = None
 
 
+def stepped(milestones: Sequence[int] | None, decay: float) -> Callable[[int], float] | None:
+    """For `Recipe.share`: 1, times `decay` from each of these epochs on, as torch's MultiStepLR; None without milestones."""
+    if milestones is None:
+        return None
+    return lambda epoch: decay ** sum(epoch >= milestone for milestone in milestones)
+
+
 def optimizer_for(
     learner: Learner, groups: Sequence[Group], cfg: Trained, *, epochs: int, recipe: Recipe | None = None
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
