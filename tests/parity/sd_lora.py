@@ -56,4 +56,4 @@ def check(run: Recorded, tmp_path: Path, monkeypatch) -> None:
         assert np.abs(np.array(ours_losses) - phase["losses"]).max() <= TOLERANCE, phase["task"]
     expected = [values for phase in run.facts["phases"] for values in phase["magnitudes"]]
     for ours_values, theirs_values in zip(before, expected, strict=True):
-        close(torch.tensor(ours_values), np.array(theirs_values), "magnitudes before a step")
+        close(torch.tensor(ours_values, dtype=torch.float64), np.array(theirs_values), "magnitudes before a step")
