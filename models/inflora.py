@@ -42,7 +42,8 @@ class Settings(TaskRateSettings):
     )
 
     optimizer: Literal["sgd", "adam"] = Field(
-        "adam", description="sgd (momentum 0.9) with a cosine to min_lr, or adam (weight_decay in its gradient) with late cosine"
+        "adam",
+        description="sgd (momentum 0.9) with a cosine to min_lr, or adam (weight_decay in its gradient) with a quarter of one",
     )
     init_lr: float = Field(0.0005, gt=0, le=100, description="learning rate at the start of the first task")
     weight_decay: float = Field(0.0, ge=0, le=10, description="L2 penalty; the authors' recipes have none")
@@ -51,10 +52,14 @@ class Settings(TaskRateSettings):
         0.95, gt=0, le=1, description="share of a layer's input energy whose directions are kept after the first task"
     )
     lame: float = Field(
-        1.0, gt=0, le=1, description="what lamb rises towards: task t of T asks for lamb + (lame - lamb) t / T, t from 0"
+        1.0,
+        gt=0,
+        le=1,
+        description="what lamb rises towards: task t of T asks for lamb + (lame - lamb) t / T, t from 0",
     )
     late_schedule: bool = Field(
-        False, description="with adam the cosine begins one epoch late and stops one short of its end, as the authors' code"
+        False,
+        description="with adam the cosine begins one epoch late and stops one short of its end, as the authors' code",
     )
     short_first_basis: bool = Field(
         False,
@@ -78,7 +83,9 @@ class Learner(Base):
     def __init__(self, *args: Any):
         super().__init__(*args)
         if self.cfg.rank > self.backbone.width:
-            raise ValueError(f"rank: {self.cfg.rank} directions do not exist, the backbone's width is {self.backbone.width}")
+            raise ValueError(
+                f"rank: {self.cfg.rank} directions do not exist, the backbone's width is {self.backbone.width}"
+            )
         for layer in range(self.backbone.depth):
             sizes_of(self.backbone, layer, PART)
             self.backbone.fill(layer, QKVUpdates([PART]))

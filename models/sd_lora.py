@@ -39,10 +39,14 @@ class Settings(TaskRateSettings, SteppedSettings):
     ignored: ClassVar[frozenset[str]] = frozenset({"scheduler", "tuned_epoch", "init_weight_decay", "filepath"})
 
     init_lr: float = Field(0.008, gt=0, le=100, description="learning rate at the start of the first task")
-    weight_decay: float = Field(0.0, ge=0, le=10, description="L2 penalty (sgd) or decoupled decay (adam); none in the paper")
+    weight_decay: float = Field(
+        0.0, ge=0, le=10, description="L2 penalty (sgd) or decoupled decay (adam); none in the paper"
+    )
     rank: int = Field(10, ge=1, le=4096, description="R of each task's update of queries and of values")
     init_milestones: tuple[int, ...] | None = Field(None, description="milestones of the first task; null: milestones")
-    init_lr_decay: float | None = Field(None, ge=0, le=1, description="lrate_decay of the first task; null: lrate_decay")
+    init_lr_decay: float | None = Field(
+        None, ge=0, le=1, description="lrate_decay of the first task; null: lrate_decay"
+    )
     restart_magnitudes: bool = Field(
         False,
         description="all magnitudes start at 0.8 in every task, and every pair of factors is divided by its own two norms "
@@ -59,7 +63,8 @@ class Magnitudes(nn.Module):
         self.values = nn.ParameterList()
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        return [torch.stack(list(self.values)).unsqueeze(0)] * self.layers if len(self.values) else [x.new_ones(1, 0)] * self.layers
+        gates = torch.stack(list(self.values)) if len(self.values) else x.new_ones(0)
+        return [gates.unsqueeze(0)] * self.layers
 
 
 class Learner(Base):
@@ -143,8 +148,7 @@ class Learner(Base):
         if task.index == 0:
             milestones = milestones if cfg.init_milestones is None else cfg.init_milestones
             decay = decay if cfg.init_lr_decay is None else cfg.init_lr_decay
-        optimizer = "sgd" if cfg.optimizer == "sgd" else "adamw"
-        return Recipe(optimizer, cfg.weight_decay, stepped(milestones, decay))
+        return Recipe.of(cfg, stepped(milestones, decay))
 
     # Bookkeeping ---------------------------------------------------------------------------------------------------
 

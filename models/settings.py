@@ -36,7 +36,8 @@ class SteppedSettings(Trained):
     """Keys of methods whose rate falls in steps, in LAMDA-PILOT's names."""
 
     milestones: tuple[int, ...] | None = Field(
-        None, description="epochs, counted from 0, from which on the rate is lrate_decay times lower; null: cosine to min_lr"
+        None,
+        description="epochs, counted from 0, from which on the rate is lrate_decay times lower; null: cosine to min_lr",
     )
     lrate_decay: float = Field(0.1, ge=0, le=1, description="what the rate is multiplied by at each of milestones")
 

@@ -37,7 +37,10 @@ class Settings(SteppedSettings):
     bcb_lrscale: float = Field(0.01, ge=0, le=1, description="the backbone's rate as a part of the head's; 0: frozen")
     ca_epochs: int = Field(5, ge=0, description="passes of the classifier alignment; 0: none")
     ca_with_logit_norm: float = Field(
-        0.1, ge=0, le=100, description="logits are divided by it and by their mean norm over tasks in the alignment; 0: neither"
+        0.1,
+        ge=0,
+        le=100,
+        description="logits are divided by it and by their mean norm over tasks in the alignment; 0: neither",
     )
     ca_samples: int = Field(256, ge=1, description="features S drawn from each class in a pass of the alignment")
     ca_task_by_size: bool = Field(
@@ -108,9 +111,7 @@ class Learner(Base):
             return cross_entropy_among(self.head(self.backbone(images)), labels, task.first, task.total)
 
         self.train()
-        recipe = Recipe(
-            "sgd" if cfg.optimizer == "sgd" else "adamw", cfg.weight_decay, stepped(cfg.milestones, cfg.lrate_decay)
-        )
+        recipe = Recipe.of(cfg, stepped(cfg.milestones, cfg.lrate_decay))
         after = keep_other_rows(self.head, task)
         fit(self, task, step, groups, phase="func", epochs=cfg.epochs, recipe=recipe, after_step=after)
         self.requires_grad_(False)

@@ -47,7 +47,9 @@ def check(run: Recorded, tmp_path: Path, monkeypatch) -> None:
     for phase in run.facts["phases"]:
         for layer, values in enumerate(phase["svd_values"]):
             ours_values = found[phase["task"], layer]
-            close(torch.tensor(ours_values, dtype=torch.float64), np.array(values[: len(ours_values)]), "singular values")
+            close(
+                torch.tensor(ours_values, dtype=torch.float64), np.array(values[: len(ours_values)]), "singular values"
+            )
     for part in ("weight", "bias"):
         theirs_head = np.concatenate([arrays[f"final/task{t}.head.{part}"] for t in range(c["tasks"])])
         close(getattr(learner.head, part), theirs_head, f"head {part}")
