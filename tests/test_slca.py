@@ -5,7 +5,10 @@ import torch
 from conftest import toy_backbone, toy_stream
 from torch.nn import functional as F
 
+import models
+from backbone import catalogue
 from models.slca import normalised
+from utils import config
 
 
 def learned(learner, stream, tasks):
@@ -79,3 +82,37 @@ def test_statistics_of_old_classes_are_never_renewed(toy_learner):
 def test_with_class_statistics_there_is_no_alignment(toy_learner):
     learner = learned(toy_learner("slca", head="ncm"), toy_stream(), 2)
     assert torch.equal(learner._rows(), learner.unaligned)
+
+
+@pytest.mark.parametrize(
+    ("method", "keys", "acting"),
+    [
+        ("slca", {"model_postfix": "20e", "lrate": 0.01, "epochs": 20, "ca_epochs": 3, "milestones": [18]}, {"rate": 0.01}),
+        (
+            "sd_lora",
+            {"scheduler": "cosine", "min_lr": 0.005, "tuned_epoch": 20, "filepath": "./CF100/", "init_epoch": 20,
+             "init_lr": 0.008, "init_milestones": [60, 120, 170], "init_lr_decay": 0.1, "init_weight_decay": 0.0005,
+             "lrate": 0.008, "milestones": [40, 70], "lrate_decay": 0},
+            {"milestones": (40, 70), "lrate_decay": 0.0},
+        ),
+        (
+            "inflora",
+            {"net_type": "sip", "embd_dim": 768, "num_heads": 12, "total_sessions": 10, "EPSILON": 1e-8, "init_epoch": 20,
+             "init_lr": 0.0005, "init_lr_decay": 0.1, "init_weight_decay": 0.0, "lrate": 0.0005, "lrate_decay": 0.1,
+             "rank": 10, "lamb": 0.95, "lame": 1.0, "num_workers": 16},
+            {"rank": 10, "optimizer": "adam"},
+        ),
+    ],
+)  # fmt: skip
+def test_files_of_the_originals_load(method, keys, acting):
+    common = {
+        "prefix": "reproduce",
+        "dataset": "cifar224",
+        "memory_size": 0,
+        "memory_per_class": 0,
+        "fixed_memory": False,
+    }
+    common |= {"shuffle": True, "init_cls": 10, "increment": 10, "device": ["0"], "seed": [1993], "weight_decay": 5e-4}
+    names = {"methods": models.available(), "backbones": catalogue.names, "settings_of": models.settings_of}
+    found = config.resolve(common | keys | {"model_name": method, "batch_size": 64}, source="x.json", **names)
+    assert {key: getattr(found.settings, key) for key in acting} == acting
