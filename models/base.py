@@ -53,7 +53,8 @@ class Learner(nn.Module):
 
     Attributes a method may set: `uses_past` (it asks for the training data of earlier tasks: nothing rehearsal-free does),
     `uses_test` (a setting of its asks to select on test data),
-    `trains_features` (false: they are the same after every task, so that statistics of them never age).
+    `trains_features` (false: they are the same after every task, so that statistics of them never age),
+    `trains_backbone` (it moves the ViT's own weights: they are then part of its state, and nothing is a fixed prefix).
     Counted in the current task: `trained`, the parameters that took gradient steps; `seconds` by purpose; `views`, the
     training images shown, repeats included. `journal` keeps the task's training phases; the runner sets it.
     """
@@ -61,6 +62,7 @@ class Learner(nn.Module):
     uses_past: bool = False
     uses_test: bool = False
     trains_features: ClassVar[bool] = True
+    trains_backbone: ClassVar[bool] = False
     head: LinearHead
     statistics: StatisticsHead | None
 
@@ -116,7 +118,7 @@ class Learner(nn.Module):
     @property
     def prefix_layer(self) -> int:
         """The layer below which nothing changes any more, so that passes may start there: by default the lowest slot's."""
-        return min(map(int, self.backbone.slots), default=self.backbone.depth)
+        return 0 if self.trains_backbone else min(map(int, self.backbone.slots), default=self.backbone.depth)
 
     def streams(
         self,
@@ -216,7 +218,7 @@ class Learner(nn.Module):
 
     def own_state(self) -> dict[str, Tensor]:
         """Weights and buffers of everything but the frozen backbone, which a checkpoint only names by its hash."""
-        frozen = {f"backbone.vit.{name}" for name in self.backbone.vit.state_dict()}
+        frozen = () if self.trains_backbone else {f"backbone.vit.{name}" for name in self.backbone.vit.state_dict()}
         return {name: tensor for name, tensor in self.state_dict().items() if name not in frozen}
 
     def load_own_state(self, state: dict[str, Tensor]) -> None:

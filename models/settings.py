@@ -13,6 +13,40 @@ from pydantic import Field
 from utils.config import Trained
 
 
+class TaskRateSettings(Trained):
+    """Keys of methods whose first task has passes and a rate of its own, in LAMDA-PILOT's names."""
+
+    epochs: int = Field(20, ge=0, description="passes over each task")
+    init_epoch: int | None = Field(None, ge=0, description="passes over the first task; null: epochs")
+    lrate: float | None = Field(None, gt=0, le=100, description="learning rate in later tasks; null: init_lr")
+
+    def passes(self, task: int) -> int:
+        return self.epochs if task or self.init_epoch is None else self.init_epoch
+
+    def rate(self, task: int) -> float:
+        return self.init_lr if not task or self.lrate is None else self.lrate
+
+    def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        yield from super().cross_checks()
+        if self.lrate is not None and self.min_lr > self.lrate:
+            yield ("min_lr", "lrate"), f"min_lr: {self.min_lr} is above lrate {self.lrate}"
+
+
+class SteppedSettings(Trained):
+    """Keys of methods whose rate falls in steps, in LAMDA-PILOT's names."""
+
+    milestones: tuple[int, ...] | None = Field(
+        None,
+        description="epochs, counted from 0, from which on the rate is lrate_decay times lower; null: cosine to min_lr",
+    )
+    lrate_decay: float = Field(0.1, ge=0, le=1, description="what the rate is multiplied by at each of milestones")
+
+    def remarks(self) -> Iterator[str]:
+        yield from super().remarks()
+        if self.milestones is not None and self.departs("min_lr"):
+            yield "min_lr does not act with milestones: the rate falls in steps"
+
+
 class LayerSettings(Trained):
     """Keys of methods that train something in a range of layers, shared by all tasks."""
 

@@ -86,6 +86,18 @@ class Recipe:
     weight_decay: float
     share: Callable[[int], float] | None = None
 
+    @classmethod
+    def of(cls, cfg: Trained, share: Callable[[int], float] | None = None) -> Recipe:
+        """The settings' optimizer and decay, under another schedule."""
+        return cls("sgd" if cfg.optimizer == "sgd" else "adamw", cfg.weight_decay, share)
+
+
+def stepped(milestones: Sequence[int] | None, decay: float) -> Callable[[int], float] | None:
+    """For `Recipe.share`: 1, times `decay` from each of these epochs on, as torch's MultiStepLR; None without milestones."""
+    if milestones is None:
+        return None
+    return lambda epoch: decay ** sum(epoch >= milestone for milestone in milestones)
+
 
 def optimizer_for(
     learner: Learner, groups: Sequence[Group], cfg: Trained, *, epochs: int, recipe: Recipe | None = None
@@ -105,8 +117,7 @@ def optimizer_for(
             for parameter in group.parameters:
                 parameter.requires_grad_(True)
                 learner.trained[id(parameter)] = parameter
-    if recipe is None:
-        recipe = Recipe("sgd" if cfg.optimizer == "sgd" else "adamw", cfg.weight_decay)
+    recipe = recipe or Recipe.of(cfg)
     optimizer: torch.optim.Optimizer
     if recipe.optimizer == "sgd":
         optimizer = torch.optim.SGD(chosen, lr=0.0, momentum=0.9, weight_decay=recipe.weight_decay)

@@ -113,6 +113,10 @@ SETTINGS = [
     ("sparse_moe", {"top_k_experts": 1, "expert_capacity": 0.5, "router_noisy": True, "router_bias_rate": 0.1}),
     ("sparse_moe", {"router_granularity": "sample", "moe_dispatch": "loop"}),
     ("simplecil", {"head": "ridge", "head_projection_dim": 9}),
+    ("inflora", {"lamb": 1.0, "lame": 1.0, "rank": 16}),
+    ("inflora", {"short_first_basis": True, "lamb": 0.9, "late_schedule": True}),
+    ("sd_lora", {"restart_magnitudes": True, "epochs": 0}),
+    ("slca", {"ca_task_by_size": True, "ca_with_logit_norm": 0.0, "ca_samples": 2}),
 ]  # fmt: skip
 
 

@@ -24,6 +24,9 @@ RICHER = {
     "sparse_moe": {"router_noisy": True, "router_bias_rate": 0.01, "router_warmup": 4},
     "finetune": {"optimizer": "adam"},
     "simplecil": {"head": "ridge"},
+    "inflora": {"optimizer": "sgd", "weight_decay": 0.01, "lamb": 0.6},
+    "sd_lora": {"optimizer": "adam", "init_epoch": 3, "milestones": [1], "restart_magnitudes": True},
+    "slca": {"optimizer": "adam", "milestones": [1], "ca_epochs": 2, "ca_samples": 8},
 }  # fmt: skip
 
 

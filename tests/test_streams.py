@@ -10,6 +10,7 @@ from backbone.vit import SlottedViT, Stream
 from utils import evaluation
 
 TRAINED = [m for m in METHODS if m != "simplecil"]
+NO_PREFIX = {"finetune", "joint", "inflora", "sd_lora", "slca"}  # what they train begins in the first layer
 CPU = torch.device("cpu")
 
 
@@ -115,7 +116,7 @@ def test_a_test_image_enters_the_network_once(method, toy_learner, stems):
             evaluation.evaluate(learner, stream, index, CPU)
             new = 8 * (index + 1) if learner.prefix_layer == 0 else 0 if again else 8
             assert sum(stems) == new, (index, again)
-    assert (learner.prefix_layer == 0) == (method in ("finetune", "joint"))
+    assert (learner.prefix_layer == 0) == (method in NO_PREFIX)
 
 
 @pytest.mark.parametrize("method", TRAINED)
@@ -139,7 +140,7 @@ def test_each_view_enters_the_network_once(method, toy_learner, stems):
     learner.streams = watched
     learner.learn(stream.task(1))
     trained = [streams for how, streams in phases if how.get("augment", True)]
-    if method in ("finetune", "joint"):
+    if method in NO_PREFIX:
         assert not any(trained)  # nothing is frozen below
         return
     assert len(trained) >= 5 and all(trained)

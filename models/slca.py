@@ -1,0 +1,176 @@
+"""SLCA: the whole backbone is trained, slowly; then the classifier is aligned on features drawn from each class's Gaussian.
+
+Zhang et al., ICCV 2023, arXiv 2303.05118, in LAMDA-PILOT's form; facts of its code from tests/fixtures/parity/slca. The slow
+learner: the ViT trains at a small part of the head's rate, on cross-entropy among the task's own classes. Then mean and
+covariance of each new class's features are kept, and never renewed. The alignment, from the second task on: all rows of the
+head are trained on features drawn from all classes' Gaussians, whose means are shrunk, the oldest most, with normalised
+logits. Predictions come from the aligned head; the next task starts from the head as it was before.
+
+Departure from LAMDA-PILOT's code: a class's task is the one it came with, not the quotient of its number and the current
+task's size, which is wrong where the first task has another size (`ca_task_by_size` brings that back). Memory: D^2 numbers a
+class, 2.4 MB for a ViT-B/16. Shapes: B batch, D width, C classes, S features drawn from each class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from backbone.gaussians import ClassGaussians
+from backbone.heads import LinearHead
+from models.base import Learner as Base
+from models.settings import SteppedSettings
+from models.training import Group, Recipe, cross_entropy_among, fit, keep_other_rows, stepped
+from utils.tasks import Task
+
+
+class Settings(SteppedSettings):
+    ignored: ClassVar[frozenset[str]] = frozenset({"model_postfix", "init_epoch", "init_milestones", "init_lr_decay"})
+
+    epochs: int = Field(20, ge=0, description="passes over each task")
+    lrate: float | None = Field(None, gt=0, le=100, description="learning rate of the head; null: init_lr")
+    bcb_lrscale: float = Field(0.01, ge=0, le=1, description="the backbone's rate as a part of the head's; 0: frozen")
+    ca_epochs: int = Field(5, ge=0, description="passes of the classifier alignment; 0: none")
+    ca_with_logit_norm: float = Field(
+        0.1,
+        ge=0,
+        le=100,
+        description="logits are divided by it and by their mean norm over tasks in the alignment; 0: neither",
+    )
+    ca_samples: int = Field(256, ge=1, description="features S drawn from each class in a pass of the alignment")
+    ca_task_by_size: bool = Field(
+        False, description="a class's task is its number divided by the current task's size, as LAMDA-PILOT's code"
+    )
+
+    @property
+    def rate(self) -> float:
+        return self.init_lr if self.lrate is None else self.lrate
+
+    def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        yield from super().cross_checks()
+        if self.min_lr > self.rate:
+            yield ("min_lr", "lrate"), f"min_lr: {self.min_lr} is above the rate {self.rate}"
+
+    def remarks(self) -> Iterator[str]:
+        yield from super().remarks()
+        if self.head != "linear":
+            yield f"there is no classifier alignment with head {self.head}: class statistics predict, not the linear head"
+
+
+class Head(LinearHead):
+    """A linear head that starts small: normal of deviation 0.02, cut off at 2; zero bias."""
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        torch.nn.init.trunc_normal_(self.weight, std=0.02, generator=generator)
+        torch.nn.init.zeros_(self.bias)
+
+
+class Learner(Base):
+    cfg: Settings
+    trains_backbone: ClassVar[bool] = True
+    unaligned: Tensor  # [C, D + 1] weight and bias of the head before the alignment
+    task_of: Tensor  # [C] each class's task, -1 before it came
+
+    # Parts ---------------------------------------------------------------------------------------------------------
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        width = self.backbone.width
+        self.head = self.place("head", Head(width, self.num_classes))
+        self.gaussians = ClassGaussians(self.num_classes, width).to(self.head.weight)
+        self.register_buffer("unaligned", self._rows().clone())
+        self.register_buffer("task_of", torch.full((self.num_classes,), -1, device=self.head.weight.device))
+
+    def _rows(self) -> Tensor:
+        return torch.cat([self.head.weight.detach(), self.head.bias.detach().unsqueeze(1)], dim=1)
+
+    @torch.no_grad()
+    def _take_back(self) -> None:
+        """The head as it was before the alignment."""
+        self.head.weight.copy_(self.unaligned[:, :-1])
+        self.head.bias.copy_(self.unaligned[:, -1])
+
+    # Learning ------------------------------------------------------------------------------------------------------
+
+    def learn(self, task: Task) -> None:
+        cfg = self.cfg
+        self.seen = task.total
+        self.task_of[task.first : task.total] = task.index
+        self._take_back()
+        groups = [
+            Group("backbone", list(self.backbone.vit.parameters()), cfg.rate * cfg.bcb_lrscale),
+            Group("head", list(self.head.parameters()), cfg.rate),
+        ]
+
+        def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            return cross_entropy_among(self.head(self.backbone(images)), labels, task.first, task.total)
+
+        self.train()
+        recipe = Recipe.of(cfg, stepped(cfg.milestones, cfg.lrate_decay))
+        after = keep_other_rows(self.head, task)
+        fit(self, task, step, groups, phase="func", epochs=cfg.epochs, recipe=recipe, after_step=after)
+        self.requires_grad_(False)
+        self.unaligned.copy_(self._rows())
+        self.gaussians.add(*self.features_of(task.train))
+        if task.index and self.statistics is None:
+            self._align(task)
+
+    def _align(self, task: Task) -> None:
+        """Trains all rows of the head on drawn features."""
+
+        def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+            """Features [B, D] and labels [B] of all classes seen, mixed; as many batches as there are classes."""
+            normals, order = self._draw(task, epoch)
+            drawn = self.gaussians.sample(normals.to(self.head.weight), self._shrinking(task)).flatten(0, 1)
+            labels = torch.arange(self.seen).repeat_interleave(self.cfg.ca_samples)
+            order = order.to(drawn.device)
+            for rows in order.split(self.cfg.ca_samples):
+                yield drawn[rows], labels.to(rows.device)[rows]
+
+        sizes = self.task_of[: self.seen].bincount().tolist()
+
+        def step(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            scores = self.head(features)[:, : self.seen]
+            right = (scores.argmax(dim=1) == labels).sum()
+            if self.cfg.ca_with_logit_norm:
+                scores = normalised(scores, sizes) / self.cfg.ca_with_logit_norm
+            return F.cross_entropy(scores, labels), right
+
+        self.train()
+        epochs, rate = self.cfg.ca_epochs, self.cfg.rate
+        fit(self, task, step, self.head.parameters(), phase="align", epochs=epochs, lr=rate, batches=batches)
+
+    def _draw(self, task: Task, epoch: int) -> tuple[Tensor, Tensor]:
+        """Standard normal numbers [classes seen, S, D] and the order [classes seen * S] in which they are shown."""
+        generator = torch.Generator().manual_seed(task.train.draws(epoch, "alignment"))
+        samples = self.cfg.ca_samples
+        normals = torch.randn(self.seen, samples, self.backbone.width, generator=generator)
+        return normals, torch.randperm(self.seen * samples, generator=generator)
+
+    def _shrinking(self, task: Task) -> Tensor:
+        """What each seen class's mean is multiplied by, [classes seen]: 1 for the current task's, 0.9 and more for others."""
+        own = self.task_of[: self.seen]
+        if self.cfg.ca_task_by_size:
+            own = torch.arange(self.seen, device=own.device) // (task.total - task.first)
+        return 0.9 + 0.1 * (own + 1).to(self.head.weight) / (task.index + 1)
+
+    # Bookkeeping ---------------------------------------------------------------------------------------------------
+
+    def planned_parameters(self) -> list[tuple[str, int]]:
+        frozen = self.cfg.bcb_lrscale == 0
+        vit = 0 if frozen else sum(p.numel() for p in self.backbone.vit.parameters())
+        head = sum(p.numel() for p in self.head.parameters())
+        return [("every task", vit + head), ("  of these the backbone", vit), ("  of these the head", head)]
+
+
+def normalised(scores: Tensor, sizes: Sequence[int]) -> Tensor:
+    """scores [B, C] over the mean of the norms of its blocks, one for each task with `sizes` of classes.
+
+    The norm is part of the gradient."""
+    norms = torch.stack([block.norm(dim=1) + 1e-7 for block in scores.split(list(sizes), dim=1)])
+    return scores / norms.mean(dim=0).unsqueeze(1)
