@@ -31,27 +31,38 @@ class Settings(SessionSettings):
 
     ignored: ClassVar[frozenset[str]] = frozenset({"pretrained", "adapter_num"})
 
-    optimizer: Literal["sgd", "adam", "adamw"] = Field(
+    # wider than Trained's: each method's adam is that of its original
+    optimizer: Literal["sgd", "adam", "adamw"] = Field(  # type: ignore[assignment]
         "sgd", description="sgd (momentum 0.9); adam, here with the decay in its gradient as in the original; or adamw"
     )
     scheduler: Literal["cosine"] = Field("cosine", description="from init_lr to min_lr, stepped once an epoch")
     init_epochs: int = Field(20, ge=0, description="passes over the first task")
     later_epochs: int | None = Field(
-        None, ge=0, description="passes over each later task; null: init_epochs, which the original takes for equal sizes"
+        None,
+        ge=0,
+        description="passes over each later task; null: init_epochs, which the original takes for equal sizes",
     )
     later_lr: float | None = Field(
-        None, gt=0, le=100, description="learning rate of later tasks; null: init_lr, which the original takes for equal sizes"
+        None,
+        gt=0,
+        le=100,
+        description="learning rate of later tasks; null: init_lr, which the original takes for equal sizes",
     )
     use_init_ptm: bool = Field(False, description="the frozen model's own features are a subspace too")
     alpha: float = Field(
-        0.1, ge=0, le=1e6, description="weight of the mean score in the other adapters' subspaces, beside 1 for a class's own"
+        0.1,
+        ge=0,
+        le=1e6,
+        description="weight of the mean score in the other adapters' subspaces, beside 1 for a class's own",
     )
-    beta: float = Field(0.0, ge=0, le=1e6, description="weight of the score in the frozen model's subspace (use_init_ptm)")
+    beta: float = Field(
+        0.0, ge=0, le=1e6, description="weight of the score in the frozen model's subspace (use_init_ptm)"
+    )
     recalc_sim: Literal[True] = Field(True, description="all missing prototypes are filled in anew after every task")
     use_reweight: Literal[True] = Field(True, description="subspaces are weighted by alpha and beta")
-    use_diagonal: Literal[False] = Field(False, description="the original's variant with own subspaces alone: not built")
-    use_old_data: Literal[False] = Field(False, description="the original's variant that keeps old images: not built")
-    moni_adam: Literal[False] = Field(False, description="the original's variant that stops adding adapters: not built")
+    use_diagonal: Literal[False] = Field(False, description="true is a variant of the original that is not built here")
+    use_old_data: Literal[False] = Field(False, description="true, which keeps old images, is not built here")
+    moni_adam: Literal[False] = Field(False, description="true, which stops adding adapters, is not built here")
     head: Literal["ncm"] = Field("ncm", description="the method is its head: class means in all subspaces, reweighted")
 
     def remarks(self) -> Iterator[str]:

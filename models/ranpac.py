@@ -30,9 +30,7 @@ class Settings(SessionSettings):
 
     tuned_epoch: int = Field(20, ge=0, description="passes over the first task; 0: nothing is adapted (no phase 1)")
     use_RP: bool = Field(True, description="lift features by the random projection; false: the ablation without it")
-    M: int = Field(
-        10_000, ge=1, le=50_000, description="random features; ridge keeps 8 M^2 bytes, 800 MB for 10,000"
-    )
+    M: int = Field(10_000, ge=1, le=50_000, description="random features; ridge keeps 8 M^2 bytes, 800 MB for 10,000")
     head: Literal["ridge", "ncm"] = Field(
         "ridge",
         description="what predicts: ridge regression, which is RanPAC, or the nearest class mean of the lifted features, its "

@@ -113,6 +113,8 @@ SETTINGS = [
     ("sparse_moe", {"top_k_experts": 1, "expert_capacity": 0.5, "router_noisy": True, "router_bias_rate": 0.1}),
     ("sparse_moe", {"router_granularity": "sample", "moe_dispatch": "loop"}),
     ("simplecil", {"head": "ridge", "head_projection_dim": 9}),
+    ("ranpac", {"ranpac_ridge": "task", "ranpac_scores": "cosine"}),
+    ("ease", {"use_init_ptm": True, "beta": 1.0}),
 ]  # fmt: skip
 
 

@@ -24,6 +24,8 @@ RICHER = {
     "sparse_moe": {"router_noisy": True, "router_bias_rate": 0.01, "router_warmup": 4},
     "finetune": {"optimizer": "adam"},
     "simplecil": {"head": "ridge"},
+    "ranpac": {"ranpac_scores": "cosine", "ranpac_ridge": "task", "optimizer": "adam"},
+    "ease": {"use_init_ptm": True, "beta": 1.0, "optimizer": "adam"},
 }  # fmt: skip
 
 
@@ -35,7 +37,8 @@ class Killed(BaseException):
 def whole(request, tmp_path, monkeypatch):
     """The arguments of a tiny run of a method, and the folder of an uninterrupted one."""
     method, settings = request.param
-    run = tiny_experiment(method, tmp_path, monkeypatch, epochs=2, func_epoch=2, rd_epoch=2, **settings)
+    epochs = {"epochs": 2, "func_epoch": 2, "rd_epoch": 2, "init_epochs": 2, "tuned_epoch": 4}
+    run = tiny_experiment(method, tmp_path, monkeypatch, **epochs, **settings)
     assert main.main([*run, "--out", str(tmp_path / "whole")]) == 0
     return run, folder_of(tmp_path / "whole")
 

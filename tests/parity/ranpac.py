@@ -47,7 +47,9 @@ def check(run: Recorded, tmp_path: Path, monkeypatch) -> None:
             close(linear, run.arrays[f"{at}/linear_scores"], "linear scores")
         run.check_accuracies(logits, task.first, task.index)
         rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-        errors = torch.tensor([r for r in rows if r["kind"] == "head"][-1]["errors"], dtype=torch.float64) / run.num_classes
+        errors = (
+            torch.tensor([r for r in rows if r["kind"] == "head"][-1]["errors"], dtype=torch.float64) / run.num_classes
+        )
         fair = [ridge >= 0.99e-2 for ridge in RIDGES]
         close(errors[fair], run.arrays[f"{at}/ridge_losses"][fair], "errors of the lambdas")
     for part in ("train", "test"):
