@@ -26,6 +26,27 @@ class LinearHead(nn.Linear):
         nn.init.zeros_(self.bias)
 
 
+class CosineHead(nn.Module):
+    """sigma * cosine(feature, row) for each class, [B, D] -> [B, C] (cosine normalisation: Hou et al., CVPR 2019, "Learning a
+    Unified Classifier Incrementally via Rebalancing").
+
+    Trains `weight` [C, D], which starts uniform in +-1/sqrt(D), and `sigma` [1], which starts at 1."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(classes, width))
+        self.sigma = nn.Parameter(torch.empty(1))
+        self.reset_parameters()
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        bound = 1 / math.sqrt(self.weight.shape[1])
+        nn.init.uniform_(self.weight, -bound, bound, generator=generator)
+        nn.init.ones_(self.sigma)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.sigma * F.linear(F.normalize(features, dim=1), F.normalize(self.weight, dim=1))
+
+
 class StatisticsHead(nn.Module):
     """Class scores [B, C] from sums over each class's features, which grow task by task; no image is kept, nothing trained.
 
@@ -36,8 +57,8 @@ class StatisticsHead(nn.Module):
     - `ridge`: (G + lambda I)^-1 S with G [P, P] the Gram matrix of all features and S [P, C] the sum of each class's: least
       squares on one-hot targets over all images ever added, the same in whatever order they came (RanPAC, section 3).
 
-    All is float64: G is ill-conditioned, and 8 P^2 bytes (800 MB at P = 10,000) is what ridge keeps. Classes without images
-    score 0.
+    With `cosine` (ncm always) scores are cosines, whatever the weight's lengths. All is float64: G is ill-conditioned, and
+    8 P^2 bytes (800 MB at P = 10,000) is what ridge keeps. Classes without images score 0.
     """
 
     counts: Tensor  # [C] images added
@@ -48,10 +69,15 @@ class StatisticsHead(nn.Module):
     projection: Tensor | None  # [D, P]
 
     def __init__(
-        self, kind: Literal["ncm", "ridge"], width: int, num_classes: int, projection_dim: int | None = None
+        self,
+        kind: Literal["ncm", "ridge"],
+        width: int,
+        num_classes: int,
+        projection_dim: int | None = None,
+        cosine: bool = False,
     ) -> None:
         super().__init__()
-        self.kind = kind
+        self.kind, self.normalises = kind, cosine or kind == "ncm"
         size = projection_dim or width
 
         def zeros(*shape: int) -> Tensor:
@@ -72,7 +98,7 @@ class StatisticsHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """[B, D] -> [B, C] in the features' precision."""
         lifted, weight = self.lift(features), self.weight
-        if self.kind == "ncm":
+        if self.normalises:
             lifted, weight = F.normalize(lifted, dim=1), F.normalize(weight, dim=1)
         return F.linear(lifted, weight).to(features.dtype)
 
@@ -130,13 +156,14 @@ class StatisticsHead(nn.Module):
         self.weight.copy_(torch.cholesky_solve(self.sums.T, factor).T)
 
     @torch.no_grad()
-    def choose_ridge(self, features: Tensor, labels: Tensor, held: Tensor) -> list[float]:
+    def choose_ridge(self, features: Tensor, labels: Tensor, held: Tensor, alone: bool = False) -> list[float]:
         """Sets lambda to the candidate of least squared error on a new task's held-out images; ties go to the larger one.
 
         features [n, D], labels [n] are the whole task, not added yet; held [n] is true for those held out. Each candidate is
-        fitted on all that was added before and the rest of the task. Returns the error of each, summed over classes and
-        averaged over images. (RanPAC fits them on the task alone; lambda is weighed against the Gram matrix of all tasks.)"""
-        trial = copy.deepcopy(self)
+        fitted on all that was added before and the rest of the task, or with `alone` on the rest of the task, as RanPAC's code
+        does though lambda is weighed against the Gram matrix of all tasks. Returns the error of each, summed over classes and
+        averaged over images."""
+        trial = self.emptied() if alone else copy.deepcopy(self)
         trial.add(features[~held], labels[~held])
         lifted, targets = self.lift(features[held]), F.one_hot(labels[held], len(self.counts)).double()
         errors = []

@@ -16,7 +16,7 @@ _FOLDER = Path(__file__).parent
 # files of this folder that are no method
 _SHARED = {
     "__init__", "base", "training", "settings", "nesting", "expert_settings", "experts", "replay", "spawning", "watch",
-    "held_out", "saved", "export_peft", "phase", "exported", "planning", "finished", "keys",
+    "held_out", "saved", "export_peft", "phase", "exported", "planning", "finished", "keys", "session",
 }  # fmt: skip
 # Imported in no time, so what a Settings class takes from them can be had without the rest of its file.
 _LIGHT = {*sys.stdlib_module_names, "pydantic", "utils.config", "models.settings", "models.expert_settings"}

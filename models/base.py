@@ -202,9 +202,13 @@ class Learner(nn.Module):
     def _place_statistics(self, kind: Literal["ncm", "ridge"]) -> StatisticsHead:
         """A head without images in float64, whatever the backbone's precision, on its device."""
         like = next(self.backbone.vit.parameters())
-        head = StatisticsHead(kind, self.backbone.width, self.num_classes, self.cfg.head_projection_dim)
+        head = self.new_statistics(kind)
         self.init("statistics", head)
         return head.to(like.device)
+
+    def new_statistics(self, kind: Literal["ncm", "ridge"]) -> StatisticsHead:
+        """Class statistics that have seen no image; for a method with features of another width, or another such head."""
+        return StatisticsHead(kind, self.backbone.width, self.num_classes, self.cfg.head_projection_dim)
 
     # What a checkpoint and the tables need -------------------------------------------------------------------------
 

@@ -225,3 +225,15 @@ class SharedAdapterSettings(NestedSettings, LayerSettings):
         {"ffn_adapter_type", "ffn_num", "func_epoch", "rd_epoch", "rd_lr", "rd_dim", "buffer_size"}
         | {"detect_batch_size", "exp_threshold"}
     )
+
+
+class SessionSettings(Trained):
+    """Keys of methods that train one AdaptFormer adapter in every layer, with a cosine head that is dropped afterwards."""
+
+    ffn_num: int = Field(64, ge=1, le=4096, description="rank of the adapter in each layer")
+    ffn_adapter_scalar: float = Field(
+        0.1, gt=0, le=1e6, description="factor on every adapter's output, a constant in the originals"
+    )
+    ffn_adapter_dropout: float = Field(
+        0.1, ge=0, lt=1, description="dropout in the bottleneck, in training; a constant in the originals"
+    )

@@ -12,7 +12,9 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from backbone import adapter
 from backbone.vit import SlottedViT
+from models import session
 from utils import metrics
 from utils.runlog import RunLog
 
@@ -115,3 +117,63 @@ def learn_all(run: Recorded, method: str, settings: dict, tmp_path: Path, monkey
 def logits_of(learner, run: Recorded) -> torch.Tensor:
     with torch.no_grad():
         return learner.logits(torch.from_numpy(run.arrays["test_images"]).double())
+
+
+# Training sessions of adapters with a cosine head (APER, RanPAC, EASE) ----------------------------------------------------
+
+
+class Sessions:
+    """Watches `models.session`: the losses of each session, and its head and what it trained as they were at its end.
+
+    `keep(session, step, layer, batch)` gives the recorded dropout masks [B, N, R], true where a hidden unit was kept."""
+
+    def __init__(self, monkeypatch, depth: int, keep=None):
+        self.losses: list[list[float]] = []
+        self.heads: list[dict[str, torch.Tensor]] = []
+        self.depth, self.keep, self.calls = depth, keep, 0
+        self.real_fit, self.real_dropout = session.fit, adapter.F.dropout
+        monkeypatch.setattr(session, "fit", self.fit)
+        monkeypatch.setattr(adapter, "F", SimpleNamespace(**{**vars(adapter.F), "dropout": self.dropout}))
+
+    def fit(self, learner, *rest, **options):
+        self.calls = 0
+        self.losses.append(self.real_fit(learner, *rest, **options))
+        assert self.keep is None or self.calls == self.depth * len(self.losses[-1]), "dropout masks are left over"
+        self.heads.append({k: v.detach().clone() for k, v in learner.local_head.named_parameters()})
+        return self.losses[-1]
+
+    def dropout(self, hidden, p=0.5, training=True):
+        if not training or not p:
+            return self.real_dropout(hidden, p, training)
+        step, layer = divmod(self.calls, self.depth)
+        self.calls += 1
+        keep = torch.from_numpy(self.keep(len(self.losses), step, layer, len(hidden)))[:, : hidden.shape[1]]
+        return hidden * keep / (1 - p)  # the last block computes the class token alone, hence the slice
+
+
+def check_first_session(run: Recorded, learner: nn.Module, seen: Sessions) -> None:
+    """APER's and RanPAC's session against the recorded one: losses, trained adapters and head."""
+    assert len(seen.losses) == 1 and len(seen.losses[0]) == len(run.facts["phases"][0]["losses"])
+    close(torch.tensor(seen.losses[0], dtype=torch.float64), np.array(run.facts["phases"][0]["losses"]), "losses")
+    for name, tensor in seen.heads[0].items():
+        close(tensor, run.arrays[f"adapted/head.{name}"], f"session head {name}")
+    for layer, slot in enumerate(learner.backbone.slots.values()):
+        adapted = getattr(slot, "adapters", [slot])[0]
+        for name, tensor in adapted.named_parameters():
+            close(tensor, run.arrays[f"adapted/layers.{layer}.adapter.{name}"], f"layer {layer} {name}")
+
+
+def first_session(run: Recorded, monkeypatch) -> tuple[Sessions, dict]:
+    """The watched session of an APER or RanPAC run, and the settings of both methods."""
+    c, sizes = run.config, run.sizes
+    count = int((run.arrays["train_labels"] < sizes[0]).sum())
+
+    def keep(number: int, step: int, layer: int, batch: int) -> np.ndarray:
+        epoch, at = divmod(step, -(-count // c["batch_size"]))
+        start = epoch * count + at * c["batch_size"]
+        return run.arrays[f"dropout_keep/layers.{layer}"][start : start + batch]
+
+    names = ("ffn_num", "batch_size", "tuned_epoch", "init_lr", "min_lr", "weight_decay")
+    settings = {k: c[k] for k in names} | {"optimizer": run.facts["optimizer"]}
+    settings |= {"ffn_adapter_scalar": c["adapter_scale"], "ffn_adapter_dropout": c["adapter_dropout"]}
+    return Sessions(monkeypatch, c["depth"], keep if c["adapter_dropout"] else None), settings

@@ -117,6 +117,8 @@ SETTINGS = [
     ("inflora", {"short_first_basis": True, "lamb": 0.9, "late_schedule": True}),
     ("sd_lora", {"restart_magnitudes": True, "epochs": 0}),
     ("slca", {"ca_task_by_size": True, "ca_with_logit_norm": 0.0, "ca_samples": 2}),
+    ("ranpac", {"ranpac_ridge": "task", "ranpac_scores": "cosine"}),
+    ("ease", {"use_init_ptm": True, "beta": 1.0}),
 ]  # fmt: skip
 
 

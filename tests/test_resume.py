@@ -27,6 +27,8 @@ RICHER = {
     "inflora": {"optimizer": "sgd", "weight_decay": 0.01, "lamb": 0.6},
     "sd_lora": {"optimizer": "adam", "init_epoch": 3, "milestones": [1], "restart_magnitudes": True},
     "slca": {"optimizer": "adam", "milestones": [1], "ca_epochs": 2, "ca_samples": 8},
+    "ranpac": {"ranpac_scores": "cosine", "ranpac_ridge": "task", "optimizer": "adam"},
+    "ease": {"use_init_ptm": True, "beta": 1.0, "optimizer": "adam"},
 }  # fmt: skip
 
 
@@ -38,7 +40,8 @@ class Killed(BaseException):
 def whole(request, tmp_path, monkeypatch):
     """The arguments of a tiny run of a method, and the folder of an uninterrupted one."""
     method, settings = request.param
-    run = tiny_experiment(method, tmp_path, monkeypatch, epochs=2, func_epoch=2, rd_epoch=2, **settings)
+    epochs = {"epochs": 2, "func_epoch": 2, "rd_epoch": 2, "init_epochs": 2, "tuned_epoch": 4}
+    run = tiny_experiment(method, tmp_path, monkeypatch, **epochs, **settings)
     assert main.main([*run, "--out", str(tmp_path / "whole")]) == 0
     return run, folder_of(tmp_path / "whole")
 

@@ -1,0 +1,68 @@
+"""APER with adapters: class means of the frozen model's features beside those of one adapted to the first task.
+
+Zhou et al., IJCV 2024, "Revisiting Class-Incremental Learning with Pre-Trained Models: Generalizability and Adaptivity are
+All You Need" (arXiv 2303.07338), its adapter variant; formerly ADAM. The first task trains an adapter in every layer with a
+cosine head that is then dropped; later tasks only add class means. tests/test_parity.py holds it to LAMDA-PILOT's code.
+Shapes: B batch, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from backbone.adapter import Adapter
+from backbone.heads import StatisticsHead
+from backbone.subspaces import PLAIN, SubspaceSlot, features_in
+from backbone.vit import Stream
+from models.base import Learner as Base
+from models.session import planned_once, train_session
+from models.settings import SessionSettings
+from utils.tasks import Task
+
+
+class Settings(SessionSettings):
+    """LAMDA-PILOT's keys. Nothing departs from its code: the adapter's factor and dropout are keys, constants there."""
+
+    tuned_epoch: int = Field(20, ge=0, description="passes over the first task; 0: nothing is adapted, as SimpleCIL")
+    head: Literal["ncm", "ridge"] = Field(
+        "ncm",
+        description="what predicts, over both features side by side: the nearest class mean, which is APER, or ridge "
+        "regression on class statistics",
+    )
+
+
+class Learner(Base):
+    """Plain and adapted features, and their class statistics."""
+
+    cfg: Settings
+    trains_features: ClassVar[bool] = False  # after the first task's session, before any statistics are gathered
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        cfg, width = self.cfg, self.backbone.width
+        for layer in range(self.backbone.depth):
+            slot = SubspaceSlot()
+            adapter = Adapter(width, cfg.ffn_num, cfg.ffn_adapter_scalar, cfg.ffn_adapter_dropout)
+            slot.adapters.append(self.place(f"layers.{layer}.adapter", adapter))
+            self.backbone.fill(layer, slot)
+
+    def new_statistics(self, kind: Literal["ncm", "ridge"]) -> StatisticsHead:
+        return StatisticsHead(kind, 2 * self.backbone.width, self.num_classes, self.cfg.head_projection_dim)
+
+    def learn(self, task: Task) -> None:
+        self.seen = task.total
+        if task.index > 0:
+            self.views += len(task.train)  # that `consolidate` reads
+            return
+        cfg = self.cfg
+        train_session(self, task, self.backbone.slots.values(), name="head", epochs=cfg.tuned_epoch, lr=cfg.init_lr)
+
+    def features(self, images: Tensor | Stream) -> Tensor:
+        """The frozen model's features and the adapted ones, [B, 2 D]: two passes, raw side by side."""
+        return features_in(self.backbone, images, (PLAIN, 0))
+
+    def planned_parameters(self) -> list[tuple[str, int]]:
+        return planned_once(self)

@@ -1,0 +1,140 @@
+"""EASE: an adapter set and a feature subspace for every task, and one prototype classifier over all subspaces.
+
+Zhou et al., CVPR 2024, "Expandable Subspace Ensemble for Pre-Trained Model-Based Class-Incremental Learning" (arXiv
+2403.12030). Each task trains fresh adapters with a cosine head of its own classes, which is then dropped; its classes get
+their means in every subspace so far, and old classes, whose images are gone, get theirs in the new subspace from similar new
+classes (backbone/subspaces.py). S subspaces cost S passes. tests/test_parity.py holds it to the authors' code.
+Shapes: B batch, D width, S subspaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from backbone.adapter import Adapter
+from backbone.heads import StatisticsHead
+from backbone.subspaces import PLAIN, SubspaceHead, SubspaceSlot, features_in
+from backbone.vit import Stream
+from models.base import Learner as Base
+from models.session import train_session
+from models.settings import SessionSettings
+from models.training import Recipe
+from utils.tasks import Task
+
+
+class Settings(SessionSettings):
+    """The authors' keys, LAMDA-PILOT's too. What its other values do is not built: those are refused."""
+
+    ignored: ClassVar[frozenset[str]] = frozenset({"pretrained", "adapter_num"})
+
+    # wider than Trained's: each method's adam is that of its original
+    optimizer: Literal["sgd", "adam", "adamw"] = Field(  # type: ignore[assignment]
+        "sgd", description="sgd (momentum 0.9); adam, here with the decay in its gradient as in the original; or adamw"
+    )
+    scheduler: Literal["cosine"] = Field("cosine", description="from init_lr to min_lr, stepped once an epoch")
+    init_epochs: int = Field(20, ge=0, description="passes over the first task")
+    later_epochs: int | None = Field(
+        None,
+        ge=0,
+        description="passes over each later task; null: init_epochs, which the original takes for equal sizes",
+    )
+    later_lr: float | None = Field(
+        None,
+        gt=0,
+        le=100,
+        description="learning rate of later tasks; null: init_lr, which the original takes for equal sizes",
+    )
+    use_init_ptm: bool = Field(False, description="the frozen model's own features are a subspace too")
+    alpha: float = Field(
+        0.1,
+        ge=0,
+        le=1e6,
+        description="weight of the mean score in the other adapters' subspaces, beside 1 for a class's own",
+    )
+    beta: float = Field(
+        0.0, ge=0, le=1e6, description="weight of the score in the frozen model's subspace (use_init_ptm)"
+    )
+    recalc_sim: Literal[True] = Field(True, description="all missing prototypes are filled in anew after every task")
+    use_reweight: Literal[True] = Field(True, description="subspaces are weighted by alpha and beta")
+    use_diagonal: Literal[False] = Field(False, description="true is a variant of the original that is not built here")
+    use_old_data: Literal[False] = Field(False, description="true, which keeps old images, is not built here")
+    moni_adam: Literal[False] = Field(False, description="true, which stops adding adapters, is not built here")
+    head: Literal["ncm"] = Field("ncm", description="the method is its head: class means in all subspaces, reweighted")
+
+    def remarks(self) -> Iterator[str]:
+        yield from super().remarks()
+        if self.use_init_ptm != bool(self.beta):
+            yield "beta and use_init_ptm act together: the frozen model's subspace counts beta times"
+
+    def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        yield from super().cross_checks()
+        if self.head_projection_dim is not None:
+            yield ("head_projection_dim",), "head_projection_dim: ease has no random projection; remove this key"
+        if self.later_lr is not None and self.min_lr > self.later_lr:
+            yield ("min_lr", "later_lr"), f"min_lr: {self.min_lr} is above later_lr {self.later_lr}"
+
+
+class Learner(Base):
+    """Grows an adapter in every layer and a subspace in the head with each task; old ones stay as they are."""
+
+    cfg: Settings
+    trains_features: ClassVar[bool] = False  # a subspace never changes after its task: means in it do not age
+    statistics: SubspaceHead
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        for layer in range(self.backbone.depth):
+            self.backbone.fill(layer, SubspaceSlot())
+
+    def new_statistics(self, kind: Literal["ncm", "ridge"]) -> StatisticsHead:
+        cfg = self.cfg
+        return SubspaceHead(self.backbone.width, self.num_classes, cfg.use_init_ptm, cfg.alpha, cfg.beta)
+
+    def _slots(self) -> list[SubspaceSlot]:
+        return [slot for slot in self.backbone.slots.values() if isinstance(slot, SubspaceSlot)]
+
+    def _adapter(self) -> Adapter:
+        cfg = self.cfg
+        return Adapter(self.backbone.width, cfg.ffn_num, cfg.ffn_adapter_scalar, cfg.ffn_adapter_dropout)
+
+    def _grow(self) -> None:
+        number = self.statistics.tasks
+        for layer, slot in enumerate(self._slots()):
+            slot.adapters.append(self.place(f"task{number}.adapters.{layer}", self._adapter()))
+        self.statistics.grow()
+
+    def learn(self, task: Task) -> None:
+        self.seen = task.total
+        self._grow()
+        cfg, first = self.cfg, task.index == 0
+        train_session(
+            self,
+            task,
+            [slot.adapters[-1] for slot in self._slots()],
+            name=f"task{task.index}.local_head",
+            epochs=cfg.init_epochs if first or cfg.later_epochs is None else cfg.later_epochs,
+            lr=cfg.init_lr if first or cfg.later_lr is None else cfg.later_lr,
+            recipe=Recipe(cfg.optimizer, cfg.weight_decay),
+        )
+
+    def features(self, images: Tensor | Stream) -> Tensor:
+        """Features in all subspaces side by side, [B, S D]."""
+        plain = [PLAIN] if self.cfg.use_init_ptm else []
+        return features_in(self.backbone, images, [*plain, *range(self.statistics.tasks)])
+
+    def structure(self) -> dict[str, Any]:
+        return {**super().structure(), "tasks": self.statistics.tasks}
+
+    def restore(self, structure: dict[str, Any]) -> None:
+        super().restore(structure)
+        while self.statistics.tasks < structure["tasks"]:
+            self._grow()
+
+    def planned_parameters(self) -> list[tuple[str, int]]:
+        adapters = self.backbone.depth * sum(p.numel() for p in self._adapter().parameters())
+        size = [adapters + classes * self.backbone.width + 1 for classes in (self.cfg.init_cls, self.cfg.increment)]
+        return [("task 1: adapters and a cosine head of its classes", size[0]), ("each later task, the same", size[1])]
