@@ -55,7 +55,7 @@ TOY_SETTINGS = {
     "dataset": "digits", "init_cls": 2, "increment": 2, "batch_size": 8, "init_lr": 0.05, "epochs": 2, "func_epoch": 2,
     "rd_epoch": 2, "rd_lr": 0.01, "ffn_num": 2, "rd_dim": 4, "buffer_size": 30, "detect_batch_size": 8,
     "exp_threshold": 0.5, "adapt_start_layer": 1, "adapt_end_layer": 2, "nested_lora_rank": 2, "num_experts": 3,
-    "expert_hidden": 2,
+    "expert_hidden": 2, "tuned_epoch": 2, "e_prompt_layer_idx": (2,), "prompt_layer_idx": (0, 2), "prompt_param": (6, 2, 0.1),
 }  # fmt: skip
 
 
@@ -77,7 +77,7 @@ TINY = {
     "about": "a tiny run", "dataset": "digits", "init_cls": 5, "increment": 5, "seed": [3], "backbone_weights": "random",
     "image_size": 16, "batch_size": 32, "epochs": 1, "func_epoch": 1, "rd_epoch": 1, "init_lr": 0.05, "rd_lr": 0.01,
     "ffn_num": 4, "rd_dim": 4, "exp_threshold": 0.5, "num_experts": 2, "expert_hidden": 2,
-    "novelty_confidence": 0.0, "device": "cpu",
+    "novelty_confidence": 0.0, "device": "cpu", "tuned_epoch": 1,
 }  # fmt: skip
 
 
