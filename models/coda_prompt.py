@@ -111,10 +111,10 @@ class Learner(PromptLearner):
         rows += [(p, range(first, self.made)) for p in self.components.parameters()]
         after_step = keeping(rows, cfg.decay_other_rows)
         parameters = [*self.components.parameters(), *self.head.parameters()]
-        how: dict[str, Any] = {"phase": "prompts", "epochs": cfg.tuned_epoch, "lr": cfg.init_lr}
+        how: dict[str, Any] = {"epochs": cfg.tuned_epoch, "lr": cfg.init_lr}
         how |= {"recipe": self._recipe(), "batches": batches if cfg.drop_last else None}
         self.train()
-        fit(self, task, step, parameters, after_step=after_step, **how)
+        fit(self, task, step, parameters, phase="prompts", after_step=after_step, **how)
 
     def _grow(self, task: int) -> int:
         """Makes the task's components, as many as the pool still has; returns the number of the first."""

@@ -99,9 +99,17 @@ class Learner(PromptLearner):
         own, learning = range(task.first, task.total), mask_of(cfg, task.index)
         rows = [*((p, own) for p in self.head.parameters()), *((p, learning) for p in pool.parameters())]
         after_step = keeping(rows, cfg.decay_other_rows)
-        how = {"phase": "prompts", "epochs": cfg.tuned_epoch, "lr": cfg.init_lr, "recipe": pool_recipe(cfg)}
+        how: dict[str, Any] = {"epochs": cfg.tuned_epoch, "lr": cfg.init_lr, "recipe": pool_recipe(cfg)}
         self.train()
-        fit(self, task, step, [p for part in self._parts() for p in part.parameters()], after_step=after_step, **how)
+        fit(
+            self,
+            task,
+            step,
+            [p for part in self._parts() for p in part.parameters()],
+            phase="prompts",
+            after_step=after_step,
+            **how,
+        )
 
     # Prediction ----------------------------------------------------------------------------------------------------
 

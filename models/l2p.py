@@ -2,7 +2,8 @@
 
 Trains the pool, its keys and a linear head; the ViT is frozen. With `batchwise_prompt` and `decay_other_rows` it is
 LAMDA-PILOT's to rounding (tests/test_parity.py). Departure from that code by default: each image has its own choice, in
-training and testing, where PILOT takes a vote over the batch. Shapes: B batch, N tokens, D width, L length of a prompt, K chosen prompts.
+training and testing, where PILOT takes a vote over the batch.
+Shapes: B batch, N tokens, D width, L length of a prompt, K chosen prompts.
 """
 
 from __future__ import annotations
@@ -67,9 +68,9 @@ class Learner(PromptLearner):
         rows = [*((p, own) for p in self.head.parameters()), *((p, learning) for p in pool.parameters())]
         after_step = keeping(rows, cfg.decay_other_rows)
         parameters = [*pool.parameters(), *self.head.parameters()]
-        how = {"phase": "prompts", "epochs": cfg.tuned_epoch, "lr": cfg.init_lr, "recipe": pool_recipe(cfg)}
+        how: dict[str, Any] = {"epochs": cfg.tuned_epoch, "lr": cfg.init_lr, "recipe": pool_recipe(cfg)}
         self.train()
-        fit(self, task, step, parameters, after_step=after_step, **how)
+        fit(self, task, step, parameters, phase="prompts", after_step=after_step, **how)
 
     # Prediction ----------------------------------------------------------------------------------------------------
 

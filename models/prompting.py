@@ -27,14 +27,12 @@ class PromptLearner(Base):
     That never changes, so it is kept beside the prefix (prefix_cache), D numbers an image; what cannot be kept, as of freshly
     augmented images, is computed in a pass of its own."""
 
-    _queries: PrefixCache | None
+    _queries: PrefixCache | None = None
 
     def begin_task(self) -> None:
         super().begin_task()
-        if getattr(self, "_queries", None) is not None:
+        if self._queries is not None:
             self._queries.forget_views()
-        else:
-            self._queries = None
 
     def streams(
         self,

@@ -192,7 +192,10 @@ def test_ragged_and_one_class_splits_are_allowed():
 
 def test_unknown_method_lists_the_known_and_still_judges_common_keys():
     found = faults_of(model_name="semma", batch_size=0, func_epoch=3, nonsense=1)
-    assert "did you mean 'sema'? (known: dylora_moe, finetune, joint, moe_parallel, nested_lora, sema" in found[0]
+    assert (
+        "did you mean 'sema'? (known: coda_prompt, dualprompt, dylora_moe, finetune, joint, l2p, moe_parallel"
+        in found[0]
+    )
     assert {f.partition(":")[0] for f in found} == {"model_name", "batch_size", "nonsense"}
 
 

@@ -28,7 +28,15 @@ from utils.strict_json import read_json
 
 METHODS = models.available()
 HEADS = [(m, h) for m in METHODS for h in get_args(models.settings_of(m).model_fields["head"].annotation)]
-QUICK = {"init_cls": 2, "increment": 1, "epochs": 1, "func_epoch": 1, "rd_epoch": 1, "detect_batch_size": 4}
+QUICK = {
+    "init_cls": 2,
+    "increment": 1,
+    "epochs": 1,
+    "func_epoch": 1,
+    "rd_epoch": 1,
+    "tuned_epoch": 1,
+    "detect_batch_size": 4,
+}
 ONE = {"batch_size": 1, "detect_batch_size": 1, "eval_batch_size": 1}
 ALL = {"batch_size": 500, "detect_batch_size": 500, "eval_batch_size": 500}
 
@@ -113,6 +121,9 @@ SETTINGS = [
     ("sparse_moe", {"top_k_experts": 1, "expert_capacity": 0.5, "router_noisy": True, "router_bias_rate": 0.1}),
     ("sparse_moe", {"router_granularity": "sample", "moe_dispatch": "loop"}),
     ("simplecil", {"head": "ridge", "head_projection_dim": 9}),
+    ("l2p", {"batchwise_prompt": True, "head_type": "token", "size": 1, "top_k": 1}),
+    ("dualprompt", {"batchwise_prompt": True, "scrambled_e_prompt": True, "size": 2, "optimizer": "sgd"}),
+    ("coda_prompt", {"prompt_param": (90, 2, 0.5), "drop_last": True, "cosine_off_by_one": True}),
 ]  # fmt: skip
 
 

@@ -7,9 +7,11 @@ from test_methods import HEADS, METHODS
 from torch.nn import functional as F
 
 from backbone.vit import SlottedViT, Stream
+from models.prompting import PromptLearner
 from utils import evaluation
 
 TRAINED = [m for m in METHODS if m != "simplecil"]
+FROM_IMAGES = ("finetune", "joint", "l2p", "dualprompt", "coda_prompt")  # nothing that lasts lies below what learns
 CPU = torch.device("cpu")
 
 
@@ -71,6 +73,8 @@ VARIANTS = {
     "experts that distil": ("dylora_moe", {"distill_coef": 1.0}),
     "replay": ("dylora_moe", {"replay_per_class": 2}),
     "experts on linear layers": ("dylora_moe", {"lora_target": ["qkv"]}),
+    "prompts of the upper layers": ("dualprompt", {"g_prompt_layer_idx": (1,)}),
+    "components of the upper layers": ("coda_prompt", {"prompt_layer_idx": (1, 2)}),
     "head alone": ("finetune", {"trainable": "head"}),
 }
 
@@ -114,8 +118,9 @@ def test_a_test_image_enters_the_network_once(method, toy_learner, stems):
             stems.clear()
             evaluation.evaluate(learner, stream, index, CPU)
             new = 8 * (index + 1) if learner.prefix_layer == 0 else 0 if again else 8
+            new += 8 if isinstance(learner, PromptLearner) and not again else 0  # for its query, which is kept
             assert sum(stems) == new, (index, again)
-    assert (learner.prefix_layer == 0) == (method in ("finetune", "joint"))
+    assert (learner.prefix_layer == 0) == (method in FROM_IMAGES)
 
 
 @pytest.mark.parametrize("method", TRAINED)
@@ -139,7 +144,7 @@ def test_each_view_enters_the_network_once(method, toy_learner, stems):
     learner.streams = watched
     learner.learn(stream.task(1))
     trained = [streams for how, streams in phases if how.get("augment", True)]
-    if method in ("finetune", "joint"):
+    if method in FROM_IMAGES:
         assert not any(trained)  # nothing is frozen below
         return
     assert len(trained) >= 5 and all(trained)
