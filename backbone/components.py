@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-TINY = 1e-8  # share of a draw's squared length below which nothing is left of it
+TINY = 1e-8  # squared length below which nothing is left of a draw, as in the authors' code
 
 
 class Draws(nn.Module):
@@ -80,12 +80,12 @@ def orthonormal(drawn: Tensor, before: Tensor) -> Tensor:
 
     Classical Gram-Schmidt as in the authors' code: each row's projections are all of the draw itself, so that rows before which
     training made oblique are not left exactly orthogonal. Where those rows span the space and nothing is left of a draw, it
-    stays as drawn (their code draws for ever). In float64: what is left may be small."""
-    earlier = [row for row in before.double() if row.any()]
+    stays as drawn, and no other is made orthogonal to it (their code draws for ever). In float64: what is left may be small."""
+    others = [row for row in before.double() if row.any()]
     found: list[Tensor] = []
     for row in drawn.double():
-        left = row.clone()
-        for other in [*earlier, *found]:
-            left -= (row @ other) / (other @ other) * other
-        found.append(left if left @ left > TINY * (row @ row) else row)
+        left = row - sum((row @ other) / (other @ other) * other for other in others)
+        spanned = bool(left @ left < TINY)
+        found.append(row if spanned else left)
+        others += [] if spanned else [left]
     return torch.stack([row / row.norm() for row in found]).to(drawn.dtype) if found else drawn

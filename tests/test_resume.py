@@ -23,9 +23,10 @@ RICHER = {
                    "freeze_on_convergence": False, "replay_per_class": 1, "maturity_steps": 3},
     "sparse_moe": {"router_noisy": True, "router_bias_rate": 0.01, "router_warmup": 4},
     "finetune": {"optimizer": "adam"},
-    "l2p": {"optimizer": "sgd", "scheduler": "cosine", "weight_decay": 0.01, "use_prompt_mask": True, "top_k": 2, "train_views": 2},
+    "l2p": {"optimizer": "sgd", "scheduler": "cosine", "weight_decay": 0.01, "use_prompt_mask": True, "top_k": 2,
+            "train_views": 2},
     "dualprompt": {"weight_decay": 0.01, "batchwise_prompt": True, "scrambled_e_prompt": True},
-    "coda_prompt": {"weight_decay": 0.01, "prompt_param": [10, 4, 0.5], "drop_last": True},
+    "coda_prompt": {"weight_decay": 0.01, "prompt_param": [10, 4, 0.5]},
     "simplecil": {"head": "ridge"},
 }  # fmt: skip
 
