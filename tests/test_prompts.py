@@ -1,16 +1,21 @@
 """Prefix tuning and prompt pools: exact values on small inputs, a slow plain attention, and what the query is."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import toy_backbone, toy_settings, toy_stream
 from torch.nn import functional as F
 
-from backbone import prompts
+import models
+from backbone import catalogue, prompts
 from backbone.prompts import PrefixTuning, PromptPool, Queried, attend, choose, pull, scrambled
 from backbone.vit import SlottedViT, Stream
 from models.prompting import chosen_in_training, hand_down, keeping, mask_of, pool_recipe
+from utils.config import resolve
+from utils.strict_json import read_json
+
 
 KINDS = [
     {},
@@ -295,6 +300,26 @@ def test_the_recipe_is_pilots(toy_learner):
 def test_settings_that_cannot_be_are_refused(method, keys, fault):
     (found,) = [text for _, text in toy_settings(method, **keys).cross_checks()]
     assert fault in found
+
+
+HARNESS = {"embed_dim", "depth", "num_heads", "patch_size", "img_size", "mlp_ratio", "classes_per_task", "tasks"}
+HARNESS |= {"train_per_class", "test_per_class"}
+# what the shipped files have beside the settings that the recorded runs name
+SHIPPED = {"get_original_backbone": True, "global_pool": "token", "freeze": ["blocks", "norm"], "pretrained": True}
+SHIPPED |= {"drop": 0.0, "drop_path": 0.0, "memory_size": 0, "memory_per_class": 0, "fixed_memory": False}
+SHIPPED |= {"prefix": "x", "device": ["0"], "seed": [1993], "shuffle": True, "dataset": "cifar224"}
+
+
+@pytest.mark.parametrize("method", ["l2p", "dualprompt", "coda_prompt"])
+def test_pilots_files_load(method):
+    values = read_json(Path(__file__).parent / "fixtures" / "parity" / method / f"{method}_a.json")[0]["config"]
+    values = {k: v for k, v in values.items() if k not in HARNESS} | SHIPPED
+    values |= {"model_name": method, "init_cls": 10, "increment": 10, "backbone_type": f"vit_base_patch16_224_{method}"}
+    how = {"settings_of": models.settings_of, "methods": models.available(), "backbones": catalogue.names}
+    resolved = resolve(values, source="x", **how)
+    (note,) = [text for text in resolved.notes if "never act" in text]
+    assert "reinit_optimizer" in note and "freeze" in note
+    assert resolved.settings.optimizer == "adam" and resolved.settings.tuned_epoch == 5
 
 
 def test_block_without_prefix_is_timms():
