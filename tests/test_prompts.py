@@ -16,7 +16,6 @@ from models.prompting import chosen_in_training, hand_down, keeping, mask_of, po
 from utils.config import resolve
 from utils.strict_json import read_json
 
-
 KINDS = [
     {},
     {"qk_norm": True},
