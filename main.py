@@ -253,7 +253,8 @@ def run_seed(
         log.info(table)
     results = report.results_json(record)
     page.write_report(folder, results, settings, machine)
-    shutil.rmtree(folder / "cache", ignore_errors=True)  # of the frozen prefix: nobody computes with this run again
+    for kept in folder.glob("cache*"):  # of the frozen prefix: nobody computes with this run again
+        shutil.rmtree(kept, ignore_errors=True)
     storage.write_json(folder / "results.json", results)  # last: a folder with it is finished
     return results
 

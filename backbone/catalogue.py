@@ -19,6 +19,9 @@ SEMA_CL_NAMES = {
     "pretrained_vit_b16_224_in21k_adapter": _IN21K,
     "vit_base_patch16_224_ease": _IN1K,
     "vit_base_patch16_224_in21k_ease": _IN21K,
+    "vit_base_patch16_224_l2p": _IN1K,
+    "vit_base_patch16_224_dualprompt": _IN1K,
+    "vit_base_patch16_224_coda_prompt": _IN1K,
 }
 # The files of timm that define VisionTransformer models; other families have other blocks.
 _TIMM_FILES = ("vision_transformer.py", "deit.py")

@@ -11,6 +11,7 @@ be computed once. In models that pool one token the last block computes the othe
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -117,6 +118,12 @@ class SlottedViT(nn.Module):
             raise ValueError(f"layer {layer} does not exist, the backbone has layers 0..{self.depth - 1}")
         self.slots[str(layer)] = slot
 
+    def without_slots(self) -> SlottedViT:
+        """The same frozen model, its tensors shared, with nothing in it: what images are before anything is learned."""
+        bare = copy.copy(self)
+        bare.__dict__["_modules"] = {**self._modules, "slots": nn.ModuleDict(), "router": None}
+        return bare
+
     def forward(self, images: Tensor | Stream, branches: int = 1, route: Route | None = None) -> Tensor:
         """Pooled features [B, D] of images [B, 3, H, W] in [0, 1], as timm's forward_head(.., pre_logits=True) gives them; or
         of what `prefix` made of them.
@@ -138,6 +145,12 @@ class SlottedViT(nn.Module):
                 return start.x[:, 0].repeat(branches, 1), {}
             stream, means = self._blocks(start, tap, branches=branches, route=route)
             return self._pooled(stream.x), means
+
+    def all_tokens(self, start: Stream) -> Tensor:
+        """Every token [B, N, D] after the final norm, of a model without slots; the stream may have more than images give."""
+        assert not self.slots, "with slots the last block may leave tokens out"
+        with _timed(start), self.casting():
+            return self.vit.norm(self._blocks(start, ())[0].x).to(self.mean.dtype)
 
     def mean_tokens(self, images: Tensor | Stream, tap: Collection[int]) -> dict[int, Tensor]:
         """The mean tokens alone: nothing above the last tapped layer's attention is computed."""

@@ -16,10 +16,14 @@ _FOLDER = Path(__file__).parent
 # files of this folder that are no method
 _SHARED = {
     "__init__", "base", "training", "settings", "nesting", "expert_settings", "experts", "replay", "spawning", "watch",
-    "held_out", "saved", "export_peft", "phase", "exported", "planning", "finished", "keys", "session",
+    "held_out", "saved", "export_peft", "phase", "exported", "planning", "finished", "keys", "session", "prompting",
+    "prompt_settings",
 }  # fmt: skip
 # Imported in no time, so what a Settings class takes from them can be had without the rest of its file.
-_LIGHT = {*sys.stdlib_module_names, "pydantic", "utils.config", "models.settings", "models.expert_settings"}
+_LIGHT = {
+    *sys.stdlib_module_names, "pydantic", "utils.config", "models.settings", "models.expert_settings",
+    "models.prompt_settings",
+}  # fmt: skip
 
 
 def available() -> list[str]:

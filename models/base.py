@@ -136,13 +136,7 @@ class Learner(nn.Module):
         if not isinstance(data, TaskData):
             return data.batches(size, epoch=epoch, stream=stream, augment=augment, shuffle=shuffle)
         if self._cache is None:
-            cfg, log = self.cfg, self.log
-            if log is None:  # a saved run that is looked at: its folder stays as it is
-                place: Place = "off" if cfg.prefix_cache == "off" else "memory"
-                self._cache = PrefixCache(self.backbone, place, cfg.prefix_cache_gb * GIB)
-            else:
-                folder, limit = log.folder / "cache", cfg.prefix_cache_gb * GIB
-                self._cache = PrefixCache(self.backbone, cfg.prefix_cache, limit, folder, say=log.info)
+            self._cache = self._new_cache(self.backbone, "cache")
         with profile.part("prefix"):  # what is missing is computed here
             return self._cache.batches(
                 data,
@@ -154,6 +148,14 @@ class Learner(nn.Module):
                 shuffle=shuffle,
                 views=getattr(self.cfg, "train_views", 0),
             )
+
+    def _new_cache(self, backbone: SlottedViT, name: str) -> PrefixCache:
+        """A cache as the settings ask for it; its files would lie in the run folder's `name`."""
+        cfg, log = self.cfg, self.log
+        if log is None:  # a saved run that is looked at: its folder stays as it is
+            place: Place = "off" if cfg.prefix_cache == "off" else "memory"
+            return PrefixCache(backbone, place, cfg.prefix_cache_gb * GIB)
+        return PrefixCache(backbone, cfg.prefix_cache, cfg.prefix_cache_gb * GIB, log.folder / name, say=log.info)
 
     # Class statistics ----------------------------------------------------------------------------------------------
 

@@ -56,6 +56,7 @@ TOY_SETTINGS = {
     "rd_epoch": 2, "rd_lr": 0.01, "ffn_num": 2, "rd_dim": 4, "buffer_size": 30, "detect_batch_size": 8,
     "exp_threshold": 0.5, "adapt_start_layer": 1, "adapt_end_layer": 2, "nested_lora_rank": 2, "num_experts": 3,
     "expert_hidden": 2, "tuned_epoch": 2, "init_epochs": 2, "M": 9, "ffn_adapter_dropout": 0.0,
+    "e_prompt_layer_idx": (2,), "prompt_layer_idx": (0, 2), "prompt_param": (6, 2, 0.1),
 }  # fmt: skip
 
 

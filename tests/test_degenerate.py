@@ -28,7 +28,15 @@ from utils.strict_json import read_json
 
 METHODS = models.available()
 HEADS = [(m, h) for m in METHODS for h in get_args(models.settings_of(m).model_fields["head"].annotation)]
-QUICK = {"init_cls": 2, "increment": 1, "epochs": 1, "func_epoch": 1, "rd_epoch": 1, "detect_batch_size": 4}
+QUICK = {
+    "init_cls": 2,
+    "increment": 1,
+    "epochs": 1,
+    "func_epoch": 1,
+    "rd_epoch": 1,
+    "tuned_epoch": 1,
+    "detect_batch_size": 4,
+}
 ONE = {"batch_size": 1, "detect_batch_size": 1, "eval_batch_size": 1}
 ALL = {"batch_size": 500, "detect_batch_size": 500, "eval_batch_size": 500}
 
@@ -119,6 +127,9 @@ SETTINGS = [
     ("slca", {"ca_task_by_size": True, "ca_with_logit_norm": 0.0, "ca_samples": 2}),
     ("ranpac", {"ranpac_ridge": "task", "ranpac_scores": "cosine"}),
     ("ease", {"use_init_ptm": True, "beta": 1.0}),
+    ("l2p", {"batchwise_prompt": True, "head_type": "token", "size": 1, "top_k": 1}),
+    ("dualprompt", {"batchwise_prompt": True, "scrambled_e_prompt": True, "size": 2, "optimizer": "sgd"}),
+    ("coda_prompt", {"prompt_param": (90, 2, 0.5), "drop_last": True, "cosine_off_by_one": True}),
 ]  # fmt: skip
 
 

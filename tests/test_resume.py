@@ -23,6 +23,10 @@ RICHER = {
                    "freeze_on_convergence": False, "replay_per_class": 1, "maturity_steps": 3},
     "sparse_moe": {"router_noisy": True, "router_bias_rate": 0.01, "router_warmup": 4},
     "finetune": {"optimizer": "adam"},
+    "l2p": {"optimizer": "sgd", "scheduler": "cosine", "weight_decay": 0.01, "use_prompt_mask": True, "top_k": 2,
+            "train_views": 2},
+    "dualprompt": {"weight_decay": 0.01, "batchwise_prompt": True, "scrambled_e_prompt": True},
+    "coda_prompt": {"weight_decay": 0.01, "prompt_param": [10, 4, 0.5]},
     "simplecil": {"head": "ridge"},
     "inflora": {"optimizer": "sgd", "weight_decay": 0.01, "lamb": 0.6},
     "sd_lora": {"optimizer": "adam", "init_epoch": 3, "milestones": [1], "restart_magnitudes": True},
@@ -30,6 +34,9 @@ RICHER = {
     "ranpac": {"ranpac_scores": "cosine", "ranpac_ridge": "task", "optimizer": "adam"},
     "ease": {"use_init_ptm": True, "beta": 1.0, "optimizer": "adam"},
 }  # fmt: skip
+
+
+EPOCHS = {"epochs": 2, "func_epoch": 2, "rd_epoch": 2, "init_epochs": 2, "tuned_epoch": 2}
 
 
 class Killed(BaseException):
@@ -40,8 +47,7 @@ class Killed(BaseException):
 def whole(request, tmp_path, monkeypatch):
     """The arguments of a tiny run of a method, and the folder of an uninterrupted one."""
     method, settings = request.param
-    epochs = {"epochs": 2, "func_epoch": 2, "rd_epoch": 2, "init_epochs": 2, "tuned_epoch": 4}
-    run = tiny_experiment(method, tmp_path, monkeypatch, **epochs, **settings)
+    run = tiny_experiment(method, tmp_path, monkeypatch, **(EPOCHS | settings))
     assert main.main([*run, "--out", str(tmp_path / "whole")]) == 0
     return run, folder_of(tmp_path / "whole")
 

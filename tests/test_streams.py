@@ -7,11 +7,23 @@ from test_methods import HEADS, METHODS
 from torch.nn import functional as F
 
 from backbone.vit import SlottedViT, Stream
+from models.prompting import PromptLearner
 from utils import evaluation
 
 TRAINED = [m for m in METHODS if m != "simplecil"]
 # whose passes begin at the images, or whose features are several
-ALL_LAYERS = ("finetune", "joint", "ease", "aper_adapter", "inflora", "sd_lora", "slca")
+ALL_LAYERS = (
+    "finetune",
+    "joint",
+    "ease",
+    "aper_adapter",
+    "inflora",
+    "sd_lora",
+    "slca",
+    "l2p",
+    "dualprompt",
+    "coda_prompt",
+)
 CPU = torch.device("cpu")
 
 
@@ -73,6 +85,8 @@ VARIANTS = {
     "experts that distil": ("dylora_moe", {"distill_coef": 1.0}),
     "replay": ("dylora_moe", {"replay_per_class": 2}),
     "experts on linear layers": ("dylora_moe", {"lora_target": ["qkv"]}),
+    "prompts of the upper layers": ("dualprompt", {"g_prompt_layer_idx": (1,)}),
+    "components of the upper layers": ("coda_prompt", {"prompt_layer_idx": (1, 2)}),
     "head alone": ("finetune", {"trainable": "head"}),
     "one session, dropout": ("ranpac", {"ffn_adapter_dropout": 0.5}),
     "a session a task, dropout": ("ease", {"ffn_adapter_dropout": 0.5, "use_init_ptm": True, "beta": 1.0}),
@@ -118,6 +132,7 @@ def test_a_test_image_enters_the_network_once(method, toy_learner, stems):
             stems.clear()
             evaluation.evaluate(learner, stream, index, CPU)
             new = 8 * (index + 1) if learner.prefix_layer == 0 else 0 if again else 8
+            new += 8 if isinstance(learner, PromptLearner) and not again else 0  # for its query, which is kept
             assert sum(stems) == new, (index, again)
     assert (learner.prefix_layer == 0) == (method in ALL_LAYERS)
 

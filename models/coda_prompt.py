@@ -1,0 +1,159 @@
+"""CODA-Prompt: prefixes composed of components that an image's query weighs (Smith et al., CVPR 2023, arXiv 2211.13218).
+
+Each task adds components, orthogonal to those before at the start, which then stay fixed; all act on every image, so nothing is
+selected. Trains the components and a linear head. With `cosine_off_by_one`, `drop_last` and `decay_other_rows` it is
+LAMDA-PILOT's to rounding (tests/test_parity.py). Shapes: B batch, D width, L length of a prompt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from backbone import prompts
+from backbone.components import Components, Draws
+from backbone.heads import LinearHead
+from backbone.prompts import Queried
+from backbone.vit import Stream
+from models.prompt_settings import PromptSettings
+from models.prompting import PromptLearner, keeping
+from models.training import Recipe, cross_entropy_among, fit
+from utils.tasks import Task, task_sizes
+
+
+class Settings(PromptSettings):
+    """Defaults are LAMDA-PILOT's for CIFAR-100, the faults behind the last keys apart."""
+
+    tuned_epoch: int = Field(20, ge=0, description="passes over each task")
+    batch_size: int = Field(128, ge=1, description="training images per step")
+    scheduler: Literal["constant", "cosine"] = Field(
+        "cosine",
+        description="of the rate: constant, or init_lr cos(99 pi e / (200 (E - 1))) in epoch e of E; no min_lr",
+    )
+    prompt_param: tuple[int, int, float] = Field(
+        (100, 8, 0.0),
+        description="components of a layer, shared out evenly among the tasks; length of a prompt, half of it keys, half "
+        "values; weight of the orthogonality penalty",
+    )
+    prompt_layer_idx: tuple[int, ...] = Field(
+        (0, 1, 2, 3, 4), min_length=1, description="blocks that read a prompt, counted from 0"
+    )
+    cosine_off_by_one: bool = Field(
+        False, description="the first two epochs have the full rate, as in the authors' and LAMDA-PILOT's schedule"
+    )
+    drop_last: bool = Field(False, description="leave out an incomplete last training batch, as LAMDA-PILOT")
+
+    def remarks(self) -> Iterator[str]:
+        yield from super().remarks()
+        if self.departs("min_lr"):
+            yield "min_lr does not act: the cosine of coda_prompt ends where it ends"
+
+    def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        yield from super().cross_checks()
+        size, length, weight = self.prompt_param
+        if size < 1 or length < 2 or length % 2 or not 0 <= weight < math.inf:
+            yield (
+                ("prompt_param",),
+                "prompt_param: [components, length of a prompt, weight] with an even length and a weight of at least 0 is "
+                f"expected; got {list(self.prompt_param)}",
+            )
+        if len(set(self.prompt_layer_idx)) != len(self.prompt_layer_idx) or min(self.prompt_layer_idx, default=0) < 0:
+            given = list(self.prompt_layer_idx)
+            yield ("prompt_layer_idx",), f"prompt_layer_idx: different numbers from 0 are expected; got {given}"
+
+
+class Learner(PromptLearner):
+    cfg: Settings
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        cfg, width = self.cfg, self.backbone.width
+        size, length, _ = cfg.prompt_param
+        tasks = len(task_sizes(self.num_classes, min(cfg.init_cls, self.num_classes), cfg.increment))
+        self.per_task, self.made = size // tasks, 0  # components of a task, and of all tasks so far
+        if not self.per_task:
+            raise ValueError(f"prompt_param: {size} components are too few for {tasks} tasks, each needs one")
+        self.layers = sorted(cfg.prompt_layer_idx)
+        prompts.fill(self.backbone, self.layers, "prompt_layer_idx")
+        named = ((f"components.{layer}", Components(size, length, width)) for layer in self.layers)
+        self.components = nn.ModuleList(self.place(name, part) for name, part in named)
+        self.head = self.place("head", LinearHead(width, self.num_classes))
+
+    def _components(self) -> list[Components]:
+        return cast(list[Components], list(self.components))
+
+    # Learning ------------------------------------------------------------------------------------------------------
+
+    def learn(self, task: Task) -> None:
+        """The task's own components and the head, on cross-entropy among its classes and the orthogonality penalty."""
+        cfg, weight = self.cfg, self.cfg.prompt_param[2]
+        self.seen = task.total
+        first = self._grow(task.index)
+
+        def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            scores = self.head(self._encode(*self.begin(images), first))
+            loss, correct = cross_entropy_among(scores, labels, task.first, task.total)
+            if not weight:
+                return loss, correct, loss
+            penalty = torch.stack([part.penalty(first, self.made) for part in self._components()]).sum()
+            return loss + weight * penalty, correct, loss
+
+        def batches(epoch: int) -> Iterable[Any]:
+            found = self.streams(task.train, cfg.batch_size, epoch=epoch, stream="prompts")
+            return (batch for batch in found if len(batch[1]) == cfg.batch_size)
+
+        rows = [(p, range(task.first, task.total)) for p in self.head.parameters()]
+        rows += [(p, range(first, self.made)) for p in self.components.parameters()]
+        after_step = keeping(rows, cfg.decay_other_rows)
+        parameters = [*self.components.parameters(), *self.head.parameters()]
+        how: dict[str, Any] = {"epochs": cfg.tuned_epoch, "lr": cfg.init_lr}
+        how |= {"recipe": self._recipe(), "batches": batches if cfg.drop_last else None}
+        self.train()
+        fit(self, task, step, parameters, phase="prompts", after_step=after_step, **how)
+
+    def _grow(self, task: int) -> int:
+        """Makes the task's components, as many as the pool still has; returns the number of the first."""
+        size, length, _ = self.cfg.prompt_param
+        first = min(task * self.per_task, size)
+        self.made = min(first + self.per_task, size)
+        for layer, own in zip(self.layers, self._components(), strict=True):
+            draws = Draws(self.made - first, length, self.backbone.width)
+            own.grow(self.place(f"components.{layer}.task{task}", draws), first)
+        return first
+
+    def _recipe(self) -> Recipe:
+        cfg = self.cfg
+        epochs, late = max(cfg.tuned_epoch - 1, 1), int(cfg.cosine_off_by_one)
+
+        def share(epoch: int) -> float:
+            done = min(max(epoch - late, 0), epochs)  # a scheduler also asks for the rate after the last epoch
+            return math.cos(99 * math.pi * done / (200 * epochs)) if cfg.scheduler == "cosine" else 1.0
+
+        return Recipe(cfg.optimizer, cfg.weight_decay, share)
+
+    # Prediction ----------------------------------------------------------------------------------------------------
+
+    def features(self, images: Tensor | Stream | Queried) -> Tensor:
+        return self._encode(*self.begin(images), self.made)
+
+    def _encode(self, start: Stream, query: Tensor, first: int) -> Tensor:
+        """Features [B, D] with each layer's prefix; gradients reach the components from `first` on."""
+        prefixes = [part(query, first, self.made) for part in self._components()]
+        return self.backbone(start, route=lambda x: prefixes)
+
+    # Bookkeeping ---------------------------------------------------------------------------------------------------
+
+    def structure(self) -> dict[str, Any]:
+        return {**super().structure(), "components": self.made}
+
+    def restore(self, structure: dict[str, Any]) -> None:
+        super().restore(structure)
+        self.made = int(structure["components"])
+
+    def planned_parameters(self) -> list[tuple[str, int]]:
+        return [("every task", sum(p.numel() for part in (self.components, self.head) for p in part.parameters()))]

@@ -1,0 +1,134 @@
+"""DualPrompt: shared prompts and prompts by query, as prefixes of attention (Wang et al., ECCV 2022, arXiv 2204.04799).
+
+Blocks in `g_prompt_layer_idx` read a prefix that all images share, those in `e_prompt_layer_idx` one that the image's query
+selects from a pool, with one set of keys for all layers. Trains both, the keys and a linear head. With `batchwise_prompt`,
+`scrambled_e_prompt` and `decay_other_rows` it is LAMDA-PILOT's to rounding (tests/test_parity.py); without, each image has a
+choice of its own and the keys and values that were meant. Shapes: B batch, D width, L length of a prompt, K chosen prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from backbone import prompts
+from backbone.heads import LinearHead
+from backbone.prompts import PromptPool, Prompts, Queried, choose, pull
+from backbone.vit import Stream
+from models.prompt_settings import PoolSettings
+from models.prompting import PromptLearner, chosen_in_training, hand_down, keeping, mask_of, pool_recipe
+from models.training import cross_entropy_among, fit
+from utils.tasks import Task
+
+
+class Settings(PoolSettings):
+    """Defaults are LAMDA-PILOT's for CIFAR-100, its vote over the batch and its scrambled layout apart."""
+
+    tuned_epoch: int = Field(5, ge=0, description="passes over each task")
+    top_k: int = Field(1, ge=1, le=1000, description="E-prompts chosen for an image, one after the other in the prefix")
+    use_prompt_mask: bool = Field(
+        True, description="task t trains E-prompts t*top_k to (t+1)*top_k-1, as far as the pool has them"
+    )
+    shared_prompt_pool: bool = Field(
+        True, description="a task's E-prompts of the mask start as copies of those of the task before"
+    )
+    g_prompt_length: int = Field(5, ge=1, le=1000, description="length of a G-prompt")
+    g_prompt_layer_idx: tuple[int, ...] = Field((0, 1), description="blocks that read a G-prompt, counted from 0")
+    e_prompt_layer_idx: tuple[int, ...] = Field(
+        (2, 3, 4), min_length=1, description="blocks that read the chosen E-prompts, counted from 0"
+    )
+    scrambled_e_prompt: bool = Field(
+        False,
+        description="hand keys and values of E-prompts to other samples of the batch, as LAMDA-PILOT by a reshape that mixes "
+        "up axes: a prediction then depends on its place in the batch",
+    )
+
+    use_g_prompt: Literal[True] = Field(True, description="LAMDA-PILOT's key; without: g_prompt_layer_idx []")
+    use_e_prompt: Literal[True] = Field(True, description="LAMDA-PILOT's key; only this form is built")
+    use_prefix_tune_for_g_prompt: Literal[True] = Field(True, description="LAMDA-PILOT's key; only this form is built")
+    use_prefix_tune_for_e_prompt: Literal[True] = Field(True, description="LAMDA-PILOT's key; only this form is built")
+    same_key_value: Literal[False] = Field(False, description="LAMDA-PILOT's key; only this form is built")
+    head_type: Literal["token"] = Field("token", description="what the head reads: the backbone's own pooling")
+
+    def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        yield from super().cross_checks()
+        layers = (*self.g_prompt_layer_idx, *self.e_prompt_layer_idx)
+        if len(set(layers)) != len(layers) or min(layers, default=0) < 0:
+            yield (
+                ("g_prompt_layer_idx", "e_prompt_layer_idx"),
+                "g_prompt_layer_idx, e_prompt_layer_idx: different numbers from 0 are expected, each in one of the two; "
+                f"got {list(self.g_prompt_layer_idx)} and {list(self.e_prompt_layer_idx)}",
+            )
+
+
+class Learner(PromptLearner):
+    cfg: Settings
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        cfg, width = self.cfg, self.backbone.width
+        self.general_layers, self.expert_layers = sorted(cfg.g_prompt_layer_idx), sorted(cfg.e_prompt_layer_idx)
+        prompts.fill(self.backbone, self.general_layers, "g_prompt_layer_idx")
+        prompts.fill(self.backbone, self.expert_layers, "e_prompt_layer_idx")
+        shape = (len(self.general_layers), 2, cfg.g_prompt_length, width)
+        self.general = self.place("general", Prompts(*shape)) if self.general_layers else None
+        pool = PromptPool(cfg.size, (len(self.expert_layers), 2, cfg.length, width), width)
+        self.pool = self.place("pool", pool)
+        self.head = self.place("head", LinearHead(width, self.num_classes))
+
+    # Learning ------------------------------------------------------------------------------------------------------
+
+    def learn(self, task: Task) -> None:
+        """G-prompts, pool and head, on cross-entropy among the task's classes, less the pull of the chosen keys."""
+        cfg, pool = self.cfg, self.pool
+        self.seen = task.total
+        hand_down(pool, cfg, task.index)
+
+        def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            start, query = self.begin(images)
+            similarity = pool.similarity(query)
+            ids = chosen_in_training(similarity, cfg, task.index)
+            scores = self.head(self._encode(start, ids))
+            loss, correct = cross_entropy_among(scores, labels, task.first, task.total)
+            weight = cfg.pull_constraint_coeff if cfg.pull_constraint else 0.0
+            return loss - weight * pull(similarity, ids), correct, loss
+
+        own, learning = range(task.first, task.total), mask_of(cfg, task.index)
+        rows = [*((p, own) for p in self.head.parameters()), *((p, learning) for p in pool.parameters())]
+        after_step = keeping(rows, cfg.decay_other_rows)
+        how: dict[str, Any] = {"epochs": cfg.tuned_epoch, "lr": cfg.init_lr, "recipe": pool_recipe(cfg)}
+        self.train()
+        fit(
+            self,
+            task,
+            step,
+            [p for part in self._parts() for p in part.parameters()],
+            phase="prompts",
+            after_step=after_step,
+            **how,
+        )
+
+    # Prediction ----------------------------------------------------------------------------------------------------
+
+    def features(self, images: Tensor | Stream | Queried) -> Tensor:
+        start, query = self.begin(images)
+        return self._encode(start, choose(self.pool.similarity(query), self.cfg.top_k, self.cfg.batchwise_prompt))
+
+    def _encode(self, start: Stream, ids: Tensor) -> Tensor:
+        """Features [B, D] with the G-prompts and the E-prompts ids [B, K] as prefixes [B, 2, L, D]."""
+        chosen = self.pool(ids).permute(2, 0, 3, 1, 4, 5).flatten(3, 4)  # [E-layers, B, 2, K L, D]
+        prefixes = dict(zip(self.expert_layers, chosen, strict=True))
+        if self.cfg.scrambled_e_prompt:
+            prefixes = {layer: prompts.scrambled(prefix) for layer, prefix in prefixes.items()}
+        for layer, prefix in zip(self.general_layers, () if self.general is None else self.general.values, strict=True):
+            prefixes[layer] = prefix.expand(len(ids), -1, -1, -1)
+        return self.backbone(start, route=lambda x: [prefixes[layer] for layer in sorted(prefixes)])
+
+    def _parts(self) -> list[Any]:
+        return [part for part in (self.general, self.pool, self.head) if part is not None]
+
+    def planned_parameters(self) -> list[tuple[str, int]]:
+        return [("every task", sum(p.numel() for part in self._parts() for p in part.parameters()))]

@@ -1,0 +1,96 @@
+"""L2P: prompts that an image's query selects from a pool, as input tokens (Wang et al., CVPR 2022, arXiv 2112.08654).
+
+Trains the pool, its keys and a linear head; the ViT is frozen. With `batchwise_prompt` and `decay_other_rows` it is
+LAMDA-PILOT's to rounding (tests/test_parity.py). Departure from that code by default: each image has its own choice, in
+training and testing, where PILOT takes a vote over the batch.
+Shapes: B batch, N tokens, D width, L length of a prompt, K chosen prompts.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from backbone.heads import LinearHead
+from backbone.prompts import PromptPool, Queried, choose, pull
+from backbone.vit import Stream
+from models.prompt_settings import PoolSettings
+from models.prompting import PromptLearner, chosen_in_training, hand_down, keeping, mask_of, pool_recipe
+from models.training import cross_entropy_among, fit
+from utils.tasks import Task
+
+
+class Settings(PoolSettings):
+    """Defaults are LAMDA-PILOT's for CIFAR-100, the choice for each image by itself apart."""
+
+    init_lr: float = Field(0.001875, gt=0, le=100, description="learning rate at the start of each task")
+    head_type: Literal["prompt", "token"] = Field(
+        "prompt",
+        description="what the head reads: the mean of the prompt tokens, or the backbone's own pooling of the others",
+    )
+
+
+class Learner(PromptLearner):
+    cfg: Settings
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        width = self.backbone.width
+        self.pool = self.place("pool", PromptPool(self.cfg.size, (self.cfg.length, width), width))
+        self.head = self.place("head", LinearHead(width, self.num_classes))
+
+    @property
+    def prefix_layer(self) -> int:
+        """Prompts are input tokens: nothing above the stem stays the same."""
+        return 0
+
+    # Learning ------------------------------------------------------------------------------------------------------
+
+    def learn(self, task: Task) -> None:
+        """All of the pool and the head, on cross-entropy among the task's classes, less the pull of the chosen keys."""
+        cfg, pool = self.cfg, self.pool
+        self.seen = task.total
+        hand_down(pool, cfg, task.index)
+
+        def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            start, query = self.begin(images)
+            similarity = pool.similarity(query)
+            ids = chosen_in_training(similarity, cfg, task.index)
+            scores = self.head(self._encode(start, ids))
+            loss, correct = cross_entropy_among(scores, labels, task.first, task.total)
+            weight = cfg.pull_constraint_coeff if cfg.pull_constraint else 0.0
+            return loss - weight * pull(similarity, ids), correct, loss
+
+        own, learning = range(task.first, task.total), mask_of(cfg, task.index)
+        rows = [*((p, own) for p in self.head.parameters()), *((p, learning) for p in pool.parameters())]
+        after_step = keeping(rows, cfg.decay_other_rows)
+        parameters = [*pool.parameters(), *self.head.parameters()]
+        how: dict[str, Any] = {"epochs": cfg.tuned_epoch, "lr": cfg.init_lr, "recipe": pool_recipe(cfg)}
+        self.train()
+        fit(self, task, step, parameters, phase="prompts", after_step=after_step, **how)
+
+    # Prediction ----------------------------------------------------------------------------------------------------
+
+    def features(self, images: Tensor | Stream | Queried) -> Tensor:
+        start, query = self.begin(images)
+        return self._encode(start, choose(self.pool.similarity(query), self.cfg.top_k, self.cfg.batchwise_prompt))
+
+    def _encode(self, start: Stream, ids: Tensor) -> Tensor:
+        """Features [B, D] of a stream from the stem, with the prompts [B, K] as further tokens.
+
+        They stand after the others, which attention does not notice, and have the class token's position, where the model
+        has one: what LAMDA-PILOT's loader gives them in stretching the position table."""
+        vit, count = self.backbone.vit, start.x.shape[1]
+        prompts = self.pool(ids).flatten(1, 2)  # [B, K L, D]
+        if vit.pos_embed is not None and vit.cls_token is not None and not vit.no_embed_class:
+            prompts = prompts + vit.pos_embed[:, :1]
+        tokens = self.backbone.all_tokens(Stream(0, torch.cat([start.x, prompts], dim=1)))
+        if self.cfg.head_type == "token":
+            return vit.forward_head(tokens[:, :count], pre_logits=True)
+        return vit.fc_norm(tokens[:, count:].mean(dim=1))
+
+    def planned_parameters(self) -> list[tuple[str, int]]:
+        return [("every task", sum(p.numel() for part in (self.pool, self.head) for p in part.parameters()))]

@@ -1,0 +1,117 @@
+"""What the prompt methods share: an image's query from the model without prompts, kept where it can be, and how a pool learns.
+
+Shapes: B batch, D width, S prompts of a pool, K chosen of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backbone.prefix_cache import PrefixCache
+from backbone.prompts import PromptPool, Queried, choose
+from backbone.vit import Stream
+from models.base import Learner as Base
+from models.prompt_settings import PoolSettings
+from models.training import Recipe
+from utils import profile
+from utils.tasks import Batches, TaskData
+
+
+class PromptLearner(Base):
+    """A learner whose prompts depend on an image's query: its pooled feature in the backbone without prompts, [B, D].
+
+    That never changes, so it is kept beside the prefix (prefix_cache), D numbers an image; what cannot be kept, as of freshly
+    augmented images, is computed in a pass of its own."""
+
+    _queries: PrefixCache | None = None
+
+    def begin_task(self) -> None:
+        super().begin_task()
+        if self._queries is not None:
+            self._queries.forget_views()
+
+    def streams(
+        self,
+        data: TaskData,
+        size: int,
+        *,
+        epoch: int = 0,
+        stream: str = "train",
+        augment: bool = True,
+        shuffle: bool = True,
+    ) -> Iterable[tuple[Any, Tensor, Tensor]]:
+        """As the base's, with Queried in the place of what is known with its query."""
+        how: dict[str, Any] = {"epoch": epoch, "stream": stream, "augment": augment, "shuffle": shuffle}
+        own, views = super().streams(data, size, **how), self.cfg.train_views
+        if not isinstance(data, TaskData) or self.cfg.prefix_cache == "off" or (augment and not views):
+            return own
+        if self._queries is None:
+            self._queries = self._new_cache(self.backbone.without_slots(), "cache_queries")
+        with profile.part("prefix"):
+            found = self._queries.batches(data, size, self.backbone.depth, **how, views=views)
+        return own if isinstance(found, Batches) else _beside(own, found)
+
+    def begin(self, images: Tensor | Stream | Queried) -> tuple[Stream, Tensor]:
+        """Where a pass with prompts starts, and the queries [B, D], without gradient. Images enter the stem once."""
+        source = images.images if isinstance(images, Queried) else images
+        start = source if isinstance(source, Stream) else self.backbone.prefix(source, 0)
+        if isinstance(images, Queried):
+            return start, images.query
+        with torch.no_grad():
+            return start, self.backbone.without_slots()(start)
+
+
+def _beside(own: Iterable[tuple[Any, Tensor, Tensor]], queries: Iterable[tuple[Any, Tensor, Tensor]]) -> Any:
+    for (images, labels, where), (query, *_) in zip(own, queries, strict=True):
+        yield Queried(images, query.x[:, 0]), labels, where
+
+
+def mask_of(cfg: PoolSettings, task: int) -> range | None:
+    """The prompts that task number `task` trains under `use_prompt_mask`; None: those that its images choose, as in testing,
+    which is also what happens where the pool has no more."""
+    own = range(task * cfg.top_k, (task + 1) * cfg.top_k)
+    return own if cfg.use_prompt_mask and own.stop <= cfg.size else None
+
+
+@torch.no_grad()
+def hand_down(pool: PromptPool, cfg: PoolSettings, task: int) -> None:
+    """Start of a task with a mask: its prompts, and its keys, become copies of those of the task before, as asked."""
+    own = mask_of(cfg, task)
+    if task == 0 or own is None:
+        return
+    for parameter, asked in ((pool.prompts, cfg.shared_prompt_pool), (pool.keys, cfg.shared_prompt_key)):
+        if asked:
+            parameter[own.start : own.stop] = parameter[own.start - cfg.top_k : own.start].clone()
+
+
+def chosen_in_training(similarity: Tensor, cfg: PoolSettings, task: int) -> Tensor:
+    """Numbers [B, K] of the prompts that a batch of the task trains, from its similarities [B, S]."""
+    own = mask_of(cfg, task)
+    if own is None:
+        return choose(similarity, cfg.top_k, cfg.batchwise_prompt)
+    return torch.arange(own.start, own.stop, device=similarity.device).expand(len(similarity), -1)
+
+
+def pool_recipe(cfg: PoolSettings) -> Recipe:
+    """The optimizer, and the rate over a task's epochs."""
+    return Recipe(cfg.optimizer, cfg.weight_decay, None if cfg.scheduler == "cosine" else lambda epoch: 1.0)
+
+
+def keeping(rows: Sequence[tuple[nn.Parameter, range | None]], decay_other_rows: bool) -> Callable[[], None] | None:
+    """A function for after a step that gives each parameter's rows outside the range that learns (None: all learn) their
+    present values back; None where nothing is to be kept. Momentum and weight decay alone would move them."""
+    if decay_other_rows:
+        return None
+    kept = [(p, own, p.detach().clone()) for p, own in rows if own is not None]
+
+    @torch.no_grad()
+    def restore() -> None:
+        for parameter, own, old in kept:
+            parameter[: own.start] = old[: own.start]
+            parameter[own.stop :] = old[own.stop :]
+
+    return restore
