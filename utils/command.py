@@ -79,6 +79,14 @@ def parser(about: str) -> argparse.ArgumentParser:
         metavar="RUN",
         help="write a saved run's adapted model as RUN/export/model.safetensors and config.json",
     )
+    ask.add_argument(
+        "--compare",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="finished runs side by side: a table and a page (--out FILE.html, default: compare.html in --out's folder). RUN: "
+        "a seed's folder, or any folder with runs below it",
+    )
     ask.add_argument("--list", action="store_true", help="show methods, data sets, backbones and experiment files")
     ask.add_argument(
         "--profile",

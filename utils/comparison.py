@@ -108,7 +108,7 @@ def tables(rows: Sequence[Row]) -> dict[str, str]:
     return {"txt": as_text(rows) + "\n", "csv": as_csv(rows), "md": as_markdown(rows), "tex": as_latex(rows)}
 
 
-def _cells(row: Row, plus_minus: str) -> list[str]:
+def cells(row: Row, plus_minus: str) -> list[str]:
     """n, pairs, then mean ± std and the difference of each column, for the tables that have a line for each row."""
     # every result has a last accuracy, so its counts are those of the row; forgetting may lack (one task)
     gap = row.differences["last_accuracy"]
@@ -130,7 +130,7 @@ def as_markdown(rows: Sequence[Row]) -> str:
     lines = [f"| {' | '.join(_titles())} |", "|---|" + "---:|" * (len(_titles()) - 1)]
     for row in rows:
         label = row.label.replace("\\", "\\\\").replace("|", "\\|")
-        lines.append(f"| {label} | {' | '.join(_cells(row, '±'))} |")
+        lines.append(f"| {label} | {' | '.join(cells(row, '±'))} |")
     return "\n".join([*lines, "", LEGEND, ""])
 
 
@@ -139,8 +139,8 @@ def as_latex(rows: Sequence[Row]) -> str:
     lines = [f"% {LEGEND}", rf"\begin{{tabular}}{{l{'r' * (len(_titles()) - 1)}}}", r"\hline"]
     lines += [" & ".join(_titles()) + r" \\", r"\hline"]
     for row in rows:
-        cells = [cell if cell == "-" else f"${cell}$" for cell in _cells(row, r"\pm")]
-        lines.append(" & ".join([latex_escape(row.label), *cells]) + r" \\")
+        texts = [cell if cell == "-" else f"${cell}$" for cell in cells(row, r"\pm")]
+        lines.append(" & ".join([latex_escape(row.label), *texts]) + r" \\")
     return "\n".join([*lines, r"\hline", r"\end{tabular}", ""])
 
 

@@ -52,11 +52,17 @@ def legend(axes: Axes, **options: Any) -> None:
     axes.legend(labelcolor=INK, frameon=False, fontsize=9, **options)
 
 
-def legend_above(figure: Figure) -> None:
+def legend_above(figure: Figure, ncols: int = 4) -> None:
     """One legend for all panels, above them; equal labels are named once."""
     found = {label: h for a in figure.axes for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
     figure.legend(
-        list(found.values()), list(found), loc="outside upper left", ncols=4, frameon=False, labelcolor=INK, fontsize=9
+        list(found.values()),
+        list(found),
+        loc="outside upper left",
+        ncols=ncols,
+        frameon=False,
+        labelcolor=INK,
+        fontsize=9,
     )
 
 
