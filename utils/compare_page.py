@@ -33,7 +33,8 @@ FIGURES = {  # name: heading, caption
     "bias": (
         "Head bias",
         "Of the test images taken for another task's class: the share on newer tasks than their own minus the share on older "
-        "ones, in percent. 100: all errors between tasks fall on newer ones, 0: as many on older ones.",
+        "ones, in percent. 100: all errors between tasks fall on newer ones, 0: as many on older ones. Left out are rows "
+        "without such errors, and runs of versions that did not count them.",
     ),
     "adapters": ("Adapters", "Adapters in place after each task."),
     "cost": (
@@ -57,11 +58,13 @@ def chosen(rows: Sequence[Row], most: int) -> list[tuple[int, Row]]:
     return sorted([*numbered[:1], *best], key=lambda pair: pair[0])
 
 
+def _told(found: metrics.Summary, digits: int = 2) -> str:
+    """Mean ± std, without the latter for one seed, `-` without values."""
+    return number(found.mean, digits) + ("" if found.std is None else f" ± {number(found.std, digits)}")
+
+
 def _spread(values: Sequence[float | None], digits: int = 2) -> str:
-    """Mean ± std over seeds, `-` without values."""
-    found = metrics.summarise(values)
-    deviation = "" if found.std is None else f" ± {number(found.std, digits)}"
-    return number(found.mean, digits) + deviation
+    return _told(metrics.summarise(values), digits)
 
 
 def _of_rows(rows: Numbered, head: Sequence[str], cells: Any) -> str:
@@ -71,9 +74,19 @@ def _of_rows(rows: Numbered, head: Sequence[str], cells: Any) -> str:
 
 
 def result_table(found: Sequence[comparison.Row]) -> str:
-    titles = ["row", "n", "pairs", *(t for name in comparison.COLUMNS.values() for t in (name, "difference"))]
-    body = [[row.label, *comparison.cells(row, "±")] for row in found]
-    return table(titles, body, "rows") + f'<p class="soft">{escape(comparison.LEGEND)}.</p>'
+    """All rows: for each measure mean ± std, and the paired difference to the first row with its interval."""
+    head, body = ["row", "n", "pairs"], []
+    for name in comparison.COLUMNS.values():
+        head += [name, "difference"]
+    for row in found:
+        gap = row.differences["last_accuracy"]
+        line: list[Any] = [row.label, row.summaries["last_accuracy"].n, gap.n if gap else "-"]
+        for column in comparison.COLUMNS:
+            gap = row.differences[column]
+            spread = comparison.interval(gap) if gap and gap.low is not None else ""
+            line += [_told(row.summaries[column]), f"{comparison.signed(gap.mean if gap else None)} {spread}".rstrip()]
+        body.append(line)
+    return table(head, body, "rows") + f'<p class="soft">In {escape(comparison.LEGEND)}.</p>'
 
 
 def settings_table(rows: Numbered) -> str:

@@ -66,7 +66,7 @@ def signed(value: float | None) -> str:
     return "-" if value is None else f"{round(value, 2) + 0.0:+.2f}"
 
 
-def _interval(difference: PairedDifference | None) -> str:
+def interval(difference: PairedDifference | None) -> str:
     if difference is None or difference.low is None:
         return "-"
     return f"[{signed(difference.low)}, {signed(difference.high)}]"
@@ -83,7 +83,7 @@ def as_text(rows: Sequence[Row]) -> str:
             summary, gap = row.summaries[column], row.differences[column]
             lines.append(
                 f"{row.label:<{width}}  {number(summary.mean):>7} {number(summary.std):>6} {summary.n:>3} "
-                f"{signed(gap.mean if gap else None):>11} {_interval(gap):>18} {gap.n if gap else '-':>6}"
+                f"{signed(gap.mean if gap else None):>11} {interval(gap):>18} {gap.n if gap else '-':>6}"
             )
         lines.append("")
     return "\n".join([*lines, LEGEND])
@@ -108,7 +108,7 @@ def tables(rows: Sequence[Row]) -> dict[str, str]:
     return {"txt": as_text(rows) + "\n", "csv": as_csv(rows), "md": as_markdown(rows), "tex": as_latex(rows)}
 
 
-def cells(row: Row, plus_minus: str) -> list[str]:
+def _cells(row: Row, plus_minus: str) -> list[str]:
     """n, pairs, then mean ± std and the difference of each column, for the tables that have a line for each row."""
     # every result has a last accuracy, so its counts are those of the row; forgetting may lack (one task)
     gap = row.differences["last_accuracy"]
@@ -117,8 +117,8 @@ def cells(row: Row, plus_minus: str) -> list[str]:
         summary, gap = row.summaries[column], row.differences[column]
         deviation = f" {plus_minus} {number(summary.std)}" if summary.mean is not None else ""
         texts.append(number(summary.mean) + deviation)
-        interval = f" {_interval(gap)}" if gap and gap.mean is not None else ""
-        texts.append(signed(gap.mean if gap else None) + interval)
+        ends = f" {interval(gap)}" if gap and gap.mean is not None else ""
+        texts.append(signed(gap.mean if gap else None) + ends)
     return texts
 
 
@@ -130,7 +130,7 @@ def as_markdown(rows: Sequence[Row]) -> str:
     lines = [f"| {' | '.join(_titles())} |", "|---|" + "---:|" * (len(_titles()) - 1)]
     for row in rows:
         label = row.label.replace("\\", "\\\\").replace("|", "\\|")
-        lines.append(f"| {label} | {' | '.join(cells(row, '±'))} |")
+        lines.append(f"| {label} | {' | '.join(_cells(row, '±'))} |")
     return "\n".join([*lines, "", LEGEND, ""])
 
 
@@ -139,7 +139,7 @@ def as_latex(rows: Sequence[Row]) -> str:
     lines = [f"% {LEGEND}", rf"\begin{{tabular}}{{l{'r' * (len(_titles()) - 1)}}}", r"\hline"]
     lines += [" & ".join(_titles()) + r" \\", r"\hline"]
     for row in rows:
-        texts = [cell if cell == "-" else f"${cell}$" for cell in cells(row, r"\pm")]
+        texts = [cell if cell == "-" else f"${cell}$" for cell in _cells(row, r"\pm")]
         lines.append(" & ".join([latex_escape(row.label), *texts]) + r" \\")
     return "\n".join([*lines, r"\hline", r"\end{tabular}", ""])
 

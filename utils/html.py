@@ -34,8 +34,10 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 th, td { text-align: right; padding: .2rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top;
   white-space: nowrap; }
 th { font-weight: 600; }
-.names td { text-align: left; overflow-wrap: anywhere; white-space: normal; }
+.names th, .names td { text-align: left; overflow-wrap: anywhere; white-space: normal; }
 .names td:first-child { white-space: nowrap; }
+.rows td:first-child, .rows th:first-child { text-align: left; }
+.rows td:first-child { white-space: normal; min-width: 11rem; }
 summary { cursor: pointer; margin: .5rem 0; }
 .samples { display: flex; flex-wrap: wrap; gap: .75rem 1.25rem; }
 .samples figure { margin: 0; max-width: 100%; }
@@ -53,7 +55,7 @@ def _cell(value: Any) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]], kind: str = "") -> str:
-    """A table that scrolls sideways in its own box; `kind` "names": the first column is names, the rest texts."""
+    """A table that scrolls sideways in its own box; `kind` "names": texts, "rows": numbers behind the name of a row."""
     top = "<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>" if head else ""
     body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
     return f'<div class="wide"><table class="{kind}">{top}{body}</table></div>'

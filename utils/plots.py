@@ -163,6 +163,8 @@ def losses(rows: Rows) -> Figure | None:
     phases = list(dict.fromkeys(str(row.get("phase", "train")) for row in epochs))
     if not phases:
         return None
+    from matplotlib.ticker import MaxNLocator
+
     figure = new_figure(0.4 + 2.1 * len(phases))
     for panel, phase in enumerate(phases):
         own = [row for row in epochs if str(row.get("phase", "train")) == phase]
@@ -176,6 +178,7 @@ def losses(rows: Rows) -> Figure | None:
         style(axes, "epochs (tasks above)" if panel + 1 == len(phases) else "", f"{phase} loss")
         log_scale_if_wide(axes, [row["loss"] for row in own])
         _task_marks(axes, [row["task"] for row in own])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 

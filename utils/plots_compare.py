@@ -27,8 +27,8 @@ def over_seeds(row: Row, series: Series) -> list[metrics.Summary]:
     return [metrics.summarise(column) for column in values]
 
 
-def _lines(axes: Axes, rows: Chosen, series: Series, xlabel: str, ylabel: str) -> bool:
-    """Draws each row's line and band; whether there was anything to draw."""
+def _lines(axes: Axes, rows: Chosen, series: Series, xlabel: str, ylabel: str) -> None:
+    """Each row's line and band, in the row's own colour in every picture."""
     longest = 0
     for (number, row), colour in zip(rows, PALETTE, strict=False):
         found = over_seeds(row, series)
@@ -45,21 +45,23 @@ def _lines(axes: Axes, rows: Chosen, series: Series, xlabel: str, ylabel: str) -
         task_ticks(axes, longest)
         axes.set_xlim(-0.5, longest - 0.5)
     axes.grid(axis="y", color=INK, alpha=0.15, linewidth=0.6)
-    return longest > 0
 
 
 def _label(number: int, row: Row) -> str:
     return f"{number}: {row.label[:72]}".replace("$", r"\$")  # a dollar sign would begin a formula
 
 
-def _picture(rows: Chosen, panels: Sequence[tuple[Series, str, str]]) -> Figure | None:
+def _picture(rows: Chosen, panels: Sequence[tuple[Series, str, str]], from_zero: bool = False) -> Figure | None:
     """One panel below the other for each (series, x label, y label) that has data; None without any."""
     kept = [panel for panel in panels if any(s.n for _, row in rows for s in over_seeds(row, panel[0]))]
     if not kept:
         return None
     figure = new_figure(0.4 + 2.5 * len(kept) + 0.2 * len(rows))
     for place, (series, xlabel, ylabel) in enumerate(kept, start=1):
-        _lines(figure.add_subplot(len(kept), 1, place), rows, series, xlabel if place == len(kept) else "", ylabel)
+        axes = figure.add_subplot(len(kept), 1, place)
+        _lines(axes, rows, series, xlabel if place == len(kept) else "", ylabel)
+        if from_zero:
+            axes.set_ylim(bottom=0)
     legend_above(figure, ncols=1)
     return figure
 
@@ -109,6 +111,6 @@ def draw(rows: Chosen) -> dict[str, Figure]:
         "errors": error_bars(rows),
         "bias": _picture(rows, [(lambda r: [split.bias for split in r["splits"]], seen, "head bias (%)")]),
         "adapters": _picture(rows, [(adapters, seen, "adapters")]),
-        "cost": _picture(rows, [(seconds, task, "seconds"), (memory, task, "peak memory (MiB)")]),
+        "cost": _picture(rows, [(seconds, task, "seconds"), (memory, task, "peak memory (MiB)")], from_zero=True),
     }
     return {name: figure for name, figure in made.items() if figure is not None}

@@ -95,7 +95,7 @@ def cost(results: Mapping[str, Any]) -> Figure | None:
         below.plot([t for t, _ in known], [peak for _, peak in known], color=COLOURS[3], marker="o", markersize=4)
         style(below, "task", "peak memory (MiB)")
         _grid(below, len(seconds))
-        below.set_ylim(bottom=0)
+        below.set_ylim(0, 1.1 * max(peak for _, peak in known))
     return figure
 
 
