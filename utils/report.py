@@ -112,8 +112,8 @@ class RunRecord:
         What older versions did not count is unknown for the tasks they ran: such a record is read, and its run goes on."""
         names = {f.name for f in fields(cls)}
         if names - set(data) == LATER and isinstance(data.get("correct"), list):
-            unknown = [None] * len(data["correct"])
-            data = {**data, "confusion": None, "wrong_task": unknown, "peak_by_task": unknown}
+            unknown = {key: [None] * len(data["correct"]) for key in ("wrong_task", "peak_by_task")}
+            data = {**data, "confusion": None, **unknown}
         if names != set(data):
             raise ValueError(f"not a run record: fields {sorted(names ^ set(data))} are missing or unknown")
         return cls(**deepcopy(dict(data)))  # the record grows; the checkpoint it came from must not
