@@ -247,6 +247,19 @@ def test_table_and_page(three, capsys):
     )
 
 
+def test_settings_that_only_some_methods_have_are_folded_away(tmp_path):
+    make(tmp_path / "a" / "seed_1", router="x", rate=1, limit=None)
+    make(tmp_path / "b" / "seed_1", router="x", rate=2, limit=3)
+    make(tmp_path / "c" / "seed_1", model_name="ncm", limit=3)
+    rows, _ = rows_in(tmp_path)
+    html = compare_page.settings_table(list(enumerate(rows, start=1)))
+    shown, lone, equal = html.split("<details>")
+    assert cells("model_name", "sema", "sema", "ncm") in shown and cells("rate", 1, 2, "-") in shown
+    assert cells("limit", "null", 3, 3) in shown and "router" not in shown
+    assert "1 settings that only some of the methods have" in lone and cells("router", "x", "x", "-") in lone
+    assert cells("init_lr", 0.01) in equal and "router" not in equal
+
+
 def test_where_the_page_goes(three, capsys):
     assert start(three / "r", "--out", three / "new" / "mine.html") == 0
     assert (three / "new" / "mine.html").is_file()
@@ -269,8 +282,8 @@ def test_of_many_rows_the_best_are_drawn_and_that_is_said(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "the first 10 of 30 rows; the page has all" in shown and "11: init_lr" not in shown
     html = (tmp_path / "compare.html").read_text(encoding="utf-8")
-    assert "drawn are 9 of 30 rows: the first and those with the best last accuracy." in html
-    assert "settings, environments and other tables show 24 of 30 rows" in html
+    assert "Drawn are 9 of 30 rows: the first and those with the best last accuracy." in html
+    assert "Settings, environments and other tables show 24 of 30 rows" in html
     results = html[html.index("<h2>Results") : html.index("<h2>Settings")]
     assert results.count("<tr>") == 31
 

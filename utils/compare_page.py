@@ -90,14 +90,22 @@ def result_table(found: Sequence[comparison.Row]) -> str:
 
 
 def settings_table(rows: Numbered) -> str:
-    """The settings in which these rows differ, a line a key; the others folded away."""
+    """The settings in which these rows differ, a line a key. Folded away are those that only some methods have but that are
+    equal among them, and those that are equal in all."""
     apart = differences([row for _, row in rows])
-    text = ""
-    if apart:
-        body = [[key, *("-" if v is None else as_text(v) for v in values)] for key, values in apart.items()]
-        text = table(["key", *(f"row {n}" for n, _ in rows)], body, "names")
-    else:
-        text = '<p class="soft">None that change a number.</p>'
+    lone = {
+        k: v for k, v in apart.items() if len({as_text(value) for value in v if value is not None}) == 1 and None in v
+    }
+    lone = {k: v for k, v in lone.items() if not all(k in row.settings for _, row in rows)}  # null may be a value
+
+    def lines(keys: Mapping[str, Sequence[Any]]) -> str:
+        cells = [[k, *(as_text(row.settings[k]) if k in row.settings else "-" for _, row in rows)] for k in keys]
+        return table(["key", *(f"row {n}" for n, _ in rows)], cells, "names across")
+
+    main = {key: values for key, values in apart.items() if key not in lone}
+    text = lines(main) if main else '<p class="soft">None that change a number.</p>'
+    if lone:
+        text += details(f"{len(lone)} settings that only some of the methods have, equal in those", lines(lone))
     first = {k: v for k, v in rows[0][1].settings.items() if k not in apart and k not in ("seed", "about", "prefix")}
     return text + details(
         f"{len(first)} settings of row {rows[0][0]} that are equal in all or say where it ran", facts(first)
@@ -177,7 +185,7 @@ def environment_table(rows: Numbered, found: Mapping[int, Sequence[Mapping[str, 
     apart = {key: own for key, own in texts.items() if len(set(own)) > 1 or " / " in own[0]}
     if apart:
         head = ["fact", *(f"row {n}" for n, _ in rows)]
-        text = table(head, [[key, *own] for key, own in apart.items()], "names")
+        text = table(head, [[key, *own] for key, own in apart.items()], "names across")
     else:
         text = '<p class="soft">None: equal code, versions, weights and device.</p>'
     same = {key: own[0] for key, own in texts.items() if key not in apart}
@@ -207,13 +215,13 @@ def page(rows: Sequence[Row], found: Sequence[comparison.Row], notes: Sequence[s
     detailed, drawn = chosen(rows, MOST_DETAILED), chosen(rows, MOST_DRAWN)
     environments = {n: [run.environment() for run in list(row.runs.values())[:MOST_READ]] for n, row in detailed}
     count = sum(len(row.runs) for row in rows)
-    title = f"{count} run{'s' * (count != 1)} in {len(rows)} row{'s' * (len(rows) != 1)}"
+    title = f"{count:,} run{'s' * (count != 1)} in {len(rows):,} row{'s' * (len(rows) != 1)}"
     cut = []
     if len(drawn) < len(rows):
-        cut.append(f"drawn are {len(drawn)} of {len(rows)} rows: the first and those with the best last accuracy")
+        cut.append(f"Drawn are {len(drawn)} of {len(rows):,} rows: the first and those with the best last accuracy")
     if len(detailed) < len(rows):
         cut.append(
-            f"settings, environments and other tables show {len(detailed)} of {len(rows)} rows, chosen in the same way"
+            f"settings, environments and other tables show {len(detailed)} of {len(rows):,} rows, chosen in the same way"
         )
     svgs = {name: plots.inline_svg(figure, f"compare_{name}") for name, figure in plots_compare.draw(drawn).items()}
     after = {

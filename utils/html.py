@@ -36,6 +36,7 @@ th, td { text-align: right; padding: .2rem .6rem; border-bottom: 1px solid var(-
 th { font-weight: 600; }
 .names th, .names td { text-align: left; overflow-wrap: anywhere; white-space: normal; }
 .names td:first-child { white-space: nowrap; }
+.across td + td { min-width: 6rem; max-width: 20rem; }
 .rows td:first-child, .rows th:first-child { text-align: left; }
 .rows td:first-child { white-space: normal; min-width: 11rem; }
 summary { cursor: pointer; margin: .5rem 0; }
@@ -55,7 +56,8 @@ def _cell(value: Any) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]], kind: str = "") -> str:
-    """A table that scrolls sideways in its own box; `kind` "names": texts, "rows": numbers behind the name of a row."""
+    """A table that scrolls sideways in its own box; `kind` "names": texts, "names across": in many columns, "rows":
+    numbers behind the name of a row."""
     top = "<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>" if head else ""
     body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
     return f'<div class="wide"><table class="{kind}">{top}{body}</table></div>'

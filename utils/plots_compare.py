@@ -51,7 +51,9 @@ def _label(number: int, row: Row) -> str:
     return f"{number}: {row.label[:72]}".replace("$", r"\$")  # a dollar sign would begin a formula
 
 
-def _picture(rows: Chosen, panels: Sequence[tuple[Series, str, str]], from_zero: bool = False) -> Figure | None:
+def _picture(
+    rows: Chosen, panels: Sequence[tuple[Series, str, str]], limits: tuple[float, float | None] | None = None
+) -> Figure | None:
     """One panel below the other for each (series, x label, y label) that has data; None without any."""
     kept = [panel for panel in panels if any(s.n for _, row in rows for s in over_seeds(row, panel[0]))]
     if not kept:
@@ -60,8 +62,8 @@ def _picture(rows: Chosen, panels: Sequence[tuple[Series, str, str]], from_zero:
     for place, (series, xlabel, ylabel) in enumerate(kept, start=1):
         axes = figure.add_subplot(len(kept), 1, place)
         _lines(axes, rows, series, xlabel if place == len(kept) else "", ylabel)
-        if from_zero:
-            axes.set_ylim(bottom=0)
+        if limits is not None:
+            axes.set_ylim(*limits)
     legend_above(figure, ncols=1)
     return figure
 
@@ -109,8 +111,10 @@ def draw(rows: Chosen) -> dict[str, Figure]:
         "accuracy": _picture(rows, [(lambda r: r["top1_curve"], seen, "accuracy on all seen classes (%)")]),
         "forgetting": _picture(rows, [(lambda r: r["forgetting_by_task"], task, "forgetting (points)")]),
         "errors": error_bars(rows),
-        "bias": _picture(rows, [(lambda r: [split.bias for split in r["splits"]], seen, "head bias (%)")]),
+        "bias": _picture(
+            rows, [(lambda r: [split.bias for split in r["splits"]], seen, "head bias (%)")], limits=(-105, 105)
+        ),
         "adapters": _picture(rows, [(adapters, seen, "adapters")]),
-        "cost": _picture(rows, [(seconds, task, "seconds"), (memory, task, "peak memory (MiB)")], from_zero=True),
+        "cost": _picture(rows, [(seconds, task, "seconds"), (memory, task, "peak memory (MiB)")], limits=(0, None)),
     }
     return {name: figure for name, figure in made.items() if figure is not None}
