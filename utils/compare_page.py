@@ -221,7 +221,7 @@ def page(rows: Sequence[Row], found: Sequence[comparison.Row], notes: Sequence[s
         cut.append(f"Drawn are {len(drawn)} of {len(rows):,} rows: the first and those with the best last accuracy")
     if len(detailed) < len(rows):
         cut.append(
-            f"settings, environments and other tables show {len(detailed)} of {len(rows):,} rows, chosen in the same way"
+            f"Settings, environments and other tables show {len(detailed)} of {len(rows):,} rows, chosen in the same way"
         )
     svgs = {name: plots.inline_svg(figure, f"compare_{name}") for name, figure in plots_compare.draw(drawn).items()}
     after = {

@@ -51,10 +51,11 @@ def _label(number: int, row: Row) -> str:
     return f"{number}: {row.label[:72]}".replace("$", r"\$")  # a dollar sign would begin a formula
 
 
-def _picture(
-    rows: Chosen, panels: Sequence[tuple[Series, str, str]], limits: tuple[float, float | None] | None = None
-) -> Figure | None:
-    """One panel below the other for each (series, x label, y label) that has data; None without any."""
+Panel = tuple[Series, str, str]  # with the labels of x and y
+
+
+def _picture(rows: Chosen, panels: Sequence[Panel], limits: tuple[float, float | None] | None = None) -> Figure | None:
+    """One panel below the other for each that has data, y within `limits`; None without any."""
     kept = [panel for panel in panels if any(s.n for _, row in rows for s in over_seeds(row, panel[0]))]
     if not kept:
         return None
