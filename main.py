@@ -21,7 +21,20 @@ from typing import TYPE_CHECKING, Any
 import models
 from backbone import catalogue
 from models import finished, planning
-from utils import command, config, data, interrupt, legacy, profile, report, storage, strict_json, sweep, tracker
+from utils import (
+    command,
+    compare,
+    config,
+    data,
+    interrupt,
+    legacy,
+    profile,
+    report,
+    storage,
+    strict_json,
+    sweep,
+    tracker,
+)
 from utils.config import Resolved
 from utils.runlog import RunLog
 from utils.runtime import check_torchvision, environment, flush_denormals, peak_memory, pick_device, seed_everything
@@ -55,6 +68,8 @@ def main(argv: list[str] | None = None) -> int:
             print(command.listing(HERE / "exps", models.summaries(), catalogue.names()))
         elif finished.asked(args):
             code = finished.look(args, HERE / "exps")
+        elif args.compare:
+            compare.run(args)
         elif args.config is not None:
             loaded = load(args)
             if args.check:
@@ -191,7 +206,7 @@ def run_seed(
 
     `built` is the backbone as `weights.build` gives it; the run fills its slots. `profiled`: measure where its time goes."""
     from models.base import SeededInit
-    from utils import checkpoint, page
+    from utils import checkpoint, page, samples
     from utils.evaluation import spans
     from utils.tasks import TaskStream
 
@@ -235,6 +250,7 @@ def run_seed(
             if measured is None:
                 journal.open(rows)
                 whole = not journal.begun
+                samples.keep(folder, stream, index)
                 measured = learn(learner, stream, index, seed, journal)
                 with profile.part("checkpoint"):
                     checkpoint.save(folder, index, learner, record.to_dict(), log, facts.weight_hash, measured)
@@ -252,7 +268,7 @@ def run_seed(
     if profiled and (table := profile.of_run(page.load_rows(folder / "metrics.jsonl"), len(stream))):
         log.info(table)
     results = report.results_json(record)
-    page.write_report(folder, results, settings, machine)
+    page.write_report(folder, results, settings, machine, defaults=cfg.defaults())
     for kept in folder.glob("cache*"):  # of the frozen prefix: nobody computes with this run again
         shutil.rmtree(kept, ignore_errors=True)
     storage.write_json(folder / "results.json", results)  # last: a folder with it is finished

@@ -31,7 +31,8 @@ FIELDS = {
     "model_name", "dataset", "seed", "class_order", "task_classes", "accuracy_matrix", "top1_curve", "top5_curve",
     "last_accuracy", "average_accuracy", "final_task_mean", "forgetting", "backward_transfer", "task_oracle_accuracy",
     "adapters_per_layer", "trainable_parameters", "total_parameters", "selection_history", "test_evaluations", "seconds",
-    "images_per_second", "peak_memory_bytes", "head_drift",
+    "images_per_second", "peak_memory_bytes", "peak_memory_by_task", "head_drift", "task_oracle_curve", "task_confusion",
+    "wrong_task",
 }  # fmt: skip
 
 
@@ -67,7 +68,7 @@ def finished(tiny):
 def test_run_folder_has_what_is_promised(finished):
     for folder in finished[0]:
         names = {"config.json", "environment.json", "run.log", "metrics.jsonl", "results.json", "report.html"}
-        assert {p.name for p in folder.iterdir()} == names | {"checkpoints", "plots", ".lock"}
+        assert {p.name for p in folder.iterdir()} == names | {"checkpoints", "plots", "samples", ".lock"}
         assert (folder / "plots" / "accuracy_matrix.png").read_bytes().startswith(b"\x89PNG")
         assert "</html>" in (folder / "report.html").read_text(encoding="utf-8")
         assert len(list((folder / "checkpoints").glob("task_?????.json"))) == 2

@@ -39,6 +39,12 @@ def test_full_matrix_with_nan_equals_the_ragged_one():
         assert function(full) == function(MATRIX)
 
 
+def test_forgetting_by_task_are_the_terms_of_the_mean():
+    assert m.forgetting_by_task(MATRIX) == pytest.approx([0.5, -0.1], abs=1e-15)
+    assert m.forgetting_by_task([[0.4]]) == [] == m.forgetting_by_task([])
+    assert m.forgetting_by_task([[None], [0.5, 0.75], [0.25, 0.5, 1.0]]) == [0.25, 0.25]
+
+
 def test_one_task_has_nothing_to_forget():
     assert m.forgetting([[0.4]]) is None
     assert m.backward_transfer([[0.4]]) is None
@@ -112,15 +118,26 @@ def test_task_oracle():
 def test_one_class_and_no_samples():
     assert m.topk_accuracy([[0.3]], [0], 1) == 1.0
     assert m.topk_accuracy(np.zeros((0, 5)), np.zeros(0, dtype=int), 1) is None
-    assert m.score(np.zeros((0, 5)), np.zeros(0, dtype=int), TASKS) == m.Score(0, 0, 0, 0)
-    assert m.score([[0.3]], [0], [[0]]) == m.Score(1, 1, None, 1)
+    assert m.score(np.zeros((0, 5)), np.zeros(0, dtype=int), TASKS) == m.Score(0, 0, 0, 0, (0, 0))
+    assert m.score([[0.3]], [0], [[0]]) == m.Score(1, 1, None, 1, (1,))
 
 
 def test_score_counts_and_takes_tensors():
     torch = pytest.importorskip("torch")
-    expected = m.Score(samples=4, correct=1, correct_top5=4, correct_oracle=2)
+    expected = m.Score(samples=4, correct=1, correct_top5=4, correct_oracle=2, predicted=(4, 0))
     assert m.score(SCORES, LABELS, TASKS) == expected
     assert m.score(torch.tensor(SCORES, requires_grad=True), torch.tensor(LABELS), TASKS) == expected
+
+
+def test_predicted_tasks_follow_the_best_score_as_the_ranks_do():
+    table = [[1.0, 5.0, 2.0], [1.0, 2.0, 5.0], [3.0, 3.0, 3.0], [0.0, np.nan, 9.0], [9.0, np.nan, np.nan]]
+    score = m.score(table, [1, 2, 0, 0, 0], [[0], [1, 2]])
+    assert score.predicted == (1, 4) and score.correct == 3  # a tie goes to the lower class, a NaN stands above all
+    assert m.score(np.zeros((0, 0)), np.zeros(0, dtype=int), [[0], [1]]).predicted == (0, 0)
+    rng = np.random.default_rng(1)
+    table, truth = rng.normal(size=(300, 6)), rng.integers(0, 2, 300)
+    owner = np.array([0, 0, 1, 1, 2, 2])[table.argmax(axis=1)]
+    assert m.score(table, truth, [[0, 1], [2, 3], [4, 5]]).predicted == tuple(np.bincount(owner, minlength=3))
 
 
 def test_nan_scores_are_never_right_and_masked_scores_are_fine():

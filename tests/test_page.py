@@ -5,6 +5,8 @@ from html.parser import HTMLParser
 
 import pytest
 
+import models
+from utils import page, page_tables
 from utils.metrics import Score
 from utils.page import load_rows, write_report
 from utils.report import RunRecord, results_json
@@ -21,14 +23,16 @@ class Checker(HTMLParser):
         self.open, self.ids, self.refs, self.text = [], [], [], ""
 
     def handle_starttag(self, tag, attrs):
-        assert tag not in ("script", "link", "img", "iframe"), tag
+        assert tag not in ("script", "link", "iframe"), tag
         if tag not in VOID:
             self.open.append(tag)
         for name, value in attrs:
             assert not name.startswith("on"), name
             if name == "id":
                 self.ids.append(value)
-            if name in ("href", "xlink:href", "src"):
+            if tag == "img" and name == "src":
+                assert value.startswith("data:image/png;base64,"), value
+            elif name in ("href", "xlink:href", "src"):
                 assert value.startswith("#"), value
                 self.refs.append(value[1:])
             self.refs += re.findall(r"url\(#([^)]+)\)", value or "")
@@ -79,7 +83,7 @@ def test_report_is_whole_and_self_contained(folder):
     assert len(checker.ids) == len(set(checker.ids))
     assert checker.refs and set(checker.refs) <= set(checker.ids)
     assert "http:" not in html and "https:" not in html
-    assert html.count("<svg") == 5
+    assert html.count("<svg") == 8
     assert "prefers-color-scheme: dark" in html and 'name="viewport"' in html
     for text in (
         "sema on digits, 2 tasks, seed 7",
@@ -97,7 +101,7 @@ def test_report_is_whole_and_self_contained(folder):
 
 
 def test_pictures_are_files_too_and_stale_ones_go(folder):
-    names = ["accuracy_curve", "accuracy_matrix", "adapters", "detection", "loss"]
+    names = ["accuracy_curve", "accuracy_matrix", "adapters", "cost", "detection", "errors", "forgetting", "loss"]
     assert sorted(path.name for path in (folder / "plots").iterdir()) == [f"{name}.png" for name in names]
     record = RunRecord("simplecil", "digits", 7, [0], [[0]])
     record.add_task(
@@ -105,7 +109,7 @@ def test_pictures_are_files_too_and_stale_ones_go(folder):
         adapters_per_layer={}, trainable_parameters=0, total_parameters=1, seconds={}, images=0,
     )  # fmt: skip
     write_report(folder, results_json(record), {}, {}, rows=[])
-    assert sorted(path.stem for path in (folder / "plots").iterdir()) == names[:2]
+    assert sorted(path.stem for path in (folder / "plots").iterdir()) == [*names[:2], "errors"]
 
 
 def nested_report(folder, change=lambda results: None, rows=()):
@@ -142,6 +146,8 @@ def test_selection_table_has_the_winner_in_bold(tmp_path):
     assert sorted(path.stem for path in (tmp_path / "plots").iterdir()) == [
         "accuracy_curve",
         "accuracy_matrix",
+        "errors",
+        "forgetting",
         "head_drift",
         "selection",
     ]
@@ -211,12 +217,84 @@ def test_merges_have_a_line_a_task_and_layer(tmp_path):
 
 def test_results_of_older_versions_still_give_a_report(tmp_path):
     def older(results):
-        del results["head_drift"], results["selection_history"]
+        del results["head_drift"], results["selection_history"], results["task_oracle_curve"]
+        del results["task_confusion"], results["wrong_task"], results["peak_memory_by_task"]
 
     html, text = nested_report(tmp_path, older)
-    assert html.count("<svg") == 2
+    assert html.count("<svg") == 4  # what was counted then: of the errors the last task's parts
+    assert cells(2, "75.00", "100.00", "25.00", "0.00", "-") in html and cells(1, "87.50", "-", "-", "-", "-") in html
     for heading in ("Selection history", "Head drift", "Slow and fast adapters"):
         assert heading not in text
+
+
+def test_errors_are_told_in_parts_and_by_task(tmp_path):
+    def change(results):
+        results.update(wrong_task=[[0, 0], [3, 1]], task_confusion=[[7, 1], [3, 5]])
+
+    html, text = nested_report(tmp_path, change)
+    assert cells(2, "75.00", "100.00", "25.00", "0.00", "-50.00") in html
+    assert cells("task 1", "<b>7</b>", 1) + "</tr><tr>" + cells("task 2", 3, "<b>5</b>") in html
+    assert cells(1, "12.50") in html and "Forgetting as numbers" in text
+
+
+def detect(task, layer, scores, expanded, scan=0):
+    return {
+        "kind": "detect", "task": task, "scan": scan, "layer": layer, "scores": scores, "threshold": 1.0, "expanded": expanded
+    }  # fmt: skip
+
+
+SCANS = [
+    detect(1, 3, [2.5, 1.5], True),  # all adapters of a layer must pass: the smallest score counts
+    detect(1, 4, [0.75], False),
+    detect(1, 4, [0.25], False, scan=1),  # the largest of a task's scans
+    detect(2, 3, [None], True),  # infinite, since it expanded
+    detect(2, 4, [None], False),  # not a number
+    detect(2, 5, [None, 4.0], True),
+]
+
+
+def test_what_other_thresholds_would_have_done():
+    inf = float("inf")
+    assert page_tables.would_expand(SCANS) == {1: {3: 1.5, 4: 0.75}, 2: {3: inf, 4: -inf, 5: 4.0}}
+    assert page_tables.threshold_rows([{"kind": "epoch"}]) == ""
+    html = page_tables.threshold_rows(SCANS)
+    assert (
+        "3 of 5 scanned layers expanded at 1. By the same scores they would have expanded at 0.5: 4, at 1: 3, at 2: 2, "
+        in html
+    )
+    assert cells(2, "3", "3, 4", "3", "-", "-") in html and cells(3, "3, 5", "3, 5", "3, 5", "3, 5", "3, 5") in html
+
+
+def test_settings_that_depart_come_first_and_all_are_folded(tmp_path):
+    results = results_json(RunRecord("sema", "digits", 7, [0], [[0]]))
+    settings = {"about": "x", "model_name": "sema", "init_lr": 0.5, "seed": [1], "head": "linear"}
+    html = page.page(results, settings, {}, {}, [], (), {"init_lr": 0.01, "seed": [1], "head": "linear"})
+    table = "<tr>" + cells("model_name", "sema", "-") + "</tr><tr>" + cells("init_lr", "0.5", "0.01") + "</tr></table>"
+    assert table in html and "<summary>All 4 settings</summary>" in html
+    assert html.count("<td>head</td>") == 1 and "<td>about</td>" not in html
+
+
+def test_defaults_are_as_a_resolved_file_has_them():
+    defaults = models.settings_of("sema").defaults()
+    assert "dataset" not in defaults and defaults["seed"] == [1993]
+    settings = models.settings_of("sema")(model_name="sema", dataset="digits", init_cls=1, increment=1)
+    values = settings.model_dump(mode="json")
+    assert {k for k in values if values[k] != defaults.get(k, "none")} == {
+        "model_name",
+        "dataset",
+        "init_cls",
+        "increment",
+    }
+
+
+def test_commands_name_the_commit_and_whether_more_was_changed():
+    git = {"commit": "abc", "dirty": True}
+    assert page_tables.again({"git": git, "command": "python main.py"}) == [
+        "git checkout abc   # with changes that are in no commit",
+        "pip install -r requirements.txt",
+        "python main.py",
+    ]
+    assert page_tables.again({"git": None, "command": "x"}) == ["pip install -r requirements.txt", "x"]
 
 
 def test_rows_of_a_killed_run(tmp_path):

@@ -30,6 +30,9 @@ FIELDS = [
     "forgetting",
     "backward_transfer",
     "task_oracle_accuracy",
+    "task_oracle_curve",
+    "task_confusion",
+    "wrong_task",
     "adapters_per_layer",
     "trainable_parameters",
     "total_parameters",
@@ -38,6 +41,7 @@ FIELDS = [
     "seconds",
     "images_per_second",
     "peak_memory_bytes",
+    "peak_memory_by_task",
     "head_drift",
 ]
 
@@ -57,11 +61,11 @@ def add(record, scores, adapters=None, **more):
 def small():
     """Two tasks of 2 and 3 classes with 10 and 30 test samples."""
     record = RunRecord("sema", "digits", 7, [4, 0, 1, 3, 2], [[4, 0], [1, 3, 2]])
-    add(record, [Score(10, 9, None, 10)], peak_memory_bytes=900)
+    add(record, [Score(10, 9, None, 10, (10,))], peak_memory_bytes=900)
     later = {9: 2, 10: 1}
     add(
         record,
-        [Score(10, 8, 10, 9), Score(30, 24, 29, 27)],
+        [Score(10, 8, 10, 9, (9, 1)), Score(30, 24, 29, 27, (4, 26))],
         later,
         selections=[{"kept": np.int64(1)}],
         peak_memory_bytes=8,
@@ -91,6 +95,9 @@ def test_results_are_the_hand_worked_ones():
     assert results["forgetting"] == pytest.approx(10.0, abs=1e-12)
     assert results["backward_transfer"] == pytest.approx(-10.0, abs=1e-12)
     assert results["task_oracle_accuracy"] == 90.0
+    assert results["task_oracle_curve"] == [100.0, 90.0]
+    assert results["task_confusion"] == [[9, 1], [4, 26]] and results["wrong_task"] == [[0, 0], [4, 1]]
+    assert results["peak_memory_by_task"] == [900, 8]
     assert results["adapters_per_layer"] == [{"9": 1}, {"9": 2, "10": 1}]
     assert results["trainable_parameters"] == [10, 10] and results["total_parameters"] == [1000, 1000]
     assert results["selection_history"] == [{"kept": 1}]
@@ -139,6 +146,20 @@ def test_record_survives_a_checkpoint_and_does_not_share_its_lists():
     assert data == record.to_dict()
     with pytest.raises(ValueError, match=r"not a run record: fields \['seed', 'sead'\]|\['sead', 'seed'\]"):
         RunRecord.from_dict({("sead" if key == "seed" else key): value for key, value in data.items()})
+
+
+def test_a_record_of_an_older_version_is_read_and_its_run_goes_on():
+    record = RunRecord("sema", "digits", 7, [4, 0, 1, 3, 2], [[4, 0], [1, 3, 2]])
+    add(record, [Score(10, 9, None, 10, (10,))], peak_memory_bytes=900)
+    older = {k: v for k, v in record.to_dict().items() if k not in ("confusion", "wrong_task", "peak_by_task")}
+    again = RunRecord.from_dict(json.loads(json.dumps(older)))
+    assert (again.confusion, again.wrong_task, again.peak_by_task) == (None, [None], [None])
+    add(again, [Score(10, 8, 10, 9, (9, 1)), Score(30, 24, 29, 27, (4, 26))], peak_memory_bytes=950)
+    results = results_json(again)
+    assert results["task_confusion"] == [[9, 1], [4, 26]] and results["wrong_task"] == [None, [4, 1]]
+    assert results["peak_memory_by_task"] == [None, 950] and results["top1_curve"] == [90.0, 80.0]
+    with pytest.raises(ValueError, match=r"not a run record: fields \['confusion'\] are missing"):
+        RunRecord.from_dict({k: v for k, v in record.to_dict().items() if k != "confusion"})
 
 
 def test_record_refuses_what_does_not_fit():
@@ -237,6 +258,6 @@ def test_seed_table():
 
 def test_imports_are_light():
     heavy = "{'torch', 'matplotlib', 'torchvision', 'sklearn'}"
-    for module in ("metrics", "report", "plots", "page"):
+    for module in ("metrics", "report", "plots", "page", "compare", "samples"):
         code = f"import sys, utils.{module}; assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -83,6 +83,14 @@ def parser(about: str) -> argparse.ArgumentParser:
     ask.add_argument(
         "--verify", type=Path, metavar="RUN", help="compare a run of a shipped experiment with its expected numbers"
     )
+    ask.add_argument(
+        "--compare",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="finished runs side by side: a table and a page (--out FILE.html, default: compare.html in --out's folder). RUN: "
+        "a seed's folder, or any folder with runs below it",
+    )
     ask.add_argument("--list", action="store_true", help="show methods, data sets, backbones and experiment files")
     ask.add_argument(
         "--profile",

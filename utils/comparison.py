@@ -66,7 +66,7 @@ def signed(value: float | None) -> str:
     return "-" if value is None else f"{round(value, 2) + 0.0:+.2f}"
 
 
-def _interval(difference: PairedDifference | None) -> str:
+def interval(difference: PairedDifference | None) -> str:
     if difference is None or difference.low is None:
         return "-"
     return f"[{signed(difference.low)}, {signed(difference.high)}]"
@@ -83,7 +83,7 @@ def as_text(rows: Sequence[Row]) -> str:
             summary, gap = row.summaries[column], row.differences[column]
             lines.append(
                 f"{row.label:<{width}}  {number(summary.mean):>7} {number(summary.std):>6} {summary.n:>3} "
-                f"{signed(gap.mean if gap else None):>11} {_interval(gap):>18} {gap.n if gap else '-':>6}"
+                f"{signed(gap.mean if gap else None):>11} {interval(gap):>18} {gap.n if gap else '-':>6}"
             )
         lines.append("")
     return "\n".join([*lines, LEGEND])
@@ -117,8 +117,8 @@ def _cells(row: Row, plus_minus: str) -> list[str]:
         summary, gap = row.summaries[column], row.differences[column]
         deviation = f" {plus_minus} {number(summary.std)}" if summary.mean is not None else ""
         texts.append(number(summary.mean) + deviation)
-        interval = f" {_interval(gap)}" if gap and gap.mean is not None else ""
-        texts.append(signed(gap.mean if gap else None) + interval)
+        ends = f" {interval(gap)}" if gap and gap.mean is not None else ""
+        texts.append(signed(gap.mean if gap else None) + ends)
     return texts
 
 
@@ -139,8 +139,8 @@ def as_latex(rows: Sequence[Row]) -> str:
     lines = [f"% {LEGEND}", rf"\begin{{tabular}}{{l{'r' * (len(_titles()) - 1)}}}", r"\hline"]
     lines += [" & ".join(_titles()) + r" \\", r"\hline"]
     for row in rows:
-        cells = [cell if cell == "-" else f"${cell}$" for cell in _cells(row, r"\pm")]
-        lines.append(" & ".join([latex_escape(row.label), *cells]) + r" \\")
+        texts = [cell if cell == "-" else f"${cell}$" for cell in _cells(row, r"\pm")]
+        lines.append(" & ".join([latex_escape(row.label), *texts]) + r" \\")
     return "\n".join([*lines, r"\hline", r"\end{tabular}", ""])
 
 

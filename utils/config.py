@@ -167,6 +167,12 @@ class Experiment(BaseModel):
         """Whether a key has another value than its default; a resolved file states every key, so presence says nothing."""
         return getattr(self, key) != type(self).model_fields[key].default
 
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """The value of each key that need not be given, as a resolved file has it."""
+        known = {key: field.default for key, field in cls.model_fields.items() if not field.is_required()}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in known.items()}
+
     def remarks(self) -> Iterator[str]:
         """Lines on given keys that do not act beside the others; harmless, so no faults, but never silent."""
         yield from ()

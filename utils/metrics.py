@@ -115,12 +115,17 @@ def forgetting(matrix: Matrix) -> float | None:
 
     The best of the *earlier* rows, so a task that improves in the last row counts negative. None for one task.
     """
+    return mean(forgetting_by_task(matrix))
+
+
+def forgetting_by_task(matrix: Matrix) -> list[float | None]:
+    """The terms of `forgetting`, one for each task but the last: `max_{k<=t<T-1} a[t][k] - a[T-1][k]`."""
     last, drops = len(matrix) - 1, []
     for k in range(last):
         best = [v for t in range(k, last) if (v := _at(matrix, t, k)) is not None]
         now = _at(matrix, last, k)
         drops.append(max(best) - now if best and now is not None else None)
-    return mean(drops)
+    return drops
 
 
 def backward_transfer(matrix: Matrix) -> float | None:
@@ -194,12 +199,13 @@ def task_oracle_accuracy(scores: Any, labels: Any, task_classes: Sequence[Sequen
 @dataclass(frozen=True)
 class Score:
     """Counts of one task's test samples: how many, how many right at top-1, at top-5 (None below five classes),
-    and with the task known."""
+    and with the task known. `predicted[j]`: for how many the best of all scores is a class of task j."""
 
     samples: int
     correct: int
     correct_top5: int | None
     correct_oracle: int
+    predicted: tuple[int, ...] = ()
 
 
 def score(scores: Any, labels: Any, task_classes: Sequence[Sequence[int]]) -> Score:
@@ -214,7 +220,17 @@ def score(scores: Any, labels: Any, task_classes: Sequence[Sequence[int]]) -> Sc
         correct=int((ranks == 0).sum()),
         correct_top5=int((ranks < 5).sum()) if table.shape[1] >= 5 else None,
         correct_oracle=int(_oracle_hits(table, truth, task_classes).sum()),
+        predicted=_predicted_tasks(table, task_classes),
     )
+
+
+def _predicted_tasks(table: np.ndarray, task_classes: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """How many of the samples with scores [N, C] have their best class in each task; ties and NaN as in `_ranks`."""
+    owner = np.zeros(table.shape[1], dtype=np.int64)
+    for t, classes in enumerate(task_classes):
+        owner[[c for c in classes if c < len(owner)]] = t
+    best = table.argmax(axis=1) if table.size else np.zeros(0, dtype=np.int64)
+    return tuple(np.bincount(owner[best], minlength=len(task_classes)).tolist())
 
 
 def grouped(predicted: Any, labels: Any, known: int, sizes: Sequence[int]) -> dict[str, float]:

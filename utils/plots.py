@@ -52,11 +52,17 @@ def legend(axes: Axes, **options: Any) -> None:
     axes.legend(labelcolor=INK, frameon=False, fontsize=9, **options)
 
 
-def legend_above(figure: Figure) -> None:
+def legend_above(figure: Figure, ncols: int = 4) -> None:
     """One legend for all panels, above them; equal labels are named once."""
     found = {label: h for a in figure.axes for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
     figure.legend(
-        list(found.values()), list(found), loc="outside upper left", ncols=4, frameon=False, labelcolor=INK, fontsize=9
+        list(found.values()),
+        list(found),
+        loc="outside upper left",
+        ncols=ncols,
+        frameon=False,
+        labelcolor=INK,
+        fontsize=9,
     )
 
 
@@ -157,6 +163,8 @@ def losses(rows: Rows) -> Figure | None:
     phases = list(dict.fromkeys(str(row.get("phase", "train")) for row in epochs))
     if not phases:
         return None
+    from matplotlib.ticker import MaxNLocator
+
     figure = new_figure(0.4 + 2.1 * len(phases))
     for panel, phase in enumerate(phases):
         own = [row for row in epochs if str(row.get("phase", "train")) == phase]
@@ -170,6 +178,7 @@ def losses(rows: Rows) -> Figure | None:
         style(axes, "epochs (tasks above)" if panel + 1 == len(phases) else "", f"{phase} loss")
         log_scale_if_wide(axes, [row["loss"] for row in own])
         _task_marks(axes, [row["task"] for row in own])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 

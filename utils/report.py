@@ -9,13 +9,14 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from utils import metrics
+from utils import errors, metrics
 from utils.metrics import Score
 from utils.runlog import clock
 from utils.strict_json import plain
 
 WIDTH = 100  # columns of console text; run folders and commands may stand out, since a broken path cannot be copied
 PHASES = ("train", "detect", "evaluate")  # keys of `seconds`
+LATER = {"confusion", "wrong_task", "peak_by_task"}  # fields of a record that its first versions did not have
 
 
 # ------------------------------------------------------------------------------------------------ record of a run
@@ -26,7 +27,10 @@ class RunRecord:
     """Counts of one seed's run, one entry a finished task; every figure of results.json is computed from them.
 
     `class_order[i]` is the original class that arrives i-th, `task_classes[t]` task t's original classes, for all
-    planned tasks. `correct[t][k]` counts the right answers on task k's `samples[k]` test samples after task t.
+    planned tasks. `correct[t][k]` counts the right answers on task k's `samples[k]` test samples after task t,
+    `confusion[k][j]` those taken for a class of task j after the newest task, `wrong_task[t]` all that were taken for a class
+    of an older and of a newer task than their own after task t. `peak_by_task[t]` is the largest memory in bytes of the
+    process up to the end of task t. Where a run began under a version that did not count these, None stands.
     """
 
     model_name: str
@@ -47,6 +51,9 @@ class RunRecord:
     test_evaluations: int = 0
     peak_memory_bytes: int = 0
     head_drift: list[dict[str, Any]] = field(default_factory=list)
+    confusion: list[list[int]] | None = None
+    wrong_task: list[list[int] | None] = field(default_factory=list)
+    peak_by_task: list[int | None] = field(default_factory=list)
 
     def add_task(
         self,
@@ -88,6 +95,10 @@ class RunRecord:
         self.selection_history += plain(list(selections), "selections")
         self.test_evaluations += test_evaluations
         self.peak_memory_bytes = max(self.peak_memory_bytes, int(peak_memory_bytes))
+        self.peak_by_task.append(int(peak_memory_bytes) or None)
+        # the whole table is kept of the newest task alone: of all tasks it would grow with the cube of their number
+        self.confusion = [list(s.predicted) for s in scores] if all(len(s.predicted) == t + 1 for s in scores) else None
+        self.wrong_task.append(None if self.confusion is None else list(errors.wrong_task(self.confusion)))
         self.head_drift += [] if head_drift is None else [plain(dict(head_drift), "head_drift")]
 
     def to_dict(self) -> dict[str, Any]:
@@ -96,8 +107,13 @@ class RunRecord:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RunRecord:
-        """Inverse of `to_dict`, also after a way through JSON; ValueError where a field is missing or unknown."""
+        """Inverse of `to_dict`, also after a way through JSON; ValueError where a field is missing or unknown.
+
+        What older versions did not count is unknown for the tasks they ran: such a record is read, and its run goes on."""
         names = {f.name for f in fields(cls)}
+        if names - set(data) == LATER and isinstance(data.get("correct"), list):
+            unknown = {key: [None] * len(data["correct"]) for key in ("wrong_task", "peak_by_task")}
+            data = {**data, "confusion": None, **unknown}
         if names != set(data):
             raise ValueError(f"not a run record: fields {sorted(names ^ set(data))} are missing or unknown")
         return cls(**deepcopy(dict(data)))  # the record grows; the checkpoint it came from must not
@@ -112,7 +128,10 @@ def results_json(record: RunRecord) -> dict[str, Any]:
 
     `accuracy_matrix[t]` has t+1 entries. `task_oracle_accuracy` is the one after the last task. `images_per_second` is
     training views over training seconds, all tasks together. `head_drift` has an entry for every task from the second on
-    where class statistics can age, and is empty otherwise. Formulas: `utils.metrics`.
+    where class statistics can age, and is empty otherwise. `task_oracle_curve[t]` is the accuracy after task t if each
+    sample's task were known; `task_confusion[k][j]` counts test samples of task k that the finished model takes for a class
+    of task j; `wrong_task[t]` = [older, newer] counts those taken for another task's class after task t;
+    `peak_memory_by_task[t]` is the process's largest memory up to then. Formulas: `utils.metrics`, `utils.errors`.
     """
     matrix = metrics.accuracy_rows(record.correct, record.samples)
     curve = metrics.top1_curve(record.correct, record.samples)
@@ -136,6 +155,11 @@ def results_json(record: RunRecord) -> dict[str, Any]:
         "forgetting": _percent(metrics.forgetting(matrix)),
         "backward_transfer": _percent(metrics.backward_transfer(matrix)),
         "task_oracle_accuracy": 100.0 * record.correct_oracle[-1] / seen[-1] if seen and seen[-1] else None,
+        "task_oracle_curve": [
+            100.0 * hits / n if n else None for hits, n in zip(record.correct_oracle, seen, strict=True)
+        ],
+        "task_confusion": record.confusion,
+        "wrong_task": record.wrong_task,
         "adapters_per_layer": record.adapters_per_layer,
         "trainable_parameters": record.trainable_parameters,
         "total_parameters": record.total_parameters,
@@ -144,6 +168,7 @@ def results_json(record: RunRecord) -> dict[str, Any]:
         "seconds": record.seconds,
         "images_per_second": sum(record.images) / train if train > 0 else None,
         "peak_memory_bytes": record.peak_memory_bytes,
+        "peak_memory_by_task": record.peak_by_task,
         "head_drift": [
             {**entry, "stale": _percent(entry["stale"]), "recomputed": _percent(entry["recomputed"])}
             for entry in record.head_drift
