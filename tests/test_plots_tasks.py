@@ -23,7 +23,7 @@ def heights(axes, container):
 
 def test_the_bars_are_the_numbers():
     bars = plots_tasks.forgetting(results(3)).axes[0]
-    assert heights(bars, 0) == [1.0, 1.0]  # task 1: 100, 99 and at last 98; task 2: 100 and at last 99
+    assert heights(bars, 0) == [2, 1]  # task 1: 100, 99 and at last 98; task 2: 100 and at last 99
     above, below = plots_tasks.error_parts(results(3)).axes
     assert [heights(above, part) for part in range(3)] == [[100, 99, 98], [0, 0.5, 1], [0, 0.5, 1]]
     assert heights(below, 0) == [50, 50]  # after the first task there is no other to be taken for
