@@ -166,9 +166,9 @@ def gather(x: Any, sizes: Sequence[int]) -> Any:
     padded = own.new_zeros(max(sizes), *x.shape[1:])
     padded[: len(own)] = own
     flat = padded.view(-1).view(torch.uint8)  # bytes: some backends lack some types
-    everything = flat.new_empty(_world * len(flat))
-    distributed.all_gather_into_tensor(everything, flat)
-    parts = everything.view(x.dtype).view(_world, *padded.shape)
+    everything = [torch.empty_like(flat) for _ in range(_world)]
+    distributed.all_gather(everything, flat)
+    parts = [of_rank.view(x.dtype).view(padded.shape) for of_rank in everything]
     return torch.cat([of_rank[:n] for of_rank, n in zip(parts, sizes, strict=True)])
 
 
