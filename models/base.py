@@ -58,8 +58,8 @@ class Learner(nn.Module):
     Counted in the current task: `trained`, the parameters that took gradient steps; `seconds` by purpose; `views`, the
     training images shown, repeats included. `journal` keeps the task's training phases; the runner sets it.
 
-    A run may have several processes (utils/parallel.py). Training takes `parts` of batches, `sizes` are those of the step in
-    progress [W]; every other pass takes `outputs`. All that is no pass over data each process computes for itself, alike.
+    A run may have several processes (utils/parallel.py). Training takes `parts` of batches, `part_sizes` [W] are those of the
+    step in progress; every other pass takes `outputs`. All that is no pass over data each process computes for itself, alike.
     """
 
     uses_past: bool = False
@@ -83,7 +83,7 @@ class Learner(nn.Module):
         self.trained: dict[int, nn.Parameter] = {}
         self.seconds: dict[str, float] = {}
         self.views = 0
-        self.sizes: Sequence[int] = (0,)
+        self.part_sizes: Sequence[int] = (0,)
         self.journal = Journal()
         if self._cache is not None:
             self._cache.forget_views()
@@ -190,15 +190,15 @@ class Learner(nn.Module):
 
     def gathered(self, x: T) -> T:
         """The whole batch from what `step` made of a part, [b, ...] a tensor, list, tuple or dict; for `after_step`."""
-        return parallel.gather(x, self.sizes)
+        return parallel.gather(x, self.part_sizes)
 
     def averaged(self, x: Tensor) -> Tensor:
         """The mean over the batch of a mean over its parts; for `after_step`."""
-        return parallel.mean(x, self.sizes)
+        return parallel.mean(x, self.part_sizes)
 
     def summed(self, x: Tensor) -> Tensor:
         """The sum over the batch of a sum over its parts; for `after_step`."""
-        return x if parallel.world() == 1 else parallel.total(x * (self.sizes[parallel.rank()] > 0))
+        return x if parallel.world() == 1 else parallel.total(x * (self.part_sizes[parallel.rank()] > 0))
 
     # Class statistics ----------------------------------------------------------------------------------------------
 

@@ -184,7 +184,7 @@ def fit(
                 run.task_losses += [part.detach() for part in parts]
                 run.losses.append(value)
                 run.step += 1
-                run.count += sum(learner.sizes)
+                run.count += sum(learner.part_sizes)
                 if correct is not None:
                     run.judged, run.right = True, run.right + float(correct)
                 if stop or (stop is None and interrupt.asked()):
@@ -217,12 +217,12 @@ def _together(
     """Gradients, loss, how many are right and further losses of the whole batch, of which this process had `own` samples;
     and whether any process was asked to stop. One process has them already, and None is not asked yet."""
     if parallel.world() == 1:
-        learner.sizes = (own,)
+        learner.part_sizes = (own,)
         return loss, correct, parts, None
     parameters = [p for group in groups for p in group.parameters]
     right = [] if correct is None else [correct]
     found = parallel.average(parameters, own, [loss, *parts], right, interrupt.heard())
-    learner.sizes = found.sizes
+    learner.part_sizes = found.sizes
     return found.means[0], found.sums[0] if found.sums else None, found.means[1:], found.flag
 
 

@@ -37,7 +37,9 @@ RICHER = {
     "finetune": {"train_views": 2, "prefix_cache": "disk", "head": "ridge"},
     "simplecil": {"head": "ridge"},
 }  # fmt: skip
-CASES = {f"{m}{'+' * n}": (m, s) for m in models.available() for n, s in enumerate([{}, RICHER.get(m)]) if s is not None}
+CASES = {
+    f"{m}{'+' * n}": (m, s) for m in models.available() for n, s in enumerate([{}, RICHER.get(m)]) if s is not None
+}
 # terms that are no means over samples are means of the parts' in several processes
 SEPARABLE = {"router_aux_loss_coef": 0.0, "router_entropy_coef": 0.0}
 SMALL = {"seed": [3], "ffn_adapter_dropout": 0.1, "func_epoch": 2, "rd_epoch": 1}

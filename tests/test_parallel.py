@@ -86,7 +86,9 @@ def test_two_processes_learn_as_one(name, both, tmp_path, monkeypatch):
     assert [(r["kind"], r.get("layer")) for r in of_kind(one, *kinds)] == [
         (r["kind"], r.get("layer")) for r in of_kind(two, *kinds)
     ]
-    assert [r["images"] for r in of_kind(one, "epoch")] == [r["images"] for r in of_kind(two, "epoch")]  # each sample once
+    assert [r["images"] for r in of_kind(one, "epoch")] == [
+        r["images"] for r in of_kind(two, "epoch")
+    ]  # each sample once
     assert [r["kind"] for r in rows_of(one)] == [r["kind"] for r in rows_of(two)]
     for a, b in zip(ours["accuracy_matrix"], theirs["accuracy_matrix"], strict=True):
         assert a == pytest.approx(b, abs=10)  # of 20 images
@@ -101,7 +103,9 @@ def test_full_batches_give_the_same_parameters(method, states, tmp_path):
             theirs = storage.read_state(states / f"{method}.{task}.json")[1]
             assert ours.keys() == theirs.keys()
             for name, tensor in ours.items():
-                torch.testing.assert_close(theirs[name], tensor, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+                torch.testing.assert_close(
+                    theirs[name], tensor, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}"
+                )
 
 
 @pytest.mark.slow
@@ -141,7 +145,9 @@ def test_sigterm_to_torchrun_then_on_with_one_process(tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     text = process.communicate(timeout=120)[0]
-    assert re.search(r"interrupted after task \d, phase func, epoch \d.* the same command goes on from there", text), text
+    assert re.search(r"interrupted after task \d, phase func, epoch \d.* the same command goes on from there", text), (
+        text
+    )
     assert text.count("interrupted after") == 1 and "error:" not in text, text
     shutil.copytree(tmp_path / "out", tmp_path / "two")
     two = torchrun("main.py", "--config", tmp_path / "x.json", "--out", tmp_path / "two")
