@@ -215,7 +215,7 @@ class Learner(Base):
             with self.timed("detect"):
                 if (batch := next(batches, None)) is None:
                     break
-                scores = self._by_layer(batch[0])
+                scores = self.layer_scores(batch[0])
             if self.cfg.detect_scope == "batch":
                 yield scores
             else:
@@ -226,9 +226,9 @@ class Learner(Base):
 
     def shift_scores(self, images: Tensor) -> dict[int, Tensor]:
         """Mean shift score [E] of images [B, 3, H, W] for the descriptors of every layer that may expand, on the CPU."""
-        return self._by_layer(self.shifts(images))
+        return self.layer_scores(self.shifts(images))
 
-    def _by_layer(self, shifts: Tensor) -> dict[int, Tensor]:
+    def layer_scores(self, shifts: Tensor) -> dict[int, Tensor]:
         """Means over the batch of `shifts`, for each layer [E], on the CPU."""
         scores = shifts.T.contiguous().mean(dim=1).cpu()
         return dict(zip(self.expandable, scores.split([len(self._layer(n)) for n in self.expandable]), strict=True))

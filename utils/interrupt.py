@@ -77,7 +77,7 @@ def check(together: bool = False) -> None:
 
     Several processes stop `together` or not at all, where all of them ask at the same moment: the others would wait in vain
     for one that leaves alone."""
-    if (together or parallel.world() == 1) and not _held and asked():
+    if not _held and (_asked if parallel.world() == 1 else together and parallel.agree(_asked)):
         raise Interrupted
 
 
