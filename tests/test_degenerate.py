@@ -275,6 +275,7 @@ def test_a_whole_run_on_degenerate_classes_writes_numbers_alone(method, tmp_path
         "seed": [1],
     }
     values |= {"init_cls": 2, "increment": 1, "epochs": 1, "func_epoch": 1, "rd_epoch": 1, "exp_threshold": 0.5}
+    values |= {"tuned_epoch": 1, "init_epochs": 1, "M": 20, "prompt_param": [10, 4, 0.5], "ca_samples": 8}
     schema = models.settings_of(method).model_fields
     config = tmp_path / "odd.json"
     config.write_text(json.dumps({"model_name": method, **{k: v for k, v in values.items() if k in schema}}))
