@@ -73,8 +73,8 @@ def main(argv: list[str] | None = None) -> int:
         elif args.config is not None:
             loaded = load(args)
             if args.check:
-                planning.check(loaded)
-            elif loaded.declared or args.jobs > 1:
+                planning.check(loaded, args.engine)
+            elif loaded.declared or args.jobs > 1 or args.engine != "local":
                 code = sweep.run(loaded, args, HERE / "main.py", planning.ready, result_of)
             else:
                 run(loaded.cells[0].resolved, args)
