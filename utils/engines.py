@@ -34,7 +34,7 @@ def load(engine: str) -> Any:
 
 def keys_of(values: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of an experiment that say what a run asks of a cluster."""
-    return {k: v for k, v in values.items() if k.startswith(("slurm_", "ray_"))}
+    return {k: v for k, v in values.items() if k.startswith(("slurm_", "ray_")) or k == "device"}
 
 
 def missing(engine: str, keys: Mapping[str, Any]) -> str | None:
