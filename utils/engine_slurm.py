@@ -34,6 +34,9 @@ ARRAY = 1000  # most jobs of an array, where SLURM does not say
 class Task(engines.Errand):
     """What submitit runs on a node; `checkpoint` is called on SLURM's signal (time is up, preempted)."""
 
+    # SLURM's signal goes to every process of the job, and would kill the run before it is asked to save itself
+    before = ("sh", "-c", 'trap "" USR2; exec "$@"', "sh")
+
     def __call__(self) -> int:
         self.again = self.again or int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
         self.start()
@@ -148,9 +151,9 @@ class Book:
                 values, faults = read_json(self.path)
                 if not faults and values["cluster"] == cluster:
                     self.ids = {str(k): str(v) for k, v in values["runs"].items()}
-            except (ValueError, KeyError, AttributeError) as error:
+            except (ValueError, KeyError, AttributeError):
                 raise ValueError(
-                    f"{self.path} says which runs are queued, and is damaged ({error}); when squeue shows none of them, remove it"
+                    f"{self.path} says which runs are queued, and is damaged; when squeue shows none of them, remove it"
                 ) from None
 
     def write(self) -> None:

@@ -58,6 +58,8 @@ def exit_file(console: Path) -> Path:
 class Errand:
     """One run on a node: its command as a process, which `stop` ends so that it can go on later. Pickled on its way."""
 
+    before: tuple[str, ...] = ()  # words before the command
+
     def __init__(self, command: list[str], console: Path, threads: int | None = None):
         self.command, self.console, self.place = command, console.absolute(), str(Path.cwd())
         self.threads, self.again = threads, False
@@ -69,7 +71,7 @@ class Errand:
     def start(self) -> None:
         exit_file(self.console).unlink(missing_ok=True)
         self.console.parent.mkdir(parents=True, exist_ok=True)
-        command = list(self.command)
+        command = [*self.before, *self.command]
         if self.again and "--resume" in command:  # --resume never is for the first time alone
             command[command.index("--resume") + 1] = "auto"
         threads = {"OMP_NUM_THREADS": str(self.threads)} if self.threads else {}
