@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -56,7 +57,10 @@ def _join(ray: Any, address: str | None) -> str:
             ray.init(address=address or "local", runtime_env=place, logging_level="ERROR", **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
             lines = str(error).splitlines() or [type(error).__name__]
-            raise ValueError(f"ray_address: Ray at {address or 'this machine'} cannot be reached: {lines[0]}") from None
+            raise ValueError(
+                f"ray_address: Ray at {address or 'this machine'} cannot be reached: {lines[0]} "
+                "(one that asks for a token: RAY_AUTH_MODE=token)"
+            ) from None
     has = ray.cluster_resources()
     return f"Ray at {address or 'this machine'}: {has.get('CPU', 0):g} CPU cores, {has.get('GPU', 0):g} GPUs"
 
@@ -67,6 +71,8 @@ def _paths() -> list[str]:
 
 def _errand(errand: engines.Errand) -> int:
     """What a worker does; being cancelled is a KeyboardInterrupt here."""
+    # a Ray that was started in the background of a shell ignores SIGINT, and its workers would not hear of being cancelled
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         errand.start()
         code = errand.wait()
@@ -94,15 +100,16 @@ def _watch(
                 job = refs[ref]
                 code, why = _outcome(ray, ref)
                 if notices and why:  # cancelled: the task may be at stopping its run still
-                    begun = job.console.name in present
-                    if begun and engines.exit_file(job.console).name not in present and time.monotonic() < until - 1:
+                    if job.console.name not in present:
+                        del refs[ref]  # it had not begun
                         continue
-                    code, why = (engines.INTERRUPTED, "") if begun else (engines.INTERRUPTED, "not begun")
+                    if engines.exit_file(job.console).name not in present and time.monotonic() < until - 1:
+                        continue
+                    code, why = engines.INTERRUPTED, ""
                 del refs[ref]
                 job.started = job.started or time.monotonic()
                 pool.end(job, code, accuracy_of, why)
-                if why != "not begun":
-                    board.line(pool.sentence(job, jobs))
+                board.line(pool.sentence(job, jobs))
                 engines.exit_file(job.console).unlink(missing_ok=True)
             for job in refs.values():
                 if job.state == "waiting" and job.console.name in present:

@@ -14,6 +14,8 @@ import shlex
 import sys
 import threading
 import time
+from collections.abc import Iterator
+import time
 from datetime import datetime
 from pathlib import Path
 
@@ -84,10 +86,28 @@ class Lock:
             self._file.close()
 
 
-def _taken(folder: Path, holder: str) -> ValueError:
-    return ValueError(
-        f"{folder} is being written by another run ({holder}): wait for it, or give another --out"
-    )
+class Taken(ValueError):
+    """Another process holds the folder."""
+
+
+def _taken(folder: Path, holder: str) -> Taken:
+    return Taken(f"{folder} is being written by another run ({holder}): wait for it, or give another --out")
+
+
+@contextlib.contextmanager
+def alone(folder: Path, look: float = 0.5) -> Iterator[None]:
+    """Makes `folder` and holds it as soon as nobody else does, with a look every `look` seconds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    while True:
+        try:
+            held = Lock(folder)
+            break
+        except Taken:
+            time.sleep(look)
+    try:
+        yield
+    finally:
+        held.release()
 
 
 _HELD: set[Lock] = set()
