@@ -76,12 +76,21 @@ def cluster(folder: Path) -> Iterator[Path]:
     )
     environment = {**os.environ, "SLURM_CONF": str(conf)}
     munged = ["munged", "-F", "--force", "--key-file", str(key), "--socket", str(sock)]
-    munged += ["--pid-file", f"{folder}/munge/pid", "--seed-file", f"{folder}/munge/seed", "--log-file", f"{folder}/munge/log"]
+    munged += [
+        "--pid-file",
+        f"{folder}/munge/pid",
+        "--seed-file",
+        f"{folder}/munge/seed",
+        "--log-file",
+        f"{folder}/munge/log",
+    ]
     started: list[subprocess.Popen[bytes]] = []
     try:
         for command in (munged, ["slurmctld", "-D"], ["slurmd", "-D", "-N", host]):
             with (folder / f"{command[0]}.out").open("wb") as out:
-                started.append(subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True))
+                started.append(
+                    subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
+                )
             time.sleep(1)
         for _ in range(60):
             shown = subprocess.run(["sinfo", "-h", "-o", "%T"], env=environment, capture_output=True, text=True)
@@ -89,7 +98,10 @@ def cluster(folder: Path) -> Iterator[Path]:
                 break
             time.sleep(0.5)
         else:
-            logs = [f"{p.name}: {p.read_text(errors='replace')[-500:]}" for p in (*folder.glob("*.out"), *folder.glob("*.log"))]
+            logs = [
+                f"{p.name}: {p.read_text(errors='replace')[-500:]}"
+                for p in (*folder.glob("*.out"), *folder.glob("*.log"))
+            ]
             raise RuntimeError(f"SLURM did not come up ({shown.stdout.strip()} {shown.stderr.strip()}): {logs}")
         yield conf
     finally:

@@ -1,4 +1,4 @@
-"""Sweeps on a cluster: submitit's local executor, a real SLURM of one node, a local Ray; with small programs in place of runs."""
+"""Sweeps on a cluster: submitit's local executor, a real SLURM of one node, a local Ray; runs are small programs."""
 
 import importlib.util
 import json
@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+import slurm
 
 import main
-import slurm
 from utils import command, engine_slurm, engines, pool
 
 HERE = Path(__file__).resolve().parent
@@ -62,7 +62,9 @@ def jobs_of(place, *steps, resume="auto", **needs):
     for number, count in enumerate(steps, start=1):
         folder = place / "runs" / str(number)
         command = [sys.executable, str(program), str(folder), str(count), "--resume", resume]
-        job = pool.Job("cell", number, command, folder, place / "sweep" / "console" / f"{number}.txt", needs=keys() | needs)
+        job = pool.Job(
+            "cell", number, command, folder, place / "sweep" / "console" / f"{number}.txt", needs=keys() | needs
+        )
         if (accuracy := accuracy_of(folder)) is not None:
             job.state, job.accuracy = "done", accuracy
         made.append(job)
@@ -73,7 +75,9 @@ def keys(**given):
     """The keys for clusters, resolved."""
     from models import settings_of
 
-    return engines.keys_of(settings_of("simplecil")(**{**BASE, "seed": (1,)}, slurm_cpus=1, **given).model_dump(mode="json"))
+    return engines.keys_of(
+        settings_of("simplecil")(**{**BASE, "seed": (1,)}, slurm_cpus=1, **given).model_dump(mode="json")
+    )
 
 
 def starts(job):
@@ -144,7 +148,11 @@ def test_without_slurm_the_login_node_is_named(tmp_path, monkeypatch, capsys):
 
 def test_what_a_run_asks_of_a_cluster_is_no_part_of_its_name(tmp_path):
     path, hashes = tmp_path / "small.json", set()
-    for more in ({}, {"slurm_gpus": 1, "slurm_extra": {"constraint": "a100"}, "slurm_setup": ["true"]}, {"ray_gpus": 0.5}):
+    for more in (
+        {},
+        {"slurm_gpus": 1, "slurm_extra": {"constraint": "a100"}, "slurm_setup": ["true"]},
+        {"ray_gpus": 0.5},
+    ):
         path.write_text(json.dumps(BASE | more))
         hashes.add(main.load(command.parser("").parse_args(["--config", str(path)])).cells[0].resolved.hash)
     assert len(hashes) == 1
@@ -152,7 +160,7 @@ def test_what_a_run_asks_of_a_cluster_is_no_part_of_its_name(tmp_path):
 
 def test_batches_are_of_equal_needs_and_no_longer_than_an_array(tmp_path):
     few, many = jobs_of(tmp_path, *[1] * 3), jobs_of(tmp_path, *[1] * 7, slurm_gpus=1)
-    mixed = [job for pair in zip(few, many) for job in pair] + many[3:]
+    mixed = [job for pair in zip(few, many[:3], strict=True) for job in pair] + many[3:]
     assert list(engine_slurm._batches(mixed, 5)) == [few, many[:5], many[5:]]
 
 
@@ -300,7 +308,7 @@ def test_slurm_takes_the_job_away_and_the_run_goes_on(what, one_node, tmp_path):
 
 @needs_submitit
 def test_what_slurm_refuses_is_said_in_its_words(one_node, tmp_path):
-    with pytest.raises(ValueError, match="sbatch refuses: .*invalid partition"):
+    with pytest.raises(ValueError, match=r"sbatch refuses: .*invalid partition"):
         engine_slurm.run(jobs_of(tmp_path, 1, slurm_partition="nowhere"), 1, accuracy_of)
 
 
@@ -353,5 +361,7 @@ def test_a_cluster_that_is_not_there(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda **options: (_ for _ in ()).throw(ConnectionError("Could not find any Ray")))
-    with pytest.raises(ValueError, match="ray_address: Ray at 10.0.0.1:6379 cannot be reached: Could not find any Ray"):
+    with pytest.raises(
+        ValueError, match=r"ray_address: Ray at 10.0.0.1:6379 cannot be reached: Could not find any Ray"
+    ):
         engine_ray.run(jobs_of(tmp_path, 1, ray_address="10.0.0.1:6379"), 1, accuracy_of)

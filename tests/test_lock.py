@@ -37,9 +37,11 @@ def held_by(folder, host, number, age=0.0):
 
 def test_the_log_says_that_there_are_no_locks_and_the_folder_is_guarded_all_the_same(without_locks, tmp_path, capsys):
     with RunLog(tmp_path) as log:
-        told = "has no locks (No locks available): the folder is guarded by the file .lock.pulse"
+        told = "has no locks (No locks available): the folder is guarded by .lock.pulse"
         assert told in capsys.readouterr().err and told in (tmp_path / "run.log").read_text()
-        with pytest.raises(ValueError, match=rf"is being written by another run \(process {os.getpid()} on .*sign of life"):
+        with pytest.raises(
+            ValueError, match=rf"is being written by another run \(process {os.getpid()} on .*sign of life"
+        ):
             RunLog(tmp_path)
         log.row("a")
     assert sorted(p.name for p in tmp_path.glob(".lock*")) == [".lock"]  # free again
@@ -80,7 +82,9 @@ def test_a_dead_process_of_this_machine_is_taken_over_at_once(without_locks, tmp
 
 def test_another_machine_is_believed_until_its_pulse_is_old(without_locks, tmp_path):
     held_by(tmp_path, "elsewhere", 1, age=lock.STALE - 60)
-    with pytest.raises(ValueError, match=r"process 1 on elsewhere since then: main.py; its last sign of life is 1[12]\d s"):
+    with pytest.raises(
+        ValueError, match=r"process 1 on elsewhere since then: main.py; its last sign of life is 1[12]\d s"
+    ):
         Lock(tmp_path)
     held_by(tmp_path, "elsewhere", 1, age=lock.STALE + 60)
     held = Lock(tmp_path)

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -163,7 +164,9 @@ class Experiment(BaseModel):
         None, description="running Ray cluster; null: RAY_ADDRESS, else one on this machine for the time of the sweep"
     )
     ray_gpus: float | None = Field(
-        None, ge=0, description="GPUs of each run, 0.5 for two on one; null: 1 where the cluster has GPUs and device allows"
+        None,
+        ge=0,
+        description="GPUs of each run, 0.5 for two on one; null: 1 where the cluster has GPUs and device allows",
     )
     ray_cpus: float = Field(1, gt=0, description="CPU cores of each run")
     head: Literal["linear", "ncm", "ridge"] = Field(
@@ -284,7 +287,7 @@ class Resolved:
         """Every key with its value, defaults included, ready for JSON."""
         return self.settings.model_dump(mode="json")
 
-    @property
+    @cached_property  # a sweep asks for it with every run
     def hash(self) -> str:
         """12 hex digits of SHA-256 over all settings that decide a run's numbers, the seed apart."""
         kept = {k: v for k, v in self.values.items() if k not in NOT_HASHED}

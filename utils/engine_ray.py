@@ -22,7 +22,9 @@ PATIENCE = engines.STOP + 30  # seconds that cancelled tasks have to stop their 
 
 
 def run(jobs: Sequence[pool.Job], at_once: int, accuracy_of: Callable[[Path], float | None]) -> None:
-    """Hands all that is waiting to Ray and watches; each job's state, reason and accuracy are set. `at_once` is Ray's matter."""
+    """Hands all that is waiting to Ray and watches; each job's state, reason and accuracy are set.
+
+    `at_once` is nothing here: Ray knows what it has room for."""
     import ray
 
     board, start = pool.Board(sys.stdout), time.monotonic()

@@ -96,7 +96,9 @@ def _watch(
                 except Refused as error:
                     if not book.ids:
                         raise
-                    board.line(f"the scheduler takes no more now, {error}; {len(batches)} batches are offered again later")
+                    board.line(
+                        f"the scheduler takes no more now, {error}; {len(batches)} batches are offered again later"
+                    )
                     retry = time.monotonic() + RETRY
             if not batches:
                 lock.release()
@@ -130,7 +132,9 @@ def _watch(
         left = sorted({book.ids[name].partition("_")[0] for name in watched if name in book.ids})
         stop = f"kill {' '.join(left)}" if here else f"scancel {' '.join(left)}"
         if left:
-            board.line(f"the submitted jobs go on without this window; the same command looks again; to end them: {stop}")
+            board.line(
+                f"the submitted jobs go on without this window; the same command looks again; to end them: {stop}"
+            )
         if batches:
             board.line(f"{sum(map(len, batches))} runs are not submitted yet: the same command does it")
         raise KeyboardInterrupt

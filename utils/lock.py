@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-import time
 from datetime import datetime
 from pathlib import Path
 
@@ -59,8 +58,8 @@ class Lock:
                 raise
             if fcntl is not None:
                 self.notes.append(
-                    f"the file system of {folder} has no locks ({error.strerror or error}): the folder is guarded by the file "
-                    f"{self._pulse.path.name}, touched every {BEAT:g} s; after a crash on another machine it is free in {STALE:g} s"
+                    f"the file system of {folder} has no locks ({error.strerror or error}): the folder is guarded by "
+                    f"{self._pulse.path.name}, touched every {BEAT:g} s; if this machine goes down, others may have it {STALE:g} s later"
                 )
             self.notes += self._pulse.notes
         _HELD.add(self)
@@ -147,7 +146,10 @@ class Pulse:
             except FileExistsError:
                 return False
             except OSError:  # no links here
-                with contextlib.suppress(FileExistsError), open(self.path, "x", encoding="utf-8", errors="replace") as file:
+                with (
+                    contextlib.suppress(FileExistsError),
+                    open(self.path, "x", encoding="utf-8", errors="replace") as file,
+                ):
                     file.write(self.text)
                     return True
                 return False
@@ -167,14 +169,18 @@ class Pulse:
             raise _taken(self.folder, f"{who}; its last sign of life is {max(age, 0):.0f} s old")
         try:
             os.rename(self.path, aside)  # of several that do this, one succeeds
-            if aside.read_text(encoding="utf-8", errors="replace") != text:  # and that one may come late: it is a new holder's
+            if (
+                aside.read_text(encoding="utf-8", errors="replace") != text
+            ):  # and that one may come late: it is a new holder's
                 os.rename(aside, self.path)
                 raise _taken(self.folder, "which was quicker")
         except FileNotFoundError:
             return
         aside.unlink(missing_ok=True)
         why = "its process is gone" if gone else f"no sign of life for {age:.0f} s"
-        self.notes.append(f"the folder was held by a run that has ended without a word ({why}), and is taken over: {who}")
+        self.notes.append(
+            f"the folder was held by a run that has ended without a word ({why}), and is taken over: {who}"
+        )
 
     def _age(self) -> float:
         """Seconds since the file was touched, by the clock of the machine that has the files."""
