@@ -263,6 +263,7 @@ def test_slurm_takes_arrays_and_failures_are_collected(one_node, tmp_path, capfd
     assert "submitted 4 runs as job" in told and "submitted 2 runs as job" in told  # MaxArraySize is 5
 
 
+@pytest.mark.slow
 @needs_submitit
 def test_slurm_jobs_outlive_their_watcher_and_can_be_cancelled(one_node, tmp_path, capfd):
     jobs = jobs_of(tmp_path, 100, 100, 1)
@@ -284,6 +285,7 @@ def test_slurm_jobs_outlive_their_watcher_and_can_be_cancelled(one_node, tmp_pat
     assert [len(starts(job)) for job in third] == [1, 2, 1] and third[1].state == "done"
 
 
+@pytest.mark.slow
 @needs_submitit
 @pytest.mark.parametrize("what", ["time is nearly up", "requeued by hand", "preempted"])
 def test_slurm_takes_the_job_away_and_the_run_goes_on(what, one_node, tmp_path):

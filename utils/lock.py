@@ -59,7 +59,7 @@ class Lock:
             if fcntl is not None:
                 self.notes.append(
                     f"the file system of {folder} has no locks ({error.strerror or error}): the folder is guarded by "
-                    f"{self._pulse.path.name}, touched every {BEAT:g} s; if this machine goes down, others may have it {STALE:g} s later"
+                    f"{self._pulse.path.name}, touched every {BEAT:g} s; if this machine goes down it is free {STALE:g} s later"
                 )
             self.notes += self._pulse.notes
         _HELD.add(self)
