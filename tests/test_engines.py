@@ -309,6 +309,17 @@ def test_slurm_takes_the_job_away_and_the_run_goes_on(what, one_node, tmp_path):
 
 
 @needs_submitit
+def test_a_full_slurm_is_offered_the_rest_later(one_node, tmp_path, capfd, monkeypatch):
+    assert engine_slurm._limits() == (4, 10_000)
+    monkeypatch.setattr(engine_slurm, "_limits", lambda: (2, 3))
+    monkeypatch.setattr(engine_slurm, "RETRY", 0.5)
+    jobs = jobs_of(tmp_path, 20, 20, 1, 1)
+    engine_slurm.run(jobs, 1, accuracy_of)
+    assert [job.state for job in jobs] == ["done"] * 4
+    assert capfd.readouterr().out.count("the scheduler takes no more now, MaxJobCount is 3 and 2 jobs are there") == 1
+
+
+@needs_submitit
 def test_what_slurm_refuses_is_said_in_its_words(one_node, tmp_path):
     with pytest.raises(ValueError, match=r"sbatch refuses: .*invalid partition"):
         engine_slurm.run(jobs_of(tmp_path, 1, slurm_partition="nowhere"), 1, accuracy_of)

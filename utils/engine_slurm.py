@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -81,7 +82,8 @@ def _watch(
     if states and (old := [name for name in watched if name in states]):
         board.line(f"{len(old)} of the runs are in the queue already, or running: they are watched, not started again")
     waiting = [job for name, job in watched.items() if name not in states]
-    batches = list(_batches(waiting, 1 if here else _most()))
+    most, whole = (1, 0) if here else _limits()
+    batches = list(_batches(waiting, most))
     retry, absent = 0.0, dict.fromkeys(watched, 0)
     with pool.notices() as notices:
         while watched and not notices:
@@ -89,16 +91,19 @@ def _watch(
                 room = at_once - len(states) if here else len(batches)
                 try:
                     for _ in range(min(room, len(batches))):
+                        if whole and (there := _queued()) + len(batches[0]) > whole:  # sbatch would wait for minutes
+                            raise Full(f"MaxJobCount is {whole} and {there} jobs are there")
                         book.submit(batches[0])
                         submitted = batches.pop(0)
                         if not here:
                             board.line(f"submitted {len(submitted)} runs as job {book.last}")
                 except Refused as error:
-                    if not book.ids:
+                    if not book.ids and not isinstance(error, Full):
                         raise
-                    board.line(
-                        f"the scheduler takes no more now, {error}; {len(batches)} batches are offered again later"
-                    )
+                    if retry == 0:
+                        board.line(
+                            f"the scheduler takes no more now, {error}: the rest is offered again every {RETRY:g} s"
+                        )
                     retry = time.monotonic() + RETRY
             if not batches:
                 lock.release()
@@ -142,6 +147,10 @@ def _watch(
 
 class Refused(ValueError):
     """The scheduler does not take a job."""
+
+
+class Full(Refused):
+    """It has as many as it can hold."""
 
 
 class Book:
@@ -263,11 +272,18 @@ def _batches(jobs: Sequence[pool.Job], most: int) -> Iterator[list[pool.Job]]:
             yield same[first : first + most]
 
 
-def _most() -> int:
-    """Jobs that one array may have here."""
+def _limits() -> tuple[int, int]:
+    """Jobs that one array may have here, and jobs that the whole cluster may know of (0: not said)."""
     shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True).stdout
-    sizes = [int(line.split("=")[1]) for line in shown.splitlines() if line.startswith("MaxArraySize")]
-    return max(1, sizes[0] - 1) if sizes else ARRAY
+    values = dict(re.findall(r"^(MaxArraySize|MaxJobCount)\s*=\s*(\d+)", shown, re.MULTILINE))
+    array = int(values["MaxArraySize"]) - 1 if "MaxArraySize" in values else ARRAY
+    whole = int(values.get("MaxJobCount", 0))
+    return max(1, min(array, whole or array)), whole
+
+
+def _queued() -> int:
+    """Jobs of everybody."""
+    return len(subprocess.run(["squeue", "-h", "-r", "-o", "%i"], capture_output=True, text=True).stdout.split())
 
 
 def _lives(number: str) -> bool:
