@@ -14,6 +14,7 @@ import pytest
 import slurm
 
 import main
+from benchmarks import many_runs
 from utils import command, engine_slurm, engines, pool
 
 HERE = Path(__file__).resolve().parent
@@ -168,6 +169,12 @@ def test_a_damaged_list_of_jobs_is_no_empty_one(tmp_path):
     (tmp_path / "jobs.json").write_text('{"cluster": "slurm", "ru')
     with pytest.raises(ValueError, match=r"jobs.json says which runs are queued, and is damaged; .* remove it"):
         engine_slurm.Book(tmp_path, "slurm")
+
+
+def test_the_folders_of_many_runs_are_finished_runs(tmp_path, capsys):
+    assert many_runs.run(2, 3, tmp_path) == 0
+    told = capsys.readouterr().out
+    assert "6 run folders made" in told and "all 6 runs of 2 cells are finished" in told
 
 
 # ---------------------------------------------------------------- submitit's local executor
