@@ -7,6 +7,7 @@ evaluate, record; then report. Exit codes: 0 done, 2 bad input, 75 interrupted a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import os
 import shutil
@@ -28,6 +29,7 @@ from utils import (
     data,
     interrupt,
     legacy,
+    parallel,
     profile,
     report,
     storage,
@@ -36,8 +38,8 @@ from utils import (
     tracker,
 )
 from utils.config import Resolved
-from utils.runlog import RunLog
-from utils.runtime import check_torchvision, environment, flush_denormals, peak_memory, pick_device, seed_everything
+from utils.runlog import RunLog, SilentLog
+from utils.runtime import check_torchvision, environment, flush_denormals, peak_memory, seed_everything
 
 if TYPE_CHECKING:
     import torch
@@ -59,11 +61,16 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     gc.set_threshold(50_000, 20, 20)  # collecting as often as Python does by default is a tenth of the start
     command.speak_any_encoding()
+    number, processes = parallel.asked()
+    if number:  # rank 0 speaks for all
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     ask = command.parser(__doc__ or "")
     args, code, loaded = ask.parse_args(argv), 0, None
     try:
         if args.profile and (args.config is None or args.check or args.list):
             ask.error("--profile measures a run: it goes with --config FILE alone")
+        if number and (args.config is None or args.check):
+            return 0  # nothing to be shared: rank 0 does it
         if args.list:
             print(command.listing(HERE / "exps", models.summaries(), catalogue.names()))
         elif finished.asked(args):
@@ -74,6 +81,10 @@ def main(argv: list[str] | None = None) -> int:
             loaded = load(args)
             if args.check:
                 planning.check(loaded, args.engine)
+            elif processes > 1 and (loaded.declared or args.jobs > 1 or args.engine != "local"):
+                raise ValueError(
+                    "torchrun computes one run: a sweep, --jobs and --engine start processes of their own without it"
+                )
             elif loaded.declared or args.jobs > 1 or args.engine != "local":
                 code = sweep.run(loaded, args, HERE / "main.py", planning.ready, result_of)
             else:
@@ -86,16 +97,22 @@ def main(argv: list[str] | None = None) -> int:
         return code
     except KeyboardInterrupt as notice:
         what = f" after {notice}, which is saved" if str(notice) else ": what is finished is saved"
-        print(f"\ninterrupted{what}, the same command goes on from there", file=sys.stderr)
+        if not number:
+            print(f"\ninterrupted{what}, the same command goes on from there", file=sys.stderr)
         return 75
     except BrokenPipeError:  # the reader has left, as in `main.py --list | head`; nothing more can be said to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
         code, text = command.verdict(error, loaded.cells[0].resolved.settings if loaded else None)
+        if parallel.lost(error):
+            code, text = 1, f"another process of the run has ended, see what it says; {command.SAVED}"
+        if number:  # most errors are everybody's: then rank 0 says it, and torchrun ends the others meanwhile
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(2)
         if args.debug:
             traceback.print_exc()
-        print(f"error: {text}", file=sys.stderr)
+        print(f"{f'process {number}: ' * (processes > 1)}error: {text}", file=sys.stderr)
         return code
 
 
@@ -156,7 +173,12 @@ def run(resolved: Resolved, args: argparse.Namespace) -> None:
     """Every seed in turn, then their mean and standard deviation."""
     cfg = resolved.settings
     folders = {seed: args.out / args.config.stem / resolved.hash / f"seed_{seed}" for seed in cfg.seed}
-    results = {s: result_of(folder) for s, folder in folders.items() if args.resume == "auto"}
+    if parallel.asked()[1] > 1:
+        check_torchvision()
+        parallel.start(cfg.device)
+    looked = folders.values() if args.resume == "auto" else ()
+    found, _ = parallel.from_first(lambda: ([result_of(folder) for folder in looked], {}))
+    results: dict[int, dict[str, Any] | None] = dict(zip(folders, found, strict=False))
     if not all(results.get(s) for s in folders):
         check_torchvision()
         from backbone import weights
@@ -165,21 +187,24 @@ def run(resolved: Resolved, args: argparse.Namespace) -> None:
         flush_denormals()
         if lack := tracker.missing(cfg.tracker):
             raise ValueError(lack)
-        device, warning = pick_device(cfg.device)
+        device, warning = parallel.start(cfg.device)
         notes = [*resolved.notes, *([warning] if warning else [])]
         if (count := data.count_classes(cfg.dataset, **planning.places(resolved))) is not None:
             planning.outline(resolved, count)
-        dataset = data.load(cfg.dataset, **planning.places(resolved), test_ratio=cfg.test_ratio)
+        dataset = parallel.in_turn(
+            lambda: data.load(cfg.dataset, **planning.places(resolved), test_ratio=cfg.test_ratio)
+        )
     told: set[str] = set()
     for seed, folder in folders.items():
         if results.get(seed):
             print(f"seed {seed} is finished: {folder / 'results.json'}{PROFILED_NOTHING * args.profile}")
             continue
-        built = weights.build(cfg)  # before the run has a folder: bad weights are bad input
-        if args.resume == "never" and (kept := checkpoint.move_aside(folder)):
+        built = parallel.in_turn(lambda: weights.build(cfg))  # before the run has a folder: bad weights are bad input
+        if args.resume == "never" and parallel.is_first() and (kept := checkpoint.move_aside(folder)):
             print(f"seed {seed} starts afresh, the folder of the earlier run is kept: {kept}")
-        with RunLog(folder) as log:
-            checkpoint.point_latest(args.out / "latest", folder)
+        with RunLog(folder) if parallel.is_first() else SilentLog(folder) as log:
+            if parallel.is_first():
+                checkpoint.point_latest(args.out / "latest", folder)
             for line in notes:
                 log.warn(line, console=line not in told)
                 told.add(line)
@@ -188,9 +213,11 @@ def run(resolved: Resolved, args: argparse.Namespace) -> None:
             except journal.Differs as error:  # a device that does not compute the same twice
                 log.muted = False
                 log.warn(f"the task in progress cannot be taken up inside ({error}): it is learned from its start")
-                journal.discard(folder / "checkpoints")
+                if parallel.is_first():
+                    journal.discard(folder / "checkpoints")
                 results[seed] = run_seed(resolved, seed, dataset, weights.build(cfg), device, log, args.profile)
     print("\n" + report.seed_table([r for s in folders if (r := results[s]) is not None], folders[cfg.seed[0]].parent))
+    parallel.stop()
 
 
 def run_seed(
@@ -211,6 +238,8 @@ def run_seed(
     from utils.tasks import TaskStream
 
     cfg, folder = resolved.settings, log.folder
+    if cfg.batch_per_process:
+        cfg = cfg.model_copy(update={"batch_size": cfg.batch_size * parallel.world()})
     backbone, facts = built
     stream = TaskStream.of(cfg, dataset, seed, facts.image_size, device)
     Method = models.learner_of(cfg.model_name)
@@ -219,8 +248,12 @@ def run_seed(
     record = report.RunRecord(cfg.model_name, cfg.dataset, seed, stream.order, classes)
     settings = {**resolved.values, "seed": [seed]}
     machine = {**environment(device), "backbone": vars(facts)}
-    storage.write_json(folder / "config.json", settings)
-    storage.write_json(folder / "environment.json", machine)
+    if parallel.world() > 1:
+        machine["processes"] = parallel.world()
+    if parallel.is_first():
+        tell_processes(folder, log, getattr(cfg, "batch_size", None))
+        storage.write_json(folder / "config.json", settings)
+        storage.write_json(folder / "environment.json", machine)
     planned = learner.planned_parameters()
     log.info(
         report.banner(
@@ -241,8 +274,9 @@ def run_seed(
     if (saved := checkpoint.resume(folder, learner, log, facts.weight_hash)) is not None:
         record, measured, rows = report.RunRecord.from_dict(saved.record), saved.measured, saved.rows
         start = len(record.correct)
-    log.mirror = tracker.of(cfg.tracker, folder, log.rows)
-    measuring = profile.running(profiled, lambda: learner.prefix_layer, device)
+    if parallel.is_first():
+        log.mirror = tracker.of(cfg.tracker, folder, log.rows)
+    measuring = profile.running(profiled and parallel.is_first(), lambda: learner.prefix_layer, device)
     with log.bar(len(stream), f"seed {seed}, tasks", level=0, done=start) as bar, interrupt.listening(), measuring:
         for index in range(start, len(stream)):
             journal = checkpoint.journal_of(folder, index, log, facts.weight_hash)
@@ -250,8 +284,10 @@ def run_seed(
             if measured is None:
                 journal.open(rows)
                 whole = not journal.begun
-                samples.keep(folder, stream, index)
+                if parallel.is_first():
+                    samples.keep(folder, stream, index)
                 measured = learn(learner, stream, index, seed, journal)
+                parallel.align(learner.own_state() if parallel.world() > 1 else {}, f"after task {index + 1}")
                 with profile.part("checkpoint"):
                     checkpoint.save(folder, index, learner, record.to_dict(), log, facts.weight_hash, measured)
             else:
@@ -264,7 +300,9 @@ def run_seed(
             measured, rows = None, log.rows
             log.info(report.task_table(record))
             bar.update(1)
-            interrupt.check()
+            interrupt.check(together=True)
+    if not parallel.is_first():
+        return report.results_json(record)
     if profiled and (table := profile.of_run(page.load_rows(folder / "metrics.jsonl"), len(stream))):
         log.info(table)
     results = report.results_json(record)
@@ -275,11 +313,26 @@ def run_seed(
     return results
 
 
+def tell_processes(folder: Path, log: RunLog, batch: int | None) -> None:
+    """What several processes do with the run's batches, and that a run goes on with another number of them."""
+    now, before = parallel.world(), 1
+    if (path := folder / "environment.json").is_file():
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            before = int(strict_json.read_json(path)[0].get("processes", 1))
+        if before != now:
+            log.warn(
+                f"the run was begun with {before} process{'es' * (before > 1)} and goes on with {now}: parts of batches are "
+                "others, so numbers may differ by rounding, and random draws in training by more"
+            )
+    if now > 1:
+        log.info(f"{now} processes: each computes a part of every batch, a training step takes {batch} images in all")
+
+
 def learn(learner: Learner, stream: TaskStream, index: int, seed: int, journal: Journal) -> dict[str, Any]:
     """One task: the learner sees its training data alone. Returns what the task's record needs beside its scores.
 
     Phases that `journal` has are not trained again."""
-    seed_everything(seed, "task", index)
+    seed_everything(seed, "task", index, *parallel.own_seed())
     learner.begin_task()
     learner.journal = journal
     task = stream.task(index, with_past=learner.uses_past, with_test=learner.uses_test)
@@ -302,7 +355,7 @@ def score(
     """Every task so far is scored once on its test data; the scores and what was `measured` in learning join the record."""
     from utils import evaluation
 
-    seed_everything(record.seed, "score", index)
+    seed_everything(record.seed, "score", index, *parallel.own_seed())
     device, start = next(learner.parameters()).device, time.perf_counter()
     renewed = evaluation.renewed_statistics(learner, stream, index)
     ready = time.perf_counter()
@@ -328,4 +381,4 @@ def score(
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's notice counts as an interruption
-    sys.exit(main())
+    parallel.leave(main())

@@ -7,7 +7,8 @@ does, and what was kept under another is dropped: nothing has to be told, and de
 
 Values do not depend on the order of requests, hence neither on where a run was interrupted: un-augmented images are always
 computed in the same groups, CHUNK of one class, and what is kept is planned from sizes alone. Against a pass from the images
-they differ by rounding, since their batches are others. Shapes: B batch, N tokens, D width.
+they differ by rounding, since their batches are others. In a run of several processes each computes some of the groups and
+gives them to all, so that everyone keeps what one process would. Shapes: B batch, N tokens, D width.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from torch import Tensor, nn
 
 from backbone.timm_vit import timm_version
 from backbone.vit import HALVES, BlockSlot, SlottedViT, Stream
-from utils import profile
+from utils import parallel, profile
 from utils.rowstore import RowStore
-from utils.tasks import TaskData
+from utils.tasks import TaskData, own_parts, real_and_padded
 
 Place = Literal["memory", "disk", "off"]
 CHUNK = 256  # images of a class that are computed together
@@ -68,6 +69,7 @@ class PrefixCache:
         augment: bool = True,
         shuffle: bool = True,
         views: int = 0,
+        part: bool = False,
     ) -> Iterable[Batch]:
         """As `TaskData.batches`, with Streams at `layer` in the place of images where those are kept.
 
@@ -77,19 +79,16 @@ class PrefixCache:
         draws: dict[str, Any] = {"epoch": view[0], "stream": view[1], "augment": augment}
         kept = None if augment and not views else self._store(data, layer, views if augment else 0, draws)
         if kept is None and not (augment and views):
-            return data.batches(size, epoch=epoch, stream=stream, augment=augment, shuffle=shuffle)
+            return data.batches(size, epoch=epoch, stream=stream, augment=augment, shuffle=shuffle, part=part)
         order = data.order(epoch, stream) if shuffle else torch.arange(len(data))
         # torch splits nothing into one empty part
         chunks = [chunk.tolist() for chunk in order.split(size) if len(chunk)]
         if kept is None:
-            return data.at(chunks, **draws)
+            return data.at(chunks, **draws, part=part)
         store, parts = kept
-        try:
-            self._fill(store, data, layer, parts, draws)
-        except OSError as error:
-            self._tell(f"no more of the prefix is kept, its files cannot be written: {error}")
-            return data.at(chunks, **draws)
-        return self._kept(store, data, layer, chunks)
+        if not self._fill(store, data, layer, parts, draws):
+            return data.at(chunks, **draws, part=part)
+        return self._kept(store, data, layer, own_parts(chunks) if part else chunks)
 
     def forget_views(self) -> None:
         """Drops the augmented views: those of a task are of no use after it."""
@@ -198,11 +197,13 @@ class PrefixCache:
     # Filling and reading -----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _fill(self, store: RowStore, data: TaskData, layer: int, parts: int, draws: dict[str, Any]) -> None:
-        """Computes what is missing for `data`. Of un-augmented images whole groups of a class, always the same ones."""
-        missing = data.rows[~store.has(data.rows)]
+    def _fill(self, store: RowStore, data: TaskData, layer: int, parts: int, draws: dict[str, Any]) -> bool:
+        """Computes what is missing for `data`. Of un-augmented images whole groups of a class, always the same ones.
+
+        False, and said, if it cannot be kept. What one rank misses, after a killed run, all compute again."""
+        missing = data.rows[parallel.total(torch.from_numpy(~store.has(data.rows)).to(torch.int64)).numpy() > 0]
         if not len(missing):
-            return
+            return True
         if draws["augment"]:  # the task's own images, in its order
             groups = [missing[i : i + CHUNK] for i in range(0, len(missing), CHUNK)]
         else:
@@ -216,20 +217,40 @@ class PrefixCache:
         device = next(self.backbone.vit.parameters()).device
 
         def values() -> Iterator[Tensor]:
-            for images, *_ in data.at_rows(rows).at(positions, **draws):
+            ranks, turns = parallel.world(), range(0, len(positions), parallel.world())
+            # a rank without a group in the last turn computes one image, of which nothing is taken
+            own = [positions[t + parallel.rank()] if t + parallel.rank() < len(positions) else [0] for t in turns]
+            for turn, (images, *_) in zip(turns, data.at_rows(rows).at(own, **draws), strict=True):
                 with profile.part("data"):
                     images = images.to(device, non_blocking=True)
                 made = self.backbone.prefix(images, layer, inside=parts == 2)
-                yield torch.stack([made.x] if made.after is None else [made.x, made.after], dim=1)
+                stacked = torch.stack([made.x] if made.after is None else [made.x, made.after], dim=1)
+                sizes = [len(group) for group in positions[turn : turn + ranks]]
+                yield parallel.gather(stacked, [*sizes, *[0] * (ranks - len(sizes))])
 
-        store.put(rows, values())
+        made, failed = values(), None
+        try:
+            store.put(rows, made)
+        except OSError as error:
+            failed = error
+            if parallel.world() > 1:
+                for _ in made:  # the other ranks wait for this one's groups
+                    pass
+        if parallel.agree(failed is not None):
+            self._tell(
+                f"no more of the prefix is kept, its files cannot be written: {failed or 'another process failed'}"
+            )
+            if parallel.world() > 1:
+                self.place = "off"  # all ranks keep the same
+            return False
+        return True
 
     def _kept(self, store: RowStore, data: TaskData, layer: int, chunks: list[list[int]]) -> Iterator[Batch]:
         for chunk in chunks:
+            places, own = real_and_padded(chunk)
             with profile.part("prefix", len(chunk)):
-                found = store.get(data.rows[chunk])
-            where = torch.tensor(chunk)
-            yield Stream(layer, *found.unbind(dim=1)), data.labels[where], where
+                found = store.get(data.rows[places])
+            yield Stream(layer, *found.unbind(dim=1)), data.labels[torch.tensor(places)], own
 
 
 class _Written:

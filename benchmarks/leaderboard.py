@@ -19,7 +19,8 @@ from typing import Any
 
 import models
 from utils import cards
-from utils.metrics import summarise
+from utils.comparison import signed
+from utils.metrics import paired_difference, summarise
 from utils.report import number
 from utils.strict_json import read_json
 
@@ -27,10 +28,20 @@ ROOT = Path(__file__).resolve().parent.parent
 SETS = ("digits", "glyphs", "fractals")
 SEEDS = [1993, 1994, 1995, 1996, 1997]
 KEPT = Path(__file__).with_suffix(".jsonl")
-BEGIN, END = "<!-- leaderboard: made by python -m benchmarks.leaderboard -->", "<!-- end of leaderboard -->"
+MADE = "made by python -m benchmarks.leaderboard"
 COMMON = ("dataset", "init_cls", "increment", "seed", "backbone_type", "batch_size")
 TOLERANCE = 2.0  # points: what another processor's rounding may change
-VARIANTS = ("sema_corrected",)  # shipped files beside those called after a method
+# keys that bring back what the originals' code does and our defaults do not: exps/<method>_original_digits.json sets them
+ORIGINALS: dict[str, dict[str, Any]] = {
+    "l2p": {"batchwise_prompt": True, "decay_other_rows": True},
+    "dualprompt": {"batchwise_prompt": True, "scrambled_e_prompt": True, "decay_other_rows": True},
+    "coda_prompt": {"cosine_off_by_one": True, "drop_last": True, "decay_other_rows": True},
+    "ranpac": {"ranpac_scores": "cosine", "ranpac_ridge": "task"},
+    "inflora": {"late_schedule": True, "short_first_basis": True},
+    "sd_lora": {"restart_magnitudes": True},
+}
+# shipped files beside those called after a method
+VARIANTS = ("sema_corrected", *(f"{method}_original" for method in ORIGINALS))
 
 Run = dict[str, Any]
 
@@ -98,7 +109,8 @@ def table(runs: Iterable[Run]) -> str:
     """A Markdown row a method: last and average accuracy on each set, mean ± std over the seeds, and seconds of a run."""
     by: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
-        by.setdefault(run["method"], {}).setdefault(run["set"], []).append(run)
+        if not run["method"].endswith("_original"):
+            by.setdefault(run["method"], {}).setdefault(run["set"], []).append(run)
     head = [f"{name} {what}" for name in SETS for what in ("last", "average")]
     lines = [f"| method | {' | '.join(head)} | n | seconds |", "|---|" + "---:|" * (len(head) + 2)]
 
@@ -116,6 +128,26 @@ def table(runs: Iterable[Run]) -> str:
         counts = ", ".join(str(len(by[method].get(name, ()))) for name in SETS)
         seconds = ", ".join(number(summarise(r["seconds"] for r in by[method].get(name, ())).mean, 0) for name in SETS)
         lines.append(f"| {method} | {' | '.join(cells)} | {counts} | {seconds} |")
+    return "\n".join(lines)
+
+
+def departures(runs: Iterable[Run]) -> str:
+    """A Markdown row for each method whose default departs from its original's code: what that changes on digits."""
+    last: dict[str, dict[int, float]] = {}
+    for run in runs:
+        if run["set"] == "digits":
+            last.setdefault(run["method"], {})[run["seed"]] = run["last_accuracy"]
+    lines = [
+        "| method | keys of the original's form | default | original | original - default |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for method, keys in ORIGINALS.items():
+        ours, theirs = last.get(method, {}), last.get(f"{method}_original", {})
+        gap = paired_difference(theirs, ours)
+        means = [number(summarise(values.values()).mean, 1) for values in (ours, theirs)]
+        interval = "" if gap.low is None else f" [{signed(gap.low)}, {signed(gap.high)}]"
+        shown = ", ".join(f"`{key}: {json.dumps(value)}`" for key, value in keys.items())
+        lines.append(f"| {method} | {shown} | {' | '.join(means)} | {signed(gap.mean)}{interval} (n {gap.n}) |")
     return "\n".join(lines)
 
 
@@ -147,9 +179,14 @@ def kept() -> list[Run]:
 
 
 def replaced(readme: str) -> str:
-    """README.md with the table of the kept runs between its markers."""
-    head, _, rest = readme.partition(BEGIN)
-    return f"{head}{BEGIN}\n{table(kept())}\n{END}{rest.partition(END)[2]}"
+    """README.md with the tables of the kept runs between their markers."""
+    for name, text in (("leaderboard", table(kept())), ("departures", departures(kept()))):
+        begin, end = f"<!-- {name}: {MADE} -->", f"<!-- end of {name} -->"
+        head, found, rest = readme.partition(begin)
+        if not found or end not in rest:
+            raise ValueError(f"README.md lacks {begin} or {end}")
+        readme = f"{head}{begin}\n{text}\n{end}{rest.partition(end)[2]}"
+    return readme
 
 
 def main() -> None:

@@ -89,15 +89,15 @@ def ours(
         classes = [[stream.order[c]] for c in range(len(stream.order))]
         record = report.RunRecord("sema", cfg.dataset, SEED, stream.order, classes)
         task = 0
-        real: Callable[[torch.Tensor], dict[int, torch.Tensor]] = learner.shift_scores
+        real: Callable[[torch.Tensor], dict[int, torch.Tensor]] = learner.layer_scores
 
-        def planned(images: torch.Tensor) -> dict[int, torch.Tensor]:
-            found = real(images)
+        def planned(shifts: torch.Tensor) -> dict[int, torch.Tensor]:
+            found = real(shifts)
             if plan is None:
                 return found
             return {n: torch.full_like(s, 1e9 * (n in plan.get(task, ()))) for n, s in found.items()}
 
-        learner.shift_scores = planned
+        learner.layer_scores = planned
         for task in range(len(stream)):
             journal = checkpoint.journal_of(log.folder, task, log, "")
             journal.open(log.rows)

@@ -7,9 +7,9 @@ Shapes: n images, B batch, D width, C classes.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -20,12 +20,13 @@ from backbone.heads import HELD_OUT, LinearHead, StatisticsHead
 from backbone.prefix_cache import GIB, Place, PrefixCache
 from backbone.router import Routing
 from backbone.vit import SlottedViT, Stream
-from utils import profile
+from utils import interrupt, parallel, profile
 from utils.journal import Journal
 from utils.runlog import RunLog
 from utils.runtime import named_generator
 from utils.tasks import Task, TaskData
 
+T = TypeVar("T")
 SAMPLED_TOKENS = 4096  # about as many inputs of a layer are sampled for what is measured or fitted on them
 
 
@@ -57,6 +58,9 @@ class Learner(nn.Module):
     `trains_backbone` (it moves the ViT's own weights: they are then part of its state, and nothing is a fixed prefix).
     Counted in the current task: `trained`, the parameters that took gradient steps; `seconds` by purpose; `views`, the
     training images shown, repeats included. `journal` keeps the task's training phases; the runner sets it.
+
+    A run may have several processes (utils/parallel.py). Training takes `parts` of batches, `part_sizes` [W] are those of the
+    step in progress; every other pass takes `outputs`. All that is no pass over data each process computes for itself, alike.
     """
 
     uses_past: bool = False
@@ -81,6 +85,7 @@ class Learner(nn.Module):
         self.trained: dict[int, nn.Parameter] = {}
         self.seconds: dict[str, float] = {}
         self.views = 0
+        self.part_sizes: Sequence[int] = (0,)
         self.journal = Journal()
         if self._cache is not None:
             self._cache.forget_views()
@@ -129,12 +134,17 @@ class Learner(nn.Module):
         stream: str = "train",
         augment: bool = True,
         shuffle: bool = True,
+        part: bool = False,
+        keep: bool = True,
     ) -> Iterable[tuple[Any, Tensor, Tensor]]:
         """As `data.batches`, where kept with a Stream in the place of images: the backbone takes either (`prefix_cache`).
 
-        Augmented images are fresh in each epoch, or with `train_views` the view of that epoch."""
-        if not isinstance(data, TaskData):
-            return data.batches(size, epoch=epoch, stream=stream, augment=augment, shuffle=shuffle)
+        Augmented images are fresh in each epoch, or with `train_views` the view of that epoch. `keep` false: images, of
+        which nothing is kept. Of several processes each gets whole batches, unless it asks for its `part`: who forgets
+        `parts` or `outputs` does the same work in each of them, with the right result."""
+        if not keep or not isinstance(data, TaskData):
+            how = {"part": True} if part and parallel.world() > 1 else {}
+            return data.batches(size, epoch=epoch, stream=stream, augment=augment, shuffle=shuffle, **how)
         if self._cache is None:
             self._cache = self._new_cache(self.backbone, "cache")
         with profile.part("prefix"):  # what is missing is computed here
@@ -147,6 +157,7 @@ class Learner(nn.Module):
                 augment=augment,
                 shuffle=shuffle,
                 views=getattr(self.cfg, "train_views", 0),
+                part=part and parallel.world() > 1,
             )
 
     def _new_cache(self, backbone: SlottedViT, name: str) -> PrefixCache:
@@ -155,7 +166,44 @@ class Learner(nn.Module):
         if log is None:  # a saved run that is looked at: its folder stays as it is
             place: Place = "off" if cfg.prefix_cache == "off" else "memory"
             return PrefixCache(backbone, place, cfg.prefix_cache_gb * GIB)
-        return PrefixCache(backbone, cfg.prefix_cache, cfg.prefix_cache_gb * GIB, log.folder / name, say=log.info)
+        folder = log.folder / name
+        if not parallel.is_first():
+            folder = folder / f"rank_{parallel.rank()}"
+        return PrefixCache(backbone, cfg.prefix_cache, cfg.prefix_cache_gb * GIB, folder, say=log.info)
+
+    def parts(self, data: TaskData, size: int, **how: Any) -> Iterable[tuple[Any, Tensor, Tensor]]:
+        """`streams` for training: of each batch this process's part, for `fit`, which makes one step of all parts.
+
+        An empty part is one image as padding, with its label and an empty index: `fit` gives it no weight."""
+        return self.streams(data, size, part=True, **how)
+
+    def outputs(self, f: Callable[[Any], T], data: TaskData, size: int, **how: Any) -> Iterator[tuple[T, Tensor]]:
+        """f(images or Stream, on the device) of every batch of `streams`, and its labels: for passes that do not train.
+
+        f gives a tensor [B, ...], or a list, tuple or dict of them, one row a sample. Each process computes its part and
+        gets the whole."""
+        device = next(self.backbone.vit.parameters()).device
+        for images, labels, index in self.streams(data, size, part=True, **how):
+            with profile.part("data"):
+                images = images.to(device, non_blocking=True)
+            found = f(images)
+            if parallel.world() > 1:
+                interrupt.check(together=True)
+                sizes = parallel.counts(len(index))
+                found, labels = parallel.gather((found, labels), sizes)
+            yield found, labels
+
+    def gathered(self, x: T) -> T:
+        """The whole batch from what `step` made of a part, [b, ...] a tensor, list, tuple or dict; for `after_step`."""
+        return parallel.gather(x, self.part_sizes)
+
+    def averaged(self, x: Tensor) -> Tensor:
+        """The mean over the batch of a mean over its parts; for `after_step`."""
+        return parallel.mean(x, self.part_sizes)
+
+    def summed(self, x: Tensor) -> Tensor:
+        """The sum over the batch of a sum over its parts; for `after_step`."""
+        return x if parallel.world() == 1 else parallel.total(x * (self.part_sizes[parallel.rank()] > 0))
 
     # Class statistics ----------------------------------------------------------------------------------------------
 
@@ -173,11 +221,9 @@ class Learner(nn.Module):
     def features_of(self, data: TaskData) -> tuple[Tensor, Tensor]:
         """Features [n, D] and labels [n] of training images under the test transform, in the data set's order."""
         self.eval()
-        device = next(self.backbone.vit.parameters()).device
-        batches = self.streams(data, self.cfg.eval_batch_size, augment=False, shuffle=False)
-        found = [(self.features(images.to(device)), labels.to(device)) for images, labels, *_ in batches]
+        found = list(self.outputs(self.features, data, self.cfg.eval_batch_size, augment=False, shuffle=False))
         features, labels = zip(*found, strict=True)
-        return torch.cat(features), torch.cat(labels)
+        return torch.cat(features), torch.cat(labels).to(features[0].device)
 
     def _gather(self, task: Task, head: StatisticsHead) -> None:
         """Adds the task's training images to the class statistics; a learner that keeps past data starts them afresh."""

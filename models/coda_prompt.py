@@ -7,6 +7,7 @@ LAMDA-PILOT's to rounding (tests/test_parity.py). Shapes: B batch, D width, L le
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, cast
@@ -104,8 +105,8 @@ class Learner(PromptLearner):
             return loss + weight * penalty, correct, loss
 
         def batches(epoch: int) -> Iterable[Any]:
-            found = self.streams(task.train, cfg.batch_size, epoch=epoch, stream="prompts")
-            return (batch for batch in found if len(batch[1]) == cfg.batch_size)
+            found = self.parts(task.train, cfg.batch_size, epoch=epoch, stream="prompts")
+            return itertools.islice(found, len(task.train) // cfg.batch_size)
 
         rows = [(p, range(task.first, task.total)) for p in self.head.parameters()]
         rows += [(p, range(first, self.made)) for p in self.components.parameters()]

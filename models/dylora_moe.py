@@ -10,6 +10,8 @@ Shapes: B batch, N tokens, D width, E experts, L layers, C classes.
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal
@@ -23,7 +25,7 @@ from backbone import lora, novelty, routed
 from backbone.adapter import Adapter
 from backbone.heads import LinearHead
 from backbone.router import Routing, temperature
-from backbone.vit import SlottedViT
+from backbone.vit import SlottedViT, Stream
 from models.base import Learner as Base
 from models.base import layer_range, slot_inputs
 from models.expert_settings import GateSettings, LifeSettings, NoveltySettings
@@ -134,13 +136,14 @@ class Learner(Base):
     def _embed(self, task: Task) -> tuple[Tensor, Tensor]:
         """Mean tokens [n, D] that the first layer reads, and labels [n], of the task's images under the test transform."""
         self.eval()
-        first, device = self.layers[0], self.head.weight.device
-        found = [
-            (self.backbone.mean_tokens(images.to(device), [first])[first], labels.to(device))
-            for images, labels, *_ in self.streams(task.train, self.cfg.eval_batch_size, augment=False, shuffle=False)
-        ]
+        first, size = self.layers[0], self.cfg.eval_batch_size
+
+        def mean_token(images: Tensor | Stream) -> Tensor:
+            return self.backbone.mean_tokens(images, [first])[first]
+
+        found = list(self.outputs(mean_token, task.train, size, augment=False, shuffle=False))
         tokens, labels = zip(*found, strict=True)
-        return torch.cat(tokens), torch.cat(labels)
+        return torch.cat(tokens), torch.cat(labels).to(tokens[0].device)
 
     # 2 Spawn or reuse ------------------------------------------------------------------------------------------------
 
@@ -275,7 +278,7 @@ class Learner(Base):
             self._groups(learning),
             phase=phase,
             epochs=epochs,
-            batches=lambda epoch: self.streams(data, cfg.batch_size, epoch=epoch, stream=phase),
+            batches=lambda epoch: self.parts(data, cfg.batch_size, epoch=epoch, stream=phase),
             after_step=after_step,
             after_epoch=after_epoch,
             stateful=[watch, course],
@@ -349,8 +352,11 @@ class Learner(Base):
         """Mean cross-entropy on held-out training images, among the classes it is trained on."""
         self.eval()
         total = 0.0
-        for images, labels, *_ in self.streams(held, self.cfg.eval_batch_size, augment=False, shuffle=False):
-            scores = self.head(self.backbone(images.to(self.head.weight.device)))
+
+        def scored(images: Tensor | Stream) -> Tensor:
+            return self.head(self.backbone(images))
+
+        for scores, labels in self.outputs(scored, held, self.cfg.eval_batch_size, augment=False, shuffle=False):
             loss, _ = cross_entropy_among(scores, labels.to(scores.device), self.apart_from, task.total)
             total += loss.item() * len(labels)
         self.train()
@@ -448,13 +454,15 @@ class Learner(Base):
         """What each layer's router chose, batch by batch, on up to USE_IMAGES of the task's images (test transform)."""
         self.eval()
         size = min(self.cfg.eval_batch_size, USE_IMAGES)
-        with self.collecting() as routings:
-            for number, (images, *_) in enumerate(self.streams(task.train, size, stream="use", augment=False)):
-                if number * size >= USE_IMAGES:
-                    break
-                self.backbone(images.to(self.head.weight.device))
-        layers = len(routed.routers_of(self.backbone))
-        return [routings[i::layers] for i in range(layers)]
+
+        def routed_by(images: Tensor | Stream) -> list[Routing]:
+            with self.collecting() as routings:
+                self.backbone(images)
+            return routings
+
+        passes = self.outputs(routed_by, task.train, size, stream="use", augment=False)
+        found = [routings for routings, _ in itertools.islice(passes, math.ceil(USE_IMAGES / size))]
+        return [list(of_layer) for of_layer in zip(*found, strict=True)]
 
     @torch.no_grad()
     def _merge_unused(self, task: Task, gates: Tensor) -> None:

@@ -28,6 +28,7 @@ from backbone.lora_qkv import FixedDown, QKVUpdates, sizes_of, slots_of
 from models.base import Learner as Base
 from models.settings import TaskRateSettings
 from models.training import Recipe, cross_entropy_among, fit, keep_other_rows
+from utils import parallel
 from utils.tasks import Task, task_sizes
 
 PART = "kv"  # keys and values share A
@@ -164,13 +165,15 @@ class Learner(Base):
         blocks = cast("Any", self.backbone.vit.blocks)
         hooks = [block.attn.qkv.register_forward_pre_hook(adding(layer)) for layer, block in enumerate(blocks)]
         try:
-            for images, labels, *_ in self.streams(task.train, self.cfg.batch_size, stream=stream):
-                self.backbone(images.to(device))
-                count += len(labels) * self.backbone.tokens
+            for images, _, index in self.parts(task.train, self.cfg.batch_size, stream=stream):
+                if len(index):  # else padding
+                    self.backbone(images.to(device))
+                    count += len(index) * self.backbone.tokens
         finally:
             for hook in hooks:
                 hook.remove()
-        return [total / count for total in sums]
+        count = sum(parallel.counts(count))
+        return [parallel.total(own) / count for own in sums]
 
     # Bookkeeping ---------------------------------------------------------------------------------------------------
 

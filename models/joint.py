@@ -59,7 +59,7 @@ class Learner(Base):
             phase="joint",
             epochs=self.cfg.epochs,
             lr=self.cfg.init_lr,
-            batches=lambda epoch: self.streams(everything, self.cfg.batch_size, epoch=epoch, stream="joint"),
+            batches=lambda epoch: self.parts(everything, self.cfg.batch_size, epoch=epoch, stream="joint"),
         )
 
     def planned_parameters(self) -> list[tuple[str, int]]:

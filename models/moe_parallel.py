@@ -8,7 +8,6 @@ B batch, D width, K branches, C classes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backbone.heads import LinearHead
+from backbone.vit import Stream
 from models import nesting
 from models.base import Learner as Base
 from models.base import layer_range, slot_inputs
@@ -203,7 +203,7 @@ class Learner(Base):
             groups,
             phase="func",
             epochs=cfg.epochs,
-            batches=lambda epoch: self.streams(data, cfg.batch_size, epoch=epoch, stream="func"),
+            batches=lambda epoch: self.parts(data, cfg.batch_size, epoch=epoch, stream="func"),
             after_step=keep,
         )
 
@@ -218,7 +218,7 @@ class Learner(Base):
             groups.append(Group(name, list(head.parameters()), cfg.rate_head, divide=divide))
         return groups
 
-    def _branch_scores(self, images: Tensor, count: int) -> Tensor:
+    def _branch_scores(self, images: Tensor | Stream, count: int) -> Tensor:
         """Scores [K, B, C] of each branch, in one pass."""
         features = self.backbone(images, branches=count).unflatten(0, (count, -1))
         heads = self.heads()
@@ -237,9 +237,13 @@ class Learner(Base):
         device = self.head.weight.device
         # one pass alone costs less than keeping the whole task: the cache computes classes, and this is a tenth of each
         again = self.uses_test or self.statistics is not None or cfg.head_recalibration
-        batches = partial(self.streams, held) if again else held.batches
-        for images, labels, *_ in batches(max(cfg.eval_batch_size // count, 1), augment=False, shuffle=False):
-            scores = self._branch_scores(images.to(device), count)[..., first : task.total]
+        size = max(cfg.eval_batch_size // count, 1)
+
+        def by_sample(images: Tensor | Stream) -> Tensor:
+            return self._branch_scores(images, count).transpose(0, 1)  # [B, K, C]
+
+        for found, labels in self.outputs(by_sample, held, size, augment=False, shuffle=False, keep=again):
+            scores = found.transpose(0, 1)[..., first : task.total]
             truth = (labels - first).to(device).expand(count, -1)
             right += (scores.argmax(-1) == truth).sum(1).cpu()
             losses = F.cross_entropy(scores.flatten(0, 1), truth.flatten(), reduction="none")

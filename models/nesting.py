@@ -19,7 +19,7 @@ from backbone.nested import NestedLoRAAdapter
 from models.base import Learner
 from models.settings import NestedSettings
 from models.training import Group, cross_entropy_among, fit, keep_other_rows
-from utils.tasks import Task
+from utils.tasks import Task, own_parts, real_and_padded
 
 
 def new_nested(cfg: NestedSettings, width: int, experts: int = 1) -> NestedLoRAAdapter:
@@ -197,9 +197,10 @@ def recalibrate(learner: Learner, task: Task, epochs: int) -> None:
     def step(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return cross_entropy_among(learner.head(features), labels, task.first, task.total)
 
-    def batches(epoch: int) -> list[tuple[Tensor, Tensor]]:
-        order = task.train.order(epoch, "recalibrate").to(labels.device)
-        return [(table[rows], labels[rows]) for rows in order.split(cfg.batch_size)]
+    def batches(epoch: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+        chunks = own_parts([rows.tolist() for rows in task.train.order(epoch, "recalibrate").split(cfg.batch_size)])
+        found = [real_and_padded(chunk) for chunk in chunks]
+        return [(table[rows], labels[rows], own) for rows, own in found]
 
     groups = [Group("head", list(learner.head.parameters()), cfg.rate_head)]
     keep = keep_other_rows(learner.head, task)

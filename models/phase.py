@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from models.base import Learner
-from utils.runtime import rng_state, set_rng_state
+from utils import parallel
+from utils.runtime import rng_state, seed_everything, set_rng_state
 
 
 class Stateful(Protocol):
@@ -49,6 +50,38 @@ def _joined(values: list[Any]) -> Any:
     return values
 
 
+def _random_of_all(device: torch.device) -> dict[str, Any]:
+    """The state of the random generators; of several processes a list of all of theirs, as numbers."""
+    own = rng_state(device)
+    if parallel.world() == 1:
+        return own
+    return {"ranks": parallel.exchange({k: _plain(v) for k, v in own.items()})}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return {"bytes": value.tolist()} if value.dtype == torch.uint8 else {"words": value.tolist()}
+    return [_plain(v) for v in value] if isinstance(value, list) else value
+
+
+def _full(value: Any) -> Any:
+    if isinstance(value, dict):
+        (kind,) = value
+        return torch.tensor(value[kind], dtype=torch.uint8 if kind == "bytes" else torch.int64)
+    return [_full(v) for v in value] if isinstance(value, list) else value
+
+
+def _set_random(state: dict[str, Any], device: torch.device, where: tuple[int, int]) -> None:
+    """Inverse of `_random_of_all`. Saved by another number of processes there is no state for each: they draw anew."""
+    saved = state.get("ranks", [state])
+    if len(saved) != parallel.world():
+        seed_everything("resumed", *where, "rank", parallel.rank())
+    elif "ranks" in state:
+        set_rng_state({k: _full(v) for k, v in saved[parallel.rank()].items()}, device)
+    else:
+        set_rng_state(state, device)
+
+
 class Phase:
     """One phase of a task as it goes.
 
@@ -82,7 +115,7 @@ class Phase:
             warnings.filterwarnings("ignore", message="Detected call of")
             self.scheduler.step()
 
-    def _moving(self) -> dict[str, Tensor]:
+    def moving(self) -> dict[str, Tensor]:
         """By name: the parameters that the optimizer has, and every buffer but class statistics, which phases do not touch."""
         trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         found: dict[str, Tensor] = {}
@@ -108,12 +141,12 @@ class Phase:
             "task_losses": self.task_losses,
             "counts": [self.right, self.count, self.judged, self.spent],
             "rates": self.rates,
-            "tensors": self._moving(),
+            "tensors": self.moving(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "parts": [part.state_dict() for part in self.parts],
             "learner": {"views": self.learner.views, "seconds": self.learner.seconds},
-            "random": rng_state(device),
+            "random": _random_of_all(device),
         }
 
     @torch.no_grad()
@@ -124,7 +157,7 @@ class Phase:
         self.task_losses = [loss.to(device) for loss in state["task_losses"]]
         self.right, self.count, self.judged, self.spent = state["counts"]
         self.rates = state["rates"]
-        own = self._moving()
+        own = self.moving()
         if own.keys() != state["tensors"].keys():
             raise ValueError(
                 f"the saved phase has other tensors: {', '.join(sorted(own.keys() ^ state['tensors'].keys()))}"
@@ -138,4 +171,4 @@ class Phase:
         for part, saved in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(saved)
         self.learner.views, self.learner.seconds = state["learner"]["views"], dict(state["learner"]["seconds"])
-        set_rng_state(state["random"], device)
+        _set_random(state["random"], device, (self.epoch, self.step))

@@ -17,7 +17,7 @@ from backbone.vit import Stream
 from models.base import Learner as Base
 from models.prompt_settings import PoolSettings
 from models.training import Recipe
-from utils import profile
+from utils import parallel, profile
 from utils.tasks import Batches, TaskData
 
 
@@ -43,16 +43,19 @@ class PromptLearner(Base):
         stream: str = "train",
         augment: bool = True,
         shuffle: bool = True,
+        part: bool = False,
+        keep: bool = True,
     ) -> Iterable[tuple[Any, Tensor, Tensor]]:
         """As the base's, with Queried in the place of what is known with its query."""
         how: dict[str, Any] = {"epoch": epoch, "stream": stream, "augment": augment, "shuffle": shuffle}
-        own, views = super().streams(data, size, **how), self.cfg.train_views
-        if not isinstance(data, TaskData) or self.cfg.prefix_cache == "off" or (augment and not views):
+        own, views = super().streams(data, size, **how, part=part, keep=keep), self.cfg.train_views
+        if not keep or not isinstance(data, TaskData) or self.cfg.prefix_cache == "off" or (augment and not views):
             return own
         if self._queries is None:
             self._queries = self._new_cache(self.backbone.without_slots(), "cache_queries")
         with profile.part("prefix"):
-            found = self._queries.batches(data, size, self.backbone.depth, **how, views=views)
+            share = part and parallel.world() > 1
+            found = self._queries.batches(data, size, self.backbone.depth, **how, views=views, part=share)
         return own if isinstance(found, Batches) else _beside(own, found)
 
     def begin(self, images: Tensor | Stream | Queried) -> tuple[Stream, Tensor]:

@@ -210,12 +210,12 @@ class Learner(Base):
         A score is the mean over samples of how many deviations a reconstruction loss lies from those remembered."""
         totals: dict[int, Tensor] = {}
         count = 0
-        batches = iter(self.streams(task.train, self.cfg.detect_batch_size, epoch=scan, stream="detect"))
+        batches = self.outputs(self.shifts, task.train, self.cfg.detect_batch_size, epoch=scan, stream="detect")
         while True:
             with self.timed("detect"):
                 if (batch := next(batches, None)) is None:
                     break
-                scores = self.shift_scores(batch[0])
+                scores = self.layer_scores(batch[0])
             if self.cfg.detect_scope == "batch":
                 yield scores
             else:
@@ -224,9 +224,18 @@ class Learner(Base):
         if totals:
             yield {n: s / count for n, s in totals.items()}
 
-    @torch.no_grad()
     def shift_scores(self, images: Tensor) -> dict[int, Tensor]:
-        """Mean shift score [E] of images [B, 3, H, W] for the descriptors of every layer that may expand, on the CPU.
+        """Mean shift score [E] of images [B, 3, H, W] for the descriptors of every layer that may expand, on the CPU."""
+        return self.layer_scores(self.shifts(images))
+
+    def layer_scores(self, shifts: Tensor) -> dict[int, Tensor]:
+        """Means over the batch of `shifts`, for each layer [E], on the CPU."""
+        scores = shifts.T.contiguous().mean(dim=1).cpu()
+        return dict(zip(self.expandable, scores.split([len(self._layer(n)) for n in self.expandable]), strict=True))
+
+    @torch.no_grad()
+    def shifts(self, images: Tensor) -> Tensor:
+        """Shift scores [B, E of all layers] of images [B, 3, H, W].
 
         On a GPU two reads wait for it in each batch: the records' sizes before and all scores after, whatever the layers."""
         self.eval()
@@ -240,8 +249,7 @@ class Learner(Base):
                 d.z_scores(of_d, self.cfg.detect_std_floor, next(filled)) for d, of_d in zip(own, losses, strict=True)
             ]
         stacked = torch.stack(z)  # [E of all layers, B]
-        scores = (stacked.abs() if self.cfg.detect_sign == "absolute" else stacked).mean(dim=1).cpu()
-        return dict(zip(self.expandable, scores.split([len(own) for own in owned]), strict=True))
+        return (stacked.abs() if self.cfg.detect_sign == "absolute" else stacked).T
 
     def _train_added(self, task: Task, layers: list[int], suffix: str) -> None:
         """Trains the newest adapter of `layers` with the head, then its descriptor; then all is frozen."""
@@ -270,15 +278,24 @@ class Learner(Base):
         if self.is_nested:
             self.unmerged += [(layer, len(self._layer(layer)) - 1) for layer in layers]
 
+        latest: dict[int, Tensor] = {}
+
         def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             features, means = self.backbone.encode(images, tap=watched)
             with torch.no_grad():
                 for layer, mean in means.items():
-                    remembered[layer].append(self._layer(layer).descriptors[-1](mean))
+                    latest[layer] = self._layer(layer).descriptors[-1](mean)
             return cross_entropy_among(self.head(features), labels, task.first, task.total)
 
+        keep = None if self.cfg.decay_other_rows else keep_other_rows(self.head, task)
+
+        def after() -> None:
+            for layer, losses in self.gathered(latest).items():
+                remembered[layer].append(losses)
+            if keep is not None:
+                keep()
+
         self.train()
-        after = None if self.cfg.decay_other_rows else keep_other_rows(self.head, task)
         lists = self._lists(remembered)
         fit(self, task, step, groups, phase=phase, epochs=self.cfg.func_epoch, after_step=after, stateful=[lists])
         return remembered
@@ -309,19 +326,24 @@ class Learner(Base):
         layers = list(descriptors)
 
         @torch.no_grad()
-        def mean_tokens(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-            """Batches of mean tokens [B, layers, D] and labels."""
-            for images, labels, *_ in self.streams(task.train, self.cfg.batch_size, epoch=epoch, stream=phase):
+        def mean_tokens(epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+            """Batches of mean tokens [B, layers, D], labels and index."""
+            for images, labels, index in self.parts(task.train, self.cfg.batch_size, epoch=epoch, stream=phase):
                 means = self.backbone.mean_tokens(images.to(self.head.weight.device), layers)
-                yield torch.stack([means[n] for n in layers], dim=1), labels
+                yield torch.stack([means[n] for n in layers], dim=1), labels, index
 
         kept = [list(mean_tokens(view)) for view in range(min(self.cfg.rd_views, self.cfg.rd_epoch))]
 
+        latest: dict[int, Tensor] = {}
+
         def step(means: Tensor, labels: Tensor) -> tuple[Tensor, None]:
             losses = {n: d(means[:, i]) for i, (n, d) in enumerate(descriptors.items())}
-            for layer, loss in losses.items():
-                remembered[layer].append(loss.detach())
+            latest.update((layer, loss.detach()) for layer, loss in losses.items())
             return torch.stack([loss.mean() for loss in losses.values()]).sum(), None
+
+        def after() -> None:
+            for layer, losses in self.gathered(latest).items():
+                remembered[layer].append(losses)
 
         self.eval()
         parameters = [p for d in descriptors.values() for p in d.parameters()]
@@ -334,6 +356,7 @@ class Learner(Base):
             epochs=self.cfg.rd_epoch,
             lr=self.cfg.rd_lr,
             batches=lambda epoch: kept[epoch % len(kept)] if kept else mean_tokens(epoch),
+            after_step=after,
             stateful=[self._lists(remembered)],
         )
         return remembered
@@ -342,10 +365,14 @@ class Learner(Base):
     def _record_at_end(self, task: Task, descriptors: dict[int, Descriptor], stream: str) -> None:
         """One pass over the task with the trained descriptors fills their records (`record_when`)."""
         batches: dict[int, list[Tensor]] = {n: [] for n in descriptors}
-        for images, *_ in self.streams(task.train, self.cfg.detect_batch_size, stream=stream):
-            means = self.backbone.mean_tokens(images.to(self.head.weight.device), descriptors)
-            for layer, descriptor in descriptors.items():
-                batches[layer].append(descriptor(means[layer]))
+
+        def losses(images: Tensor) -> dict[int, Tensor]:
+            means = self.backbone.mean_tokens(images, descriptors)
+            return {layer: descriptor(means[layer]) for layer, descriptor in descriptors.items()}
+
+        for found, _ in self.outputs(losses, task.train, self.cfg.detect_batch_size, stream=stream):
+            for layer, own in found.items():
+                batches[layer].append(own)
         for layer, descriptor in descriptors.items():
             descriptor.observe(batches[layer])
 

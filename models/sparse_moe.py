@@ -157,7 +157,7 @@ class Learner(Base):
         def after_step() -> None:
             if cfg.router_bias_rate and cfg.fixed_routing == "none":
                 for moe, routing in zip(moes.values(), watch.routings, strict=True):
-                    moe.router.update_bias(balance.assignments(routing), cfg.router_bias_rate)
+                    moe.router.update_bias(self.summed(balance.assignments(routing)), cfg.router_bias_rate)
             watch.end_step()
             if keep is not None:
                 keep()

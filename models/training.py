@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from models.base import Learner
 from models.phase import Phase, Stateful
-from utils import interrupt, profile
+from utils import interrupt, parallel, profile
 from utils.config import Trained
 from utils.tasks import Batches, Task
 
@@ -152,6 +152,8 @@ def fit(
     right (a scalar tensor); a third value, the loss without what regularises it, is told as the epoch's `task_loss`.
     `recipe` replaces the settings' optimizer and schedule.
     `batches(epoch)` replaces the task's own augmented, shuffled batches; called again for an epoch it must give the same.
+    In a run of several processes it gives this one's `parts`; gradients, loss and how many are right are then those of the
+    whole batch, a loss that is no mean over samples the mean of the parts'. `after_step` runs in all processes alike.
     Writes one `epoch` row per epoch, then calls `after_epoch`, then saves the phase in the learner's journal, from which a
     resumed run takes it up. What `step`, `after_step` and `after_epoch` change beside parameters and buffers must be told as
     `stateful`. Raises ValueError before the optimizer steps if the loss or a gradient is not finite, and Interrupted, with
@@ -163,6 +165,7 @@ def fit(
     journal, where = learner.journal, f"task {task.index + 1}, phase {phase}"
     if epochs and (saved := journal.recall(phase)) is not None:
         run.load_state_dict(saved)
+    parallel.align(run.moving(), f"before {where}")
     if run.epoch == epochs:
         return run.history
     with learner.log.bar(epochs, f"task {task.index + 1} {phase}", level=1, done=run.epoch) as bar, interrupt.held():
@@ -170,7 +173,8 @@ def fit(
             if not run.step:
                 run.begin_epoch()
             earlier, start, passed = run.spent, time.perf_counter(), run.step
-            for images, labels, *_ in skipped(source(run.epoch), passed):
+            for images, labels, *index in skipped(source(run.epoch), passed):
+                own = len(index[0]) if index and parallel.world() > 1 else len(labels)
                 with profile.part("data"):
                     images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
                 with profile.part("adapters", len(labels)):
@@ -178,6 +182,7 @@ def fit(
                 with profile.part("backward", len(labels)):
                     run.optimizer.zero_grad(set_to_none=True)
                     loss.backward()
+                    loss, correct, parts, stop = _together(learner, trained, own, loss, correct, parts)
                     value = _finite(loss, trained, f"{where}, epoch {run.epoch + 1}, step {run.step + 1}", journal.last)
                     run.steps += 1
                     for group in groups:
@@ -190,10 +195,10 @@ def fit(
                 run.task_losses += [part.detach() for part in parts]
                 run.losses.append(value)
                 run.step += 1
-                run.count += len(labels)
+                run.count += sum(learner.part_sizes)
                 if correct is not None:
                     run.judged, run.right = True, run.right + float(correct)
-                if interrupt.asked():
+                if stop or (stop is None and interrupt.asked()):
                     run.spent = earlier + time.perf_counter() - start
                     at = f"{where}, epoch {run.epoch + 1}, step {run.step}"
                     journal.save(phase, run.state_dict, finished=False, where=at)
@@ -217,6 +222,21 @@ def fit(
     return run.history
 
 
+def _together(
+    learner: Learner, groups: Sequence[Group], own: int, loss: Tensor, correct: Tensor | None, parts: list[Tensor]
+) -> tuple[Tensor, Tensor | None, list[Tensor], bool | None]:
+    """Gradients, loss, how many are right and further losses of the whole batch, of which this process had `own` samples;
+    and whether any process was asked to stop. One process has them already, and None is not asked yet."""
+    if parallel.world() == 1:
+        learner.part_sizes = (own,)
+        return loss, correct, parts, None
+    parameters = [p for group in groups for p in group.parameters]
+    right = [] if correct is None else [correct]
+    found = parallel.average(parameters, own, [loss, *parts], right, interrupt.heard())
+    learner.part_sizes = found.sizes
+    return found.means[0], found.sums[0] if found.sums else None, found.means[1:], found.flag
+
+
 def _begin(
     learner: Learner,
     task: Task,
@@ -232,7 +252,7 @@ def _begin(
     cfg, groups = learner.cfg, _grouped(parameters, phase, lr)
     _tell(learner, groups, task, phase)
     optimizer, scheduler = optimizer_for(learner, groups, cfg, epochs=epochs, recipe=recipe)
-    source = batches or (lambda epoch: learner.streams(task.train, cfg.batch_size, epoch=epoch, stream=phase))
+    source = batches or (lambda epoch: learner.parts(task.train, cfg.batch_size, epoch=epoch, stream=phase))
     return Phase(learner, optimizer, scheduler, groups, stateful), source, groups
 
 

@@ -43,9 +43,10 @@ class Watch:
                 "gate": use.gate,
                 "entropy": use.entropy,
                 "token_entropy": token_entropy([routing]),
-                "gradient": torch.stack([_gradient(expert) for expert in experts]),
-                "router_gradient": _gradient(router),
             }
+            found = {name: self.learner.averaged(value) for name, value in found.items()}
+            found["gradient"] = torch.stack([_gradient(expert) for expert in experts])
+            found["router_gradient"] = _gradient(router)
             sums = self.sums.setdefault(layer, {})
             for name, value in found.items():
                 sums[name] = sums[name] + value if name in sums else value

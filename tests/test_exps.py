@@ -28,7 +28,8 @@ def test_the_promised_files_are_there():
     nested = ("nested_lora", "moe_parallel")
     expected |= {f"{m}_{s}" for m in nested for s in (*sets, "cifar", "inr_10task")} | {f"debug_{m}" for m in nested}
     expected |= {f"dylora_moe_{s}" for s in (*sets, "cifar", "inr_10task")}
-    expected |= {f"{m}_{s}" for m in ("l2p", "dualprompt", "coda_prompt") for s in (*sets, "cifar")}
+    baselines = ("aper_adapter", "ranpac", "ease", "inflora", "sd_lora", "slca", "l2p", "dualprompt", "coda_prompt")
+    expected |= {f"{m}_{s}" for m in baselines for s in (*sets, "cifar")}
     ablations = ("alpha", "interval", "rate_ratio", "experts", "consolidation", "chain_or_sema")
     expected |= {f"ablate_{name}_digits" for name in ablations}
     assert expected <= set(NAMES)

@@ -67,7 +67,7 @@ def assert_same(folder, other):
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
-CASES = [pytest.param((m, s), id=f"{m}{'+' * bool(s)}") for m in METHODS for s in ({}, RICHER.get(m)) if s is not None]
+CASES = [pytest.param((m, RICHER.get(m, {})), id=m) for m in METHODS]  # tests/test_crash.py kills them as they are
 
 
 @pytest.mark.parametrize("whole", CASES, indirect=True)

@@ -126,7 +126,7 @@ def scored(learner, scores):
         value = next(feed, 0.0)
         return {1: torch.tensor([value]), 2: torch.tensor([0.0])}
 
-    learner.shift_scores = fake
+    learner.layer_scores = fake
     return learner
 
 

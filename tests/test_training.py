@@ -27,7 +27,7 @@ class Line(nn.Module):
     def step(self, x, labels):
         return ((self.slow + self.fast) * x.flatten(1)[:, :3].mean(0).double()).sum() ** 2, None
 
-    def streams(self, data, size, **how):
+    def parts(self, data, size, **how):
         return data.batches(size, **how)
 
     def watch(self):

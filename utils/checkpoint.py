@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from utils import parallel
 from utils.journal import Journal
 from utils.runlog import RunLog
 from utils.storage import Damaged, clear_temporary, read_state, write_state
@@ -66,6 +67,8 @@ def save(
     """Writes the state after `task` into the run's `checkpoints/`: evaluated, or with `measured` learned and to be evaluated.
 
     OSError if the disk is full or read-only."""
+    if not parallel.is_first():
+        return
     log.sync()
     facts = {"structure": learner.structure(), "record": record, "rows": log.rows, "weight_hash": weight_hash}
     write(folder / "checkpoints", Checkpoint(task, facts | {"measured": measured}, learner.own_state()))
@@ -81,8 +84,7 @@ def resume(folder: Path, learner: Restorable, log: RunLog, weight_hash: str) -> 
 
     Raises ValueError if the run began with other backbone weights, another version of this program wrote it, or the
     learner's code no longer fits."""
-    clear_temporary(folder)
-    saved, complaints = newest(folder / "checkpoints")
+    saved, complaints = _newest_of_first(folder)
     for complaint in complaints:
         log.warn(complaint)
     if saved is None:
@@ -102,6 +104,20 @@ def resume(folder: Path, learner: Restorable, log: RunLog, weight_hash: str) -> 
     what = "are done" if measured is None else "are learned, the last is still to be evaluated"
     log.info(f"resumed: tasks 1 to {saved.task + 1} {what}, from the checkpoint in {folder / 'checkpoints'}")
     return Resumed(saved.facts["record"], measured, saved.facts["rows"])
+
+
+def _newest_of_first(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint of a run folder as rank 0 finds it, which alone reads and writes files."""
+
+    def read() -> tuple[Any, dict[str, Tensor]]:
+        clear_temporary(folder)
+        saved, complaints = newest(folder / "checkpoints")
+        if saved is None:
+            return [complaints, None, None], {}
+        return [complaints, saved.task, saved.facts], saved.tensors
+
+    (complaints, task, facts), tensors = parallel.from_first(read)
+    return None if task is None else Checkpoint(task, facts, tensors), complaints
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:

@@ -32,6 +32,8 @@ NOT_HASHED = frozenset(
     | {"slurm_qos", "slurm_array_parallelism", "slurm_setup", "slurm_extra", "ray_address", "ray_gpus", "ray_cpus"}
 )
 
+LATER = {"batch_per_process": False}  # keys that came later: at these values runs stay where they were before
+
 
 def _as_seeds(value: Any) -> Any:
     return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
@@ -113,7 +115,13 @@ class Experiment(BaseModel):
         "auto",
         description="none: images in [0,1] as SEMA-CL; backbone: its mean and std; auto: none for SEMA-CL's names",
     )
-    batch_size: int = Field(32, ge=1, description="training images per step")
+    batch_size: int = Field(
+        32, ge=1, description="training images per step, of all processes together where torchrun starts several"
+    )
+    batch_per_process: bool = Field(
+        False,
+        description="batch_size counts for each process that torchrun starts: a step takes batch_size x processes; rates stay",
+    )
     eval_batch_size: int = Field(256, ge=1, description="images per step in evaluation")
     precision: Precision = Field(
         "fp32",
@@ -290,7 +298,7 @@ class Resolved:
     @cached_property  # a sweep asks for it with every run
     def hash(self) -> str:
         """12 hex digits of SHA-256 over all settings that decide a run's numbers, the seed apart."""
-        kept = {k: v for k, v in self.values.items() if k not in NOT_HASHED}
+        kept = {k: v for k, v in self.values.items() if k not in NOT_HASHED and LATER.get(k, ...) != v}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from utils import metrics, profile, routing
+from utils import metrics, parallel, profile, routing
 from utils.report import WIDTH, number
 from utils.tasks import TaskStream
 
@@ -33,22 +33,27 @@ def evaluate(
     size, sizes = learner.cfg.eval_batch_size, stream.sizes[: index + 1]
     found: tuple[list[metrics.Score], list[metrics.Score]] = ([], [])
     watching = nullcontext([]) if gates is None else learner.collecting()
+
+    def scored(images: Any) -> tuple[list[torch.Tensor], list[Any]]:
+        with profile.part("evaluation", len(images)):
+            if renewed is None:
+                scores = [learner.logits(images)]
+            else:
+                features = learner.features(images)
+                scores = [learner.scores(features), renewed(features)[:, : learner.seen]]
+        chosen = list(routings)
+        routings.clear()
+        return scores, chosen
+
     with torch.inference_mode(), watching as routings:
         for earlier in range(index + 1):
             batches: list[list[torch.Tensor]] = []  # scores of each head, [B, C seen]
             truth = []
-            for images, labels, *_ in learner.streams(stream.test(earlier), size, augment=False, shuffle=False):
-                with profile.part("data"):
-                    images = images.to(device, non_blocking=True)
-                with profile.part("evaluation", len(labels)):
-                    if renewed is None:
-                        scores = [learner.logits(images)]
-                    else:
-                        features = learner.features(images)
-                        scores = [learner.scores(features), renewed(features)[:, : learner.seen]]
+            for (scores, chosen), labels in learner.outputs(
+                scored, stream.test(earlier), size, augment=False, shuffle=False
+            ):
                 if gates is not None:
-                    gates.add(routings, labels)
-                    routings.clear()
+                    gates.add(chosen, labels)
                 batches.append([s.float().cpu() for s in scores])
                 truth.append(labels)
             if not batches:  # no test image: its place in the list must not go to the next task
@@ -128,7 +133,8 @@ def tell_routing(
         if last and getattr(learner.cfg, "routing_controls", False):
             learner.log.info("no routing to show and no controls: no router was learned")
         return 0
-    rows, fields = routing.recall(learner.log.folder / "metrics.jsonl", index), gates.row()
+    path, fields = learner.log.folder / "metrics.jsonl", gates.row()
+    rows, _ = parallel.from_first(lambda: (routing.recall(path, index), {}))
     experts, joined = routing.numbered(rows, index, count=len(fields["gate"][0][0]))
     after = learner.log.row("gates", task=index, experts=experts, **fields)
     if before := routing.of_task(rows, "gates", index - 1):

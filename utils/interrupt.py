@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from utils import parallel
+
 NOTICES = (signal.SIGINT, signal.SIGTERM)
 _asked = False  # a notice came
 _held = 0  # depth of `held` blocks
@@ -60,12 +62,26 @@ def held() -> Iterator[None]:
         _held -= 1
 
 
-def asked() -> bool:
-    """Whether a notice came."""
+def heard() -> bool:
+    """Whether a notice came to this process."""
     return _asked
 
 
-def check() -> None:
-    """Raises Interrupted if a notice came and nobody holds it back; every pass over data calls this once a batch."""
-    if _asked and not _held:
+def asked() -> bool:
+    """Whether a notice came; in a run of several processes to any of them, so all ask at the same moment."""
+    return parallel.agree(_asked)
+
+
+def check(together: bool = False) -> None:
+    """Raises Interrupted if a notice came and nobody holds it back; every pass over data calls this once a batch.
+
+    Several processes stop `together` or not at all, where all of them ask at the same moment: the others would wait in vain
+    for one that leaves alone."""
+    if not _held and (_asked if parallel.world() == 1 else together and parallel.agree(_asked)):
         raise Interrupted
+
+
+def leave_to_parent(worker: int) -> None:
+    """In a process that decodes images: torchrun sends its notice to these too, and the step in progress needs them."""
+    for n in NOTICES:
+        signal.signal(n, signal.SIG_IGN)

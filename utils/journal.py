@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from utils import parallel
 from utils.runlog import RunLog
 from utils.storage import Damaged, read_state, remove_state, write_state
 
@@ -60,7 +61,7 @@ class Journal:
         """Reads what an earlier process left, cuts metrics.jsonl back to it, or to the `rows` of the tasks before, and mutes
         the log until it is reached. Raises ValueError if the task was begun with other backbone weights."""
         assert self.folder is not None and self.log is not None
-        while (entry := self._newest(len(self._entries))) is not None:
+        while (entry := self._newest_of_first(len(self._entries))) is not None:
             if entry.facts["weight_hash"] != self.weight_hash:
                 raise ValueError(
                     f"{self.folder}: the backbone's weights changed since this run began; --resume never starts afresh"
@@ -75,6 +76,18 @@ class Journal:
     def begun(self) -> bool:
         """Whether an earlier process left phases of the task."""
         return bool(self._entries)
+
+    def _newest_of_first(self, number: int) -> Entry | None:
+        """The entry that rank 0 finds: it alone reads and writes files."""
+        if parallel.world() == 1:
+            return self._newest(number)
+
+        def read() -> tuple[Any, dict[str, Tensor]]:
+            entry = self._newest(number)
+            return (None, {}) if entry is None else ([entry.count, entry.facts], entry.tensors)
+
+        found, tensors = parallel.from_first(read)
+        return None if found is None else Entry(number, found[0], found[1], tensors)
 
     def _newest(self, number: int) -> Entry | None:
         assert self.folder is not None and self.log is not None
@@ -113,7 +126,11 @@ class Journal:
         """Keeps what `state` gives for the present phase, in place of all but the last before. `where`: the moment in words."""
         if self.folder is None or self.log is None:
             return
-        packed, tensors = pack(state())
+        given = state()  # the ranks tell each other their random generators in it
+        if not parallel.is_first():
+            self.last = where
+            return
+        packed, tensors = pack(given)
         facts = {"phase": phase, "finished": finished, "rows": self.log.rows, "seconds": self.seconds, "last": where}
         facts["weight_hash"] = self.weight_hash
         number = self._phase - 1

@@ -191,6 +191,35 @@ class RunLog:
         return Bar(total, text, level, every, self.console, done)
 
 
+class SilentLog(RunLog):
+    """The log of a process that neither writes nor speaks, since another one of the run does (utils/parallel.py)."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.console, self.muted, self.mirror = Path(folder), False, False, None
+        self.rows, self._offset, self._start = 0, 0.0, time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        pass
+
+    def _write(self, level: str, text: str) -> None:
+        pass
+
+    def row(self, kind: str, **fields: Any) -> dict[str, Any]:
+        return {"kind": kind, "time": round(self.seconds, 3), **plain(fields, "")}
+
+    def sync(self) -> None:
+        pass
+
+    def truncate_rows(self, count: int | None) -> None:
+        pass
+
+    def keep_rows_aside(self) -> None:
+        pass
+
+
 def _has_size(stream: TextIO) -> bool:
     """Whether a terminal reports its width and height; one that does not (a container's) would get empty bars."""
     try:

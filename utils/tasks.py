@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from utils import interrupt, loading, profile, transforms
+from utils import interrupt, loading, parallel, profile, transforms
 from utils.config import Experiment
 from utils.data import Dataset, ImageSet
 from utils.data.images import ImageArray
@@ -97,7 +97,14 @@ class TaskData:
         return self._source
 
     def batches(
-        self, batch_size: int, *, epoch: int = 0, stream: str = "train", augment: bool = True, shuffle: bool = True
+        self,
+        batch_size: int,
+        *,
+        epoch: int = 0,
+        stream: str = "train",
+        augment: bool = True,
+        shuffle: bool = True,
+        part: bool = False,
     ) -> Batches:
         """One pass over the samples; the last batch may be smaller. The result has a length and can be run through
         again.
@@ -105,16 +112,28 @@ class TaskData:
         Yields (images float32 [B, 3, S, S] in [0, 1], labels int64 [B], index int64 [B], the positions in this
         TaskData). The order comes from (seed, task, stream, epoch), a sample's augmentation from those and its row, so
         neither depends on the batch size or the number of workers. `stream` names the use, so that two uses of one
-        epoch draw differently. `augment=False` gives the test transform, `shuffle=False` the order of the data set."""
+        epoch draw differently. `augment=False` gives the test transform, `shuffle=False` the order of the data set.
+        `part`: of each batch only what this rank computes, see utils/parallel.py. Where a batch has fewer samples than
+        there are ranks, some get one image as padding, and an empty index with it."""
         if batch_size < 1:
             raise ValueError(f"the batch size must be at least 1, got {batch_size}")
         order = self.order(epoch, stream) if shuffle else torch.arange(len(self))
         chunks = [chunk.tolist() for chunk in order.split(batch_size) if len(chunk)]
-        return self.at(chunks, epoch=epoch, stream=stream, augment=augment)
+        return self.at(chunks, epoch=epoch, stream=stream, augment=augment, part=part)
 
-    def at(self, chunks: list[list[int]], *, epoch: int = 0, stream: str = "train", augment: bool = True) -> Batches:
+    def at(
+        self,
+        chunks: list[list[int]],
+        *,
+        epoch: int = 0,
+        stream: str = "train",
+        augment: bool = True,
+        part: bool = False,
+    ) -> Batches:
         """Batches of the samples at these positions, with the augmentation that `stream` and `epoch` draw."""
         fetch = _Fetch(self._source, self.rows, self.labels, self.draws(epoch, stream), augment)
+        if part:
+            chunks = own_parts(chunks)
         return Batches(fetch, chunks)
 
     def draws(self, epoch: int, stream: str) -> int:
@@ -201,8 +220,21 @@ class Batches:
             collate_fn=_unchanged,
             generator=unused,
             pin_memory=self._fetch.pins,
+            worker_init_fn=interrupt.leave_to_parent if parallel.world() > 1 else None,
         )
         return iter(loader)
+
+
+def own_parts(chunks: list[list[int]]) -> list[list[int]]:
+    """This rank's part of each chunk of positions. Where it is empty it has one position p as padding, written ~p."""
+    if parallel.world() == 1:
+        return chunks
+    return [parallel.part(chunk) or [~chunk[0]] for chunk in chunks]
+
+
+def real_and_padded(chunk: list[int]) -> tuple[list[int], torch.Tensor]:
+    """(positions to compute, those of them that are no padding, int64) of a chunk of `own_parts`."""
+    return [p if p >= 0 else ~p for p in chunk], torch.tensor([p for p in chunk if p >= 0], dtype=torch.int64)
 
 
 def _unchanged(batch: Any) -> Any:
@@ -224,6 +256,7 @@ class _Fetch(torch.utils.data.Dataset):
 
     def __getitems__(self, index: list[int]) -> Batch | Exception:
         """One batch; a damaged file's error is returned, since a worker would wrap its message in a traceback."""
+        index, own = real_and_padded(index)
         rows = self.rows[index]
         images: torch.Tensor | list[torch.Tensor]
         try:
@@ -235,8 +268,8 @@ class _Fetch(torch.utils.data.Dataset):
                 images = [self.source.images.image(row) for row in rows.tolist()]
         except (ValueError, OSError) as error:
             return error
-        where = torch.tensor(index)
-        return self.transform(images, transforms.sample_seeds(self.base, rows)), self.labels[where], where
+        labels = self.labels[torch.tensor(index)]
+        return self.transform(images, transforms.sample_seeds(self.base, rows)), labels, own
 
 
 @dataclass(frozen=True)
