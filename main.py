@@ -80,12 +80,12 @@ def main(argv: list[str] | None = None) -> int:
         elif args.config is not None:
             loaded = load(args)
             if args.check:
-                planning.check(loaded)
-            elif processes > 1 and (loaded.declared or args.jobs > 1):
+                planning.check(loaded, args.engine)
+            elif processes > 1 and (loaded.declared or args.jobs > 1 or args.engine != "local"):
                 raise ValueError(
-                    "torchrun computes one run: a sweep, and --jobs, start processes of their own without it"
+                    "torchrun computes one run: a sweep, --jobs and --engine start processes of their own without it"
                 )
-            elif loaded.declared or args.jobs > 1:
+            elif loaded.declared or args.jobs > 1 or args.engine != "local":
                 code = sweep.run(loaded, args, HERE / "main.py", planning.ready, result_of)
             else:
                 run(loaded.cells[0].resolved, args)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import models
-from utils import command, data, strict_json, sweep, tracker
+from utils import command, data, engines, strict_json, sweep, tracker
 from utils.config import Resolved
 from utils.runtime import check_torchvision
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from models.base import Learner
 
 
-def check(loaded: sweep.Sweep) -> None:
+def check(loaded: sweep.Sweep, engine: str = "local") -> None:
     """Shows what a run would do and what it lacks on this machine; of a sweep the first cell in full, and all cells."""
     check_torchvision()
     counts = fitted(loaded)
@@ -27,6 +27,8 @@ def check(loaded: sweep.Sweep) -> None:
         rows = [(cell.label, cell.resolved.hash, count) for cell, count in zip(loaded.cells, counts, strict=True)]
         print(command.cell_table(rows, len(loaded.seeds)))
     missing = [lacking(cell.resolved) for cell in loaded.cells]
+    if lack := engines.missing(engine, loaded.cells[0].resolved.values):
+        missing = [[*texts, lack] for texts in missing]
     notes = [[*cell.resolved.notes, *lacks] for cell, lacks in zip(loaded.cells, missing, strict=True)]
     print(strict_json.printable("\n".join(f"note: {line}" for line in loaded.gather(notes))))
     print("the settings are valid" + ("; what is missing on this machine is listed above" if any(missing) else ""))

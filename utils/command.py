@@ -68,6 +68,12 @@ def parser(about: str) -> argparse.ArgumentParser:
         help="runs at a time, for a sweep or several seeds (default: 1)",
     )
     ask.add_argument(
+        "--engine",
+        choices=("local", "slurm", "ray"),
+        default="local",
+        help="where the runs of a sweep go: this machine, or a cluster as the keys slurm_* and ray_* say",
+    )
+    ask.add_argument(
         "--evaluate",
         type=Path,
         metavar="RUN",

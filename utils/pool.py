@@ -9,10 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from utils.report import number
 from utils.runlog import CONTROL, clock
@@ -35,7 +36,7 @@ class Job:
     accuracy: float | None = None
     reason: str = ""
     started: float = 0.0
-    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    needs: Mapping[str, Any] = field(default_factory=dict, repr=False)  # keys for a cluster, see utils/engines.py
 
 
 def threads(jobs: int) -> int:
@@ -52,39 +53,37 @@ def run(jobs: Sequence[Job], at_once: int, accuracy_of: Callable[[Path], float |
     # OpenMP threads beyond the cores cost more than they bring; who sets the variable knows better
     environment = {"OMP_NUM_THREADS": str(threads(at_once)), **os.environ}
     board, start = Board(sys.stdout), time.monotonic()
+    waiting = deque(job for job in jobs if job.state == "waiting")
+    running: list[tuple[Job, subprocess.Popen[bytes]]] = []
     try:
-        with _notices() as notices:
+        with notices() as seen:
             told = 0
             while True:
-                for job in jobs:
-                    if job.state == "waiting" and len(_running(jobs)) < at_once and not notices:
-                        _start(job, environment)
-                for job, process in _running(jobs):
-                    if process.poll() is not None:
-                        _end(job, process.returncode, accuracy_of)
-                        board.line(_sentence(job, jobs))
-                if len(notices) > told:
-                    for _, process in _running(jobs):
+                while waiting and len(running) < at_once and not seen:
+                    running.append((job := waiting.popleft(), _start(job, environment)))
+                for job, process in [pair for pair in running if pair[1].poll() is not None]:
+                    running.remove((job, process))
+                    end(job, process.returncode, accuracy_of)
+                    board.line(sentence(job, jobs))
+                if len(seen) > told:
+                    for _, process in running:
                         process.kill() if told else process.terminate()
-                    told = len(notices)
-                board.show(table(jobs, time.monotonic() - start, shutil.get_terminal_size().columns))
-                if not _running(jobs) and (notices or all(job.state != "waiting" for job in jobs)):
+                    told = len(seen)
+                if board.live:
+                    board.show(table(jobs, time.monotonic() - start, shutil.get_terminal_size().columns))
+                if not running and (seen or not waiting):
                     break
                 time.sleep(POLL)
     finally:  # whatever went wrong here, such as a console that is gone, nothing goes on unwatched
-        for _, process in _running(jobs):
+        for _, process in running:
             process.terminate()
             process.wait()
-    if notices:
+    if seen:
         raise KeyboardInterrupt
 
 
-def _running(jobs: Sequence[Job]) -> list[tuple[Job, subprocess.Popen[bytes]]]:
-    return [(job, job.process) for job in jobs if job.state == "running" and job.process is not None]
-
-
 @contextlib.contextmanager
-def _notices() -> Iterator[list[int]]:
+def notices() -> Iterator[list[int]]:
     """Collects interruptions instead of raising them, so that none falls between two steps; what is ignored stays so."""
     seen: list[int] = []
     numbers = [getattr(signal, name) for name in _NOTICES if hasattr(signal, name)]
@@ -98,12 +97,12 @@ def _notices() -> Iterator[list[int]]:
             signal.signal(n, handler)
 
 
-def _start(job: Job, environment: Mapping[str, str]) -> None:
+def _start(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     job.console.parent.mkdir(parents=True, exist_ok=True)
     job.started, job.state = time.monotonic(), "running"
     with job.console.open("wb") as console:
         # a session of its own: Ctrl-C reaches the process once, from us, and not a second time from the terminal
-        job.process = subprocess.Popen(
+        return subprocess.Popen(
             job.command,
             stdin=subprocess.DEVNULL,
             stdout=console,
@@ -113,17 +112,19 @@ def _start(job: Job, environment: Mapping[str, str]) -> None:
         )
 
 
-def _end(job: Job, code: int, accuracy_of: Callable[[Path], float | None]) -> None:
-    job.accuracy = accuracy_of(job.folder) if code == 0 else None
-    job.state = "failed" if code else "done"
-    if code:
-        lines = CONTROL.sub("", job.console.read_text(encoding="utf-8", errors="replace")).splitlines()
+def end(job: Job, code: int, accuracy_of: Callable[[Path], float | None], why: str = "") -> None:
+    """The job has ended with `code`; `why` is what is known of it where the run itself could say nothing."""
+    job.accuracy = accuracy_of(job.folder) if code == 0 or why else None
+    job.state = "failed" if code and job.accuracy is None else "done"
+    if job.state == "failed":
+        printed = job.console.read_text(encoding="utf-8", errors="replace") if job.console.is_file() else ""
+        lines = CONTROL.sub("", printed).splitlines()
         errors = [line for line in lines if line.startswith("error: ")] or [line for line in lines if line.strip()]
-        what = "interrupted, resumable" if code == 75 else f"exit {code}"
+        what = why or ("interrupted, resumable" if code == 75 else f"exit {code}")
         job.reason = f"{what}: {errors[-1] if errors else 'it said nothing'} (all it printed: {job.console})"
 
 
-def _sentence(job: Job, jobs: Sequence[Job]) -> str:
+def sentence(job: Job, jobs: Sequence[Job]) -> str:
     ended = sum(j.state in ("done", "failed") for j in jobs)
     took = clock(time.monotonic() - job.started)
     result = f"last accuracy {number(job.accuracy)}" if job.state == "done" else job.reason

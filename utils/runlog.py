@@ -6,9 +6,7 @@ import contextlib
 import json
 import math
 import os
-import platform
 import re
-import shlex
 import shutil
 import sys
 import time
@@ -20,14 +18,10 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from utils.lock import Lock
 from utils.storage import naming
 from utils.strict_json import plain
 from utils.tracker import Mirror
-
-try:
-    import fcntl
-except ImportError:  # Windows has no advisory locks of this kind; the run folder is then unguarded
-    fcntl = None  # type: ignore[assignment]
 
 # terminal sequences (colours, cursor moves, window titles) and every other control character but tab and newline
 CONTROL = re.compile(
@@ -46,7 +40,7 @@ class RunLog:
     """`run.log` (time-stamped text, no control codes) and `metrics.jsonl` (a JSON object a line) of one run folder.
 
     Opening an existing folder appends; a half-written last row of a killed run is dropped. Each RunLog owns its files
-    and locks the folder (where the system can): a second writer raises ValueError, so no two runs ever share a log.
+    and locks the folder: a second writer raises ValueError, so no two runs ever share a log.
     `rows` counts the complete lines of metrics.jsonl. While `muted`, rows and lines are neither written nor shown: a task is
     replayed up to where it was (utils/journal.py). Python's `logging` is not used, hence no global state.
     """
@@ -68,6 +62,8 @@ class RunLog:
         try:
             self._refuse_damage()
             self.truncate_rows(None)
+            for note in self._lock.notes:
+                self.warn(note)
         except (ValueError, OSError):
             self.close()
             raise
@@ -222,60 +218,6 @@ class SilentLog(RunLog):
 
     def keep_rows_aside(self) -> None:
         pass
-
-
-class Lock:
-    """Holds `folder` for this process through its file `.lock`, which says who holds it. The lock dies with the process.
-
-    Raises ValueError with the holder if there is another one. On file systems without locks (some network ones) it is a
-    courtesy that cannot be had."""
-
-    def __init__(self, folder: Path):
-        path = folder / ".lock"
-        self._file = open(path, "a+", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115  closed by release()
-        try:
-            if fcntl is not None:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "unknown"
-            self._file.close()
-            raise ValueError(
-                f"{folder} is being written by another run ({holder}): wait for it, or give another --out"
-            ) from error
-        except OSError:
-            pass
-        _HELD.add(self)
-        started = datetime.now().isoformat(sep=" ", timespec="seconds")
-        try:
-            with naming(path):
-                self._file.truncate(0)
-                self._file.write(
-                    f"process {os.getpid()} on {platform.node()} since {started}: {shlex.join(sys.argv)}\n"
-                )
-                self._file.flush()
-        except OSError:
-            self.release()
-            raise
-
-    def release(self) -> None:
-        """Gives the folder free; harmless when repeated."""
-        _HELD.discard(self)
-        with contextlib.suppress(OSError):  # a full disk refuses what is left to write; the file is closed all the same
-            self._file.close()
-
-
-_HELD: set[Lock] = set()
-
-
-def _forget_locks() -> None:
-    """In a forked worker: a copy of the lock would outlive a killed parent."""
-    for lock in list(_HELD):
-        lock.release()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_locks)
 
 
 def _has_size(stream: TextIO) -> bool:

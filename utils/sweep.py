@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils import comparison, pool, storage
+from utils import comparison, engines, pool, storage
 from utils.config import Experiment, Resolved
 from utils.strict_json import ConfigError, printable, shortened, shown
 
@@ -29,6 +29,8 @@ _TOO_MANY = f"at most {MOST_CELLS} are taken at once: split it into several file
 _REFUSED = {
     "seed": 'seeds are the list "seed" itself; every cell runs all of them',
     "sweep": "a sweep holds no other sweep",
+    "slurm_cluster": "all runs of a sweep go to one place",
+    "ray_address": "all runs of a sweep go to one place",
 }
 
 
@@ -205,7 +207,7 @@ def run(
     ready: Callable[[Sweep], None],
     result_of: Callable[[Path], dict[str, Any] | None],
 ) -> int:
-    """Every seed of every cell as a process of `program`, then the table. Exit code: 1 if a run failed, else 0.
+    """Every seed of every cell as a process of `program`, where --engine says, then the table. Exit code: 1 if a run failed.
 
     What is finished is not run again, unless `--resume never`. `ready` is asked before the first process starts."""
     out, stem = args.out, args.config.stem
@@ -214,20 +216,29 @@ def run(
     # the run folder is the one its settings would give anyway
     files = [folder / "cells" / str(number) / f"{stem}.json" for number in range(1, len(swept.cells) + 1)]
 
-    def accuracy_of(run_folder: Path) -> float | None:
-        return (result_of(run_folder) or {}).get("last_accuracy")
+    known: dict[Path, dict[str, Any]] = {}  # what the table needs of the finished runs: ten thousand are read once
 
-    jobs = []
+    def look(run_folder: Path) -> dict[str, Any] | None:
+        if run_folder not in known and (results := result_of(run_folder)) is not None:
+            known[run_folder] = {k: results[k] for k in (*comparison.COLUMNS, "selection_history") if k in results}
+        return known.get(run_folder)
+
+    def accuracy_of(run_folder: Path) -> float | None:
+        return (look(run_folder) or {}).get("last_accuracy")
+
+    jobs, needs = [], [engines.keys_of(cell.resolved.values) for cell in swept.cells]
     for seed in swept.seeds:  # seed by seed, so that the first pairs are there early
         for number, (cell, file) in enumerate(zip(swept.cells, files, strict=True), start=1):
             line = [sys.executable, str(program), "--config", str(file), "--set", f"seed=[{seed}]", "--out", str(out)]
             line += ["--resume", args.resume, *(f"--{name}" for name in ("debug", "profile") if getattr(args, name))]
             console = folder / "console" / f"{number}_seed_{seed}.txt"
-            job = pool.Job(cell.label, seed, line, cell.run_folder(out, stem, seed), console)
+            job = pool.Job(cell.label, seed, line, cell.run_folder(out, stem, seed), console, needs=needs[number - 1])
             if args.resume == "auto" and (accuracy := accuracy_of(job.folder)) is not None:
                 job.state, job.accuracy = "done", accuracy
             jobs.append(job)
     if waiting := sum(job.state == "waiting" for job in jobs):
+        if lack := engines.missing(args.engine, swept.cells[0].resolved.values):
+            raise ValueError(lack)
         ready(swept)
         for cell, file in zip(swept.cells, files, strict=True):
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -235,13 +246,13 @@ def run(
         for note in swept.gather([cell.resolved.notes for cell in swept.cells]):
             print(f"warning: {note}", file=sys.stderr)
         print(f"{len(swept.cells)} cells, {len(jobs)} runs, {len(jobs) - waiting} of them finished before")
-        pool.run(jobs, args.jobs, accuracy_of)
+        engines.load(args.engine).run(jobs, args.jobs, accuracy_of)
     else:
         print(f"all {len(jobs)} runs of {len(swept.cells)} cells are finished")
 
     found = []
     for cell in swept.cells:
-        results = {seed: result_of(cell.run_folder(out, stem, seed)) for seed in swept.seeds}
+        results = {seed: look(cell.run_folder(out, stem, seed)) for seed in swept.seeds}
         found.append((cell.label, cell.resolved.hash, {s: r for s, r in results.items() if r is not None}))
     rows = comparison.compare(found)
     folder.mkdir(parents=True, exist_ok=True)

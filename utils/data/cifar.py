@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from utils import lock
+
 if TYPE_CHECKING:
     from utils.data import Dataset, DatasetInfo
 
@@ -151,13 +153,21 @@ def _has_python(layout: _Layout, root: Path) -> bool:
 
 
 def _download(info: DatasetInfo, layout: _Layout, root: Path) -> None:
-    """Fetches the archive, verifies its MD5 and unpacks it; any failure becomes one message."""
+    """Fetches the archive, verifies its MD5 and unpacks it; any failure becomes one message.
+
+    Several processes may ask at once, as the runs of a sweep do: one does it, the others wait and never see half a file."""
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import download_and_extract_archive
 
     address = f"{CIFAR10.url.rsplit('/', 1)[0]}/{layout.archive}"
+    place = root / f".{layout.binary}"
     try:
-        download_and_extract_archive(address, str(root), filename=layout.archive, md5=layout.md5)
+        with lock.alone(place):
+            if not _has_binary(layout, root):  # else another process has done it meanwhile
+                download_and_extract_archive(address, str(root), str(place), layout.archive, layout.md5)
+                (root / layout.binary).mkdir(exist_ok=True)
+                for path in sorted(place.glob(f"{layout.binary}/*")):  # each is whole from the moment it is there
+                    path.replace(root / layout.binary / path.name)
     except (OSError, RuntimeError, EOFError) as error:  # RuntimeError is torchvision's word for a wrong checksum
         raise FileNotFoundError(
             f"dataset {info.name}: not found in {root.absolute()} and the download failed ({error}); get {address} "

@@ -1,0 +1,130 @@
+"""The lock of a run folder where the file system has none: a file with a pulse."""
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from utils import lock
+from utils.lock import Lock
+from utils.runlog import RunLog
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def without_locks(monkeypatch):
+    """As on a network file system that refuses flock."""
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lock.fcntl, "flock", refuse)
+    monkeypatch.setattr(lock, "BEAT", 0.05)
+
+
+def held_by(folder, host, number, age=0.0):
+    path = folder / ".lock.pulse"
+    path.write_text(f"{host}\n{number}\nabc\nprocess {number} on {host} since then: main.py\n")
+    os.utime(path, (time.time() - age,) * 2)
+    return path
+
+
+def test_the_log_says_that_there_are_no_locks_and_the_folder_is_guarded_all_the_same(without_locks, tmp_path, capsys):
+    with RunLog(tmp_path) as log:
+        told = "has no locks (No locks available): the folder is guarded by .lock.pulse"
+        assert told in capsys.readouterr().err and told in (tmp_path / "run.log").read_text()
+        with pytest.raises(
+            ValueError, match=rf"is being written by another run \(process {os.getpid()} on .*sign of life"
+        ):
+            RunLog(tmp_path)
+        log.row("a")
+    assert sorted(p.name for p in tmp_path.glob(".lock*")) == [".lock"]  # free again
+    RunLog(tmp_path).close()
+
+
+def test_with_locks_nothing_is_said(tmp_path, capsys):
+    with RunLog(tmp_path):
+        assert not (tmp_path / ".lock.pulse").exists()
+    assert capsys.readouterr().err == "" and (tmp_path / "run.log").read_text() == ""
+
+
+def test_the_pulse_goes_on_and_stops_with_the_holder(without_locks, tmp_path):
+    held = Lock(tmp_path)
+    path = tmp_path / ".lock.pulse"
+    os.utime(path, (1, 1))
+    until = time.monotonic() + 10
+    while path.stat().st_mtime == 1 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert path.stat().st_mtime > 1
+    held.release()
+    held.release()
+    assert not path.exists() and not any(thread.name == "lock" for thread in threading.enumerate())
+
+
+def test_a_dead_process_of_this_machine_is_taken_over_at_once(without_locks, tmp_path):
+    code = (
+        "import errno, os, sys\nfrom pathlib import Path\nfrom utils import lock\n"
+        "def refuse(*_): raise OSError(errno.ENOLCK, 'No locks available')\n"
+        "lock.fcntl.flock = refuse\nlock.Lock(Path(sys.argv[1]))\nos.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
+    assert done.returncode == -9 and (tmp_path / ".lock.pulse").exists()
+    held = Lock(tmp_path)
+    assert "its process is gone" in held.notes[-1] and "is taken over: process " in held.notes[-1]
+    held.release()
+
+
+def test_another_machine_is_believed_until_its_pulse_is_old(without_locks, tmp_path):
+    held_by(tmp_path, "elsewhere", 1, age=lock.STALE - 60)
+    with pytest.raises(
+        ValueError, match=r"process 1 on elsewhere since then: main.py; its last sign of life is 1[12]\d s"
+    ):
+        Lock(tmp_path)
+    held_by(tmp_path, "elsewhere", 1, age=lock.STALE + 60)
+    held = Lock(tmp_path)
+    assert "no sign of life for 24" in held.notes[-1]
+    held.release()
+
+
+def test_who_was_taken_over_does_not_free_the_new_holder(without_locks, tmp_path):
+    first = Lock(tmp_path)
+    path = held_by(tmp_path, "elsewhere", 1)
+    first.release()
+    assert path.read_text().startswith("elsewhere")
+
+
+def test_a_forked_worker_neither_holds_nor_frees(without_locks, tmp_path):
+    held = Lock(tmp_path)
+    if not (child := os.fork()):
+        for other in list(lock._HELD):
+            other.release()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert (tmp_path / ".lock.pulse").exists()
+    held.release()
+
+
+def test_of_many_that_take_over_one_wins(without_locks, tmp_path):
+    held_by(tmp_path, "elsewhere", 1, age=10_000)
+    won, lost, gate = [], [], threading.Barrier(8)
+
+    def take():
+        gate.wait()
+        try:
+            won.append(lock.Pulse(tmp_path, "a thread"))
+        except ValueError as error:
+            lost.append(str(error))
+
+    threads = [threading.Thread(target=take) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(won), len(lost)) == (1, 7), lost
+    won[0].stop()
