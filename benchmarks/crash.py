@@ -37,7 +37,7 @@ SETTINGS: dict[str, Any] = {
     "novelty_threshold_mode": "fixed", "novelty_threshold": 2.0, "expert_rank_max": 8, "plateau_epochs": 1,
     "plateau_tolerance": 0.9, "replay_per_class": 1, "distill_coef": 1.0, "head_recalibration": True, "moe_val_ratio": 0.2,
     "router_noisy": True, "nested_lora_update_interval_slow": 2, "nested_lora_skipped_gradients": "accumulate",
-    "tuned_epoch": 2,
+    "tuned_epoch": 2, "init_epochs": 2, "M": 20, "prompt_param": [10, 4, 0.5], "ca_epochs": 2, "ca_samples": 8,
 }  # fmt: skip
 # SEMA as shipped has no slow and fast adapters, and refuses their keys
 REFUSED = {"sema": ("nested_lora_", "head_recalibration")}

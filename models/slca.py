@@ -26,7 +26,7 @@ from backbone.heads import LinearHead
 from models.base import Learner as Base
 from models.settings import SteppedSettings
 from models.training import Group, Recipe, cross_entropy_among, fit, keep_other_rows, stepped
-from utils.tasks import Task
+from utils.tasks import Task, own_parts, real_and_padded
 
 
 class Settings(SteppedSettings):
@@ -123,14 +123,15 @@ class Learner(Base):
     def _align(self, task: Task) -> None:
         """Trains all rows of the head on drawn features."""
 
-        def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-            """Features [B, D] and labels [B] of all classes seen, mixed; as many batches as there are classes."""
+        def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+            """Features [B, D] and labels [B] of all classes seen, mixed, and which are no padding; as many batches as there
+            are classes."""
             normals, order = self._draw(task, epoch)
             drawn = self.gaussians.sample(normals.to(self.head.weight), self._shrinking(task)).flatten(0, 1)
             labels = torch.arange(self.seen).repeat_interleave(self.cfg.ca_samples)
-            order = order.to(drawn.device)
-            for rows in order.split(self.cfg.ca_samples):
-                yield drawn[rows], labels.to(rows.device)[rows]
+            for chunk in own_parts([rows.tolist() for rows in order.split(self.cfg.ca_samples)]):
+                rows, own = real_and_padded(chunk)
+                yield drawn[rows], labels[rows], own
 
         sizes = self.task_of[: self.seen].bincount().tolist()
 

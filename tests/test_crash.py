@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the benchmark forks")
-@pytest.mark.parametrize(("methods", "workers", "kills"), [(models.available(), 0, 8), (["finetune"], 2, 5)])
+@pytest.mark.parametrize(("methods", "workers", "kills"), [(models.available(), 0, 3), (["finetune"], 2, 5)])
 def test_killed_at_random_moments_nothing_is_lost(methods, workers, kills):
     command = [sys.executable, "-m", "benchmarks.crash", "--no-report", "--classes", "4", "--kills", str(kills)]
     command += ["--workers", str(workers), "--methods", *methods]

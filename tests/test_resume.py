@@ -31,7 +31,8 @@ RICHER = {
     "inflora": {"optimizer": "sgd", "weight_decay": 0.01, "lamb": 0.6},
     "sd_lora": {"optimizer": "adam", "init_epoch": 3, "milestones": [1], "restart_magnitudes": True},
     "slca": {"optimizer": "adam", "milestones": [1], "ca_epochs": 2, "ca_samples": 8},
-    "ranpac": {"ranpac_scores": "cosine", "ranpac_ridge": "task", "optimizer": "adam"},
+    "aper_adapter": {"tuned_epoch": 6, "optimizer": "adam"},
+    "ranpac": {"tuned_epoch": 6, "ranpac_scores": "cosine", "ranpac_ridge": "task", "optimizer": "adam"},
     "ease": {"use_init_ptm": True, "beta": 1.0, "optimizer": "adam"},
 }  # fmt: skip
 
