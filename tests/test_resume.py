@@ -68,7 +68,7 @@ def assert_same(folder, other):
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
-CASES = [pytest.param((m, RICHER.get(m, {})), id=m) for m in METHODS]  # tests/test_crash.py kills them as they are
+CASES = [pytest.param((m, RICHER.get(m, {})), id=m) for m in METHODS]
 
 
 @pytest.mark.parametrize("whole", CASES, indirect=True)
