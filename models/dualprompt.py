@@ -16,11 +16,10 @@ from torch import Tensor
 
 from backbone import prompts
 from backbone.heads import LinearHead
-from backbone.prompts import PromptPool, Prompts, Queried, choose, pull
+from backbone.prompts import PromptPool, Prompts, Queried, choose
 from backbone.vit import Stream
 from models.prompt_settings import PoolSettings
-from models.prompting import PromptLearner, chosen_in_training, hand_down, keeping, mask_of, pool_recipe
-from models.training import cross_entropy_among, fit
+from models.prompting import PromptLearner, learn_from_pool
 from utils.tasks import Task
 
 
@@ -82,34 +81,9 @@ class Learner(PromptLearner):
     # Learning ------------------------------------------------------------------------------------------------------
 
     def learn(self, task: Task) -> None:
-        """G-prompts, pool and head, on cross-entropy among the task's classes, less the pull of the chosen keys."""
-        cfg, pool = self.cfg, self.pool
-        self.seen = task.total
-        hand_down(pool, cfg, task.index)
-
-        def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            start, query = self.begin(images)
-            similarity = pool.similarity(query)
-            ids = chosen_in_training(similarity, cfg, task.index)
-            scores = self.head(self._encode(start, ids))
-            loss, correct = cross_entropy_among(scores, labels, task.first, task.total)
-            weight = cfg.pull_constraint_coeff if cfg.pull_constraint else 0.0
-            return loss - weight * pull(similarity, ids), correct, loss
-
-        own, learning = range(task.first, task.total), mask_of(cfg, task.index)
-        rows = [*((p, own) for p in self.head.parameters()), *((p, learning) for p in pool.parameters())]
-        after_step = keeping(rows, cfg.decay_other_rows)
-        how: dict[str, Any] = {"epochs": cfg.tuned_epoch, "lr": cfg.init_lr, "recipe": pool_recipe(cfg)}
-        self.train()
-        fit(
-            self,
-            task,
-            step,
-            [p for part in self._parts() for p in part.parameters()],
-            phase="prompts",
-            after_step=after_step,
-            **how,
-        )
+        """G-prompts, pool and head."""
+        parameters = [p for part in self._parts() for p in part.parameters()]
+        learn_from_pool(self, task, self.pool, self._encode, parameters)
 
     # Prediction ----------------------------------------------------------------------------------------------------
 

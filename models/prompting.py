@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from backbone.prefix_cache import PrefixCache
-from backbone.prompts import PromptPool, Queried, choose
+from backbone.prompts import PromptPool, Queried, choose, pull
 from backbone.vit import Stream
 from models.base import Learner as Base
 from models.prompt_settings import PoolSettings
-from models.training import Recipe
+from models.training import Recipe, cross_entropy_among, fit
 from utils import parallel, profile
-from utils.tasks import Batches, TaskData
+from utils.tasks import Batches, Task, TaskData
 
 
 class PromptLearner(Base):
@@ -97,6 +97,35 @@ def chosen_in_training(similarity: Tensor, cfg: PoolSettings, task: int) -> Tens
     if own is None:
         return choose(similarity, cfg.top_k, cfg.batchwise_prompt)
     return torch.arange(own.start, own.stop, device=similarity.device).expand(len(similarity), -1)
+
+
+def learn_from_pool(
+    learner: PromptLearner,
+    task: Task,
+    pool: PromptPool,
+    encode: Callable[[Stream, Tensor], Tensor],
+    parameters: Sequence[nn.Parameter],
+) -> None:
+    """Trains `parameters`, the pool's and the head's among them, on cross-entropy among the task's classes, less the pull of
+    the chosen keys. `encode(stream from the stem, numbers of the chosen prompts [B, K])` gives features [B, D]."""
+    cfg: Any = learner.cfg
+    learner.seen = task.total
+    hand_down(pool, cfg, task.index)
+
+    def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        start, query = learner.begin(images)
+        similarity = pool.similarity(query)
+        ids = chosen_in_training(similarity, cfg, task.index)
+        loss, correct = cross_entropy_among(learner.head(encode(start, ids)), labels, task.first, task.total)
+        weight = cfg.pull_constraint_coeff if cfg.pull_constraint else 0.0
+        return loss - weight * pull(similarity, ids), correct, loss
+
+    own, learning = range(task.first, task.total), mask_of(cfg, task.index)
+    rows = [*((p, own) for p in learner.head.parameters()), *((p, learning) for p in pool.parameters())]
+    after_step = keeping(rows, cfg.decay_other_rows)
+    how: dict[str, Any] = {"epochs": cfg.tuned_epoch, "lr": cfg.init_lr, "recipe": pool_recipe(cfg)}
+    learner.train()
+    fit(learner, task, step, parameters, phase="prompts", after_step=after_step, **how)
 
 
 def pool_recipe(cfg: PoolSettings) -> Recipe:

@@ -14,7 +14,7 @@ from torch import nn
 
 from backbone import adapter
 from backbone.vit import SlottedViT
-from models import session
+from models import prompting, session
 from utils import metrics
 from utils.runlog import RunLog
 
@@ -101,9 +101,9 @@ def close(ours: torch.Tensor, theirs: np.ndarray, what: str) -> None:
 def learn_all(run: Recorded, method: str, settings: dict, tmp_path: Path, monkeypatch, phases: list[list[float]]):
     """Runs the real learner over the recorded tasks; yields (task, learner) after each; `phases` collects the losses."""
     module = __import__(f"models.{method}", fromlist=["Learner"])
-    if hasattr(module, "fit"):
-        real = module.fit
-        monkeypatch.setattr(module, "fit", lambda *a, **k: phases.append(real(*a, **k)))
+    for place in (module, prompting):  # the methods that learn from a pool share their call of it
+        if hasattr(place, "fit"):
+            monkeypatch.setattr(place, "fit", lambda *a, real=place.fit, **k: phases.append(real(*a, **k)))
     cfg = module.Settings(model_name=method, **COMMON, **settings)
     with RunLog(tmp_path, console=False) as log:
         learner = module.Learner(cfg, run.backbone(), run.num_classes, run.initialise, log)
