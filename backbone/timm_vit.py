@@ -2,7 +2,8 @@
 
 `import timm.models.vision_transformer` first runs timm's two package files, which import every family and with one of them
 torch's compiler. Here the two packages are entered without running their files; the first look for a name that is not there
-yet, such as `timm.create_model`, runs them after all. Where timm was imported before, nothing changes.
+yet, such as `timm.create_model`, runs them after all. timm's module of downloads, which imports the hub's client, is likewise
+left until one of its functions is called. Where timm was imported before, nothing changes.
 """
 
 import importlib
@@ -27,6 +28,21 @@ class _OnDemand(ModuleType):
         return getattr(self, name)
 
 
+class _Functions(ModuleType):
+    """A module of functions alone, imported when one of them is first called."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if sys.modules.get(self.__name__) is self:
+                del sys.modules[self.__name__]
+            return getattr(importlib.import_module(self.__name__), name)(*args, **kwargs)
+
+        return call
+
+
 def _enter(name: str, path: list[str] | None) -> list[str] | None:
     """Enters a package without running its file; returns where its modules lie, None if it is not installed."""
     spec = PathFinder.find_spec(name, path)
@@ -43,6 +59,7 @@ def _import_one_family() -> None:
         return
     _enter("timm.models", inside)
     vars(sys.modules["timm"])["models"] = sys.modules["timm.models"]
+    sys.modules["timm.models._hub"] = _Functions("timm.models._hub")
     try:
         importlib.import_module("timm.models.vision_transformer")
     except ImportError:  # a timm whose family needs names of the packages: it gets all of them, in timm's own order
