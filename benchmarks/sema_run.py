@@ -1,7 +1,7 @@
 """A whole SEMA run the plain way against ours, at the same epochs: `python -m benchmarks.sema_run`.
 
 The plain way is `benchmarks/plain_sema.py`, which behaves as the authors' code does. Ours is the shipped learner with all that
-a run does (`main.learn`, `main.score`, checkpoints, logs), with ever more of the keys that a user sets for speed:
+a run does (`running.learn`, `running.score`, checkpoints, logs), with ever more of the keys that a user sets for speed:
 - faithful: the defaults, which learn the same as the plain way to rounding;
 - rd_views: descriptors train on the mean tokens of that many kept views of each image;
 - rd_views, train_views: adapters train on kept views too, so that later epochs and scans begin at the layers that may expand.
@@ -26,13 +26,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-import main as program
 import models
 from backbone import weights
 from backbone.vit import SlottedViT
 from benchmarks import measure, plain_sema
 from benchmarks.plain_sema import Outcome, Plan
 from benchmarks.routing import CLOCKS, MIB
+from models import running
 from models.base import SeededInit
 from utils import checkpoint, data, report
 from utils.data import Dataset
@@ -83,7 +83,7 @@ def digits(classes: int, train: int, test: int) -> Dataset:
 def ours(
     cfg: Any, backbone: SlottedViT, stream: TaskStream, init: Any, plan: Plan | None = None
 ) -> tuple[Any, Outcome]:
-    """All tasks of a stream by the shipped learner, as `main.run_seed` does it."""
+    """All tasks of a stream by the shipped learner, as `running.run_seed` does it."""
     with tempfile.TemporaryDirectory() as name, RunLog(Path(name), console=False) as log:
         learner: Any = models.learner_of("sema")(cfg, backbone, len(stream.order), init, log)
         classes = [[stream.order[c]] for c in range(len(stream.order))]
@@ -101,9 +101,9 @@ def ours(
         for task in range(len(stream)):
             journal = checkpoint.journal_of(log.folder, task, log, "")
             journal.open(log.rows)
-            measured = program.learn(learner, stream, task, SEED, journal)
+            measured = running.learn(learner, stream, task, SEED, journal)
             checkpoint.save(log.folder, task, learner, record.to_dict(), log, "", measured)
-            program.score(learner, stream, task, record, measured)
+            running.score(learner, stream, task, record, measured)
             checkpoint.save(log.folder, task, learner, record.to_dict(), log, "")
         losses = [row["loss"] for row in load_rows(log.folder / "metrics.jsonl") if row["kind"] == "epoch"]
         right = [sum(own) / sum(record.samples[: t + 1]) for t, own in enumerate(record.correct)]

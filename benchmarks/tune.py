@@ -16,6 +16,7 @@ import torch
 
 import main as program
 from backbone import weights
+from models import running
 from utils import data
 from utils.data.images import ImageArray
 from utils.metrics import summarise
@@ -57,7 +58,7 @@ def main() -> None:
         for seed in args.seeds:
             with tempfile.TemporaryDirectory() as folder, RunLog(Path(folder), console=False) as log:
                 built = weights.build(resolved.settings)
-                results.append(program.run_seed(resolved, seed, dataset, built, torch.device("cpu"), log))
+                results.append(running.run_seed(resolved, seed, dataset, built, torch.device("cpu"), log))
         cells = [summarise(r[k] for r in results).mean for k in ("average_accuracy", "last_accuracy", "forgetting")]
         adapters = summarise(float(sum(r["adapters_per_layer"][-1].values())) for r in results).mean
         seconds = summarise(sum(sum(t.values()) for t in r["seconds"]) for r in results).mean

@@ -9,9 +9,9 @@ import torch
 from matplotlib.text import Text
 from timm.models.vision_transformer import VisionTransformer
 
-import main
 import models
 from backbone.vit import SlottedViT
+from models import running
 from models.base import SeededInit
 from utils import data, page, plots
 from utils.data import Dataset
@@ -68,7 +68,7 @@ def toy_settings(method: str, **other):
 
 def learn_and_score(learner, stream, index, record):
     """One task as main.py does it, without a run folder's journal."""
-    main.score(learner, stream, index, record, main.learn(learner, stream, index, record.seed, Journal()))
+    running.score(learner, stream, index, record, running.learn(learner, stream, index, record.seed, Journal()))
 
 
 # ---------------------------------------------------------------- runs of the whole program

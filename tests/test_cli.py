@@ -15,6 +15,7 @@ import pytest
 from conftest import assert_same_run, rows_of
 
 import main
+from models import running
 from utils.runlog import CONTROL, RunLog
 from utils.strict_json import read_json
 
@@ -201,7 +202,7 @@ def test_stopped_at_any_moment_the_same_command_ends_the_same(notice, code, fini
 def interrupted(tiny, tmp_path, monkeypatch, finished):
     """A run of seed 1 that stopped in its third task: (arguments to run it again, its folder)."""
     arguments = ["--config", str(tiny), "--out", str(tmp_path / "logs"), "--set", "seed=[1]"]
-    whole = main.learn
+    whole = running.learn
 
     def stop(learner, stream, index, *rest):
         if index == 2:
@@ -210,7 +211,7 @@ def interrupted(tiny, tmp_path, monkeypatch, finished):
         return whole(learner, stream, index, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(main, "learn", stop)
+        patch.setattr(running, "learn", stop)
         assert main.main(arguments) == 75
     return arguments, tmp_path / "logs" / "tiny" / finished[0][0].parent.name / "seed_1"
 
@@ -326,7 +327,7 @@ def test_an_unexpected_error_leaves_its_traceback_in_the_log(tiny, tmp_path, mon
     def fail(*_):
         raise RuntimeError("deep inside")
 
-    monkeypatch.setattr(main, "learn", fail)
+    monkeypatch.setattr(running, "learn", fail)
     assert main.main(["--config", str(tiny), "--out", str(tmp_path)]) == 1
     assert "--debug shows where" in capsys.readouterr().err
     assert "in fail" in (tmp_path / "latest" / "run.log").read_text(encoding="utf-8")

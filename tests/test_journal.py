@@ -7,6 +7,7 @@ import torch
 from conftest import tiny_experiment
 
 import main
+from models import running
 from utils import journal
 from utils.journal import Differs, Journal, pack, unpack
 from utils.runtime import rng_state, set_rng_state
@@ -123,9 +124,11 @@ def test_a_run_that_goes_another_way_learns_the_task_anew(tmp_path, monkeypatch,
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(main, "score", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(running, "score", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         patch.setattr(
-            main, "learn", lambda *args, learn=main.learn: (learn(*args), (_ for _ in ()).throw(KeyboardInterrupt))
+            running,
+            "learn",
+            lambda *args, learn=running.learn: (learn(*args), (_ for _ in ()).throw(KeyboardInterrupt)),
         )
         assert main.main([*run, "--out", str(folder)]) == 75
     monkeypatch.setattr(Journal, "recall", stop)

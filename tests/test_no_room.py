@@ -11,6 +11,7 @@ import torch
 from conftest import assert_same_run, tiny_experiment
 
 import main
+from models import running
 from utils import command, runlog
 
 SETTINGS = SimpleNamespace(batch_size=48, eval_batch_size=256, image_size=None)  # of a method without detection
@@ -55,7 +56,7 @@ def test_a_run_names_its_own_values_when_memory_is_out(tmp_path, monkeypatch, ca
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB.")
 
-    monkeypatch.setattr(main, "learn", full)
+    monkeypatch.setattr(running, "learn", full)
     assert main.main([*tiny_experiment("finetune", tmp_path, monkeypatch), "--out", str(tmp_path / "logs")]) == 1
     assert "lower batch_size (now 32), eval_batch_size (now 256)" in capsys.readouterr().err.splitlines()[-1]
 
@@ -130,7 +131,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(disk, tmp_path, m
     run = tiny_experiment("simplecil", tmp_path, monkeypatch)
     assert main.main([*run, "--out", str(tmp_path / "whole")]) == 0
     place = disk("64m")
-    learn = main.learn
+    learn = running.learn
 
     def fill(learner, stream, index, *rest):
         if index == 1:
@@ -140,12 +141,12 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(disk, tmp_path, m
         return learn(learner, stream, index, *rest)
 
     kept = {}
-    monkeypatch.setattr(main, "learn", fill)
+    monkeypatch.setattr(running, "learn", fill)
     assert main.main([*run, "--out", str(place / "logs")]) == 1
     (line,) = last_line(capsys)
     assert "No space left on device; free space there" in line and "the same command goes on from there" in line
     assert kept and {p: p.read_bytes() for p in kept} == kept
-    monkeypatch.setattr(main, "learn", learn)
+    monkeypatch.setattr(running, "learn", learn)
     (place / "other").unlink()
     assert main.main([*run, "--out", str(place / "logs")]) == 0
     assert "resumed: tasks 1 to 1 are done" in capsys.readouterr().out

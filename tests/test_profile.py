@@ -9,6 +9,7 @@ import torch
 from conftest import TINY, rows_of, timeless, tiny_experiment
 
 import main
+from models import running
 from models.base import Learner
 from utils import page, plots, profile, storage
 from utils.profile import PARTS, Profile
@@ -213,7 +214,7 @@ def test_a_profiled_run_is_the_same_run(method, tmp_path, monkeypatch, capsys):
     assert [row["images"]["evaluation"] for row in rows] == [20, 40]  # four test images a class, all classes so far
 
 
-@pytest.mark.parametrize("place", [(main, "score"), (Learner, "consolidate")], ids=["learned", "inside"])
+@pytest.mark.parametrize("place", [(running, "score"), (Learner, "consolidate")], ids=["learned", "inside"])
 def test_a_resumed_task_counts_what_this_process_spent(place, tmp_path, monkeypatch, capsys):
     run = [*tiny_experiment("finetune", tmp_path, monkeypatch), "--out", str(tmp_path / "logs")]
 
@@ -235,7 +236,7 @@ def test_a_resumed_task_counts_what_this_process_spent(place, tmp_path, monkeypa
 
 def test_rows_of_finished_tasks_survive_an_interruption(tmp_path, monkeypatch):
     run = [*tiny_experiment("finetune", tmp_path, monkeypatch), "--out", str(tmp_path / "logs"), "--profile"]
-    learn = main.learn
+    learn = running.learn
 
     def stop(learner, stream, index, *rest):
         if index == 1:
@@ -243,7 +244,7 @@ def test_rows_of_finished_tasks_survive_an_interruption(tmp_path, monkeypatch):
         return learn(learner, stream, index, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(main, "learn", stop)
+        patch.setattr(running, "learn", stop)
         assert main.main(run) == 75
     assert main.main(run) == 0
     rows = [row for row in rows_of(folder_of(tmp_path / "logs")) if row["kind"] == "profile"]
