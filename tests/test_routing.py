@@ -9,7 +9,7 @@ from conftest import learn_and_score, toy_backbone, toy_settings, toy_stream
 import models
 from backbone.router import Routing
 from models.base import SeededInit
-from utils import checkpoint, evaluation, routing
+from utils import checkpoint, evaluation, parallel, routing
 from utils.page import load_rows
 from utils.report import RunRecord, results_json
 from utils.runlog import RunLog
@@ -226,6 +226,21 @@ def test_controls_change_no_result_and_can_be_left_out(toy_learner):
     )
     assert with_controls["accuracy_matrix"] == without["accuracy_matrix"]
     assert (with_controls["test_evaluations"], without["test_evaluations"]) == (8, 3)
+
+
+def test_random_routing_draws_other_experts_on_each_rank(toy_learner, monkeypatch):
+    """Each computes its own part of a batch: the first as a run alone does, the others not the same choices again."""
+    learner, stream = toy_learner("sparse_moe", routing_controls=True), toy_stream()
+    whole_run(learner, stream)
+    scores, _ = evaluation.evaluate(learner, stream, 2, torch.device("cpu"))
+    seeds = []
+    real = learner.forced
+    monkeypatch.setattr(learner, "forced", lambda how, seed: seeds.append(seed) or real(how, seed))
+    for rank in range(3):
+        monkeypatch.setattr(parallel, "own_seed", lambda rank=rank: ("rank", rank) if rank else ())
+        evaluation.routing_controls(learner, stream, [0, 1, 2], torch.device("cpu"), scores, 5)
+    used = [set(seeds[5 * rank : 5 * rank + 5]) for rank in range(3)]
+    assert used[0] == {5} and all(len(one) == 1 for one in used) and len(set.union(*used)) == 3
 
 
 def test_merged_experts_keep_their_numbers_in_a_run(toy_learner):

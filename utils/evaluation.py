@@ -14,6 +14,7 @@ import torch
 
 from utils import metrics, parallel, profile, routing
 from utils.report import WIDTH, number
+from utils.runtime import named_seed
 from utils.tasks import TaskStream
 
 
@@ -161,9 +162,10 @@ def routing_controls(
         learner.log.info("no routing controls: with one expert a layer every routing is the same")
         return 0
     start, tasks = time.perf_counter(), range(len(stream))
+    draws = named_seed(seed, *own) if (own := parallel.own_seed()) else seed
 
     def scored(how: Any) -> list[float]:
-        with learner.forced(how, seed):
+        with learner.forced(how, draws):
             return _accuracies(evaluate(learner, stream, tasks[-1], device)[0])
 
     accuracy = {"learned": _accuracies(learned), "uniform": scored("uniform"), "random": scored("random")}
