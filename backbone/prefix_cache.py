@@ -90,6 +90,10 @@ class PrefixCache:
             return data.at(chunks, **draws, part=part)
         return self._kept(store, data, layer, own_parts(chunks) if part else chunks)
 
+    def keeps(self, data: TaskData, layer: int) -> bool:
+        """Whether un-augmented images of this data set are kept at `layer`."""
+        return self._store(data, layer, 0, {"augment": False}) is not None
+
     def forget_views(self) -> None:
         """Drops the augmented views: those of a task are of no use after it."""
         for key in self._views:

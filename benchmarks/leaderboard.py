@@ -2,8 +2,8 @@
 
 1. `--files` writes exps/leaderboard_<set>.json: a sweep whose arms are the files exps/<method>_<set>.json.
 2. `python main.py --config exps/leaderboard_<set>.json --jobs 2` runs it: 5 seeds, each with its own class order.
-3. `--collect OUT` takes the finished runs into benchmarks/leaderboard.jsonl, and makes from that file the table in README.md
-   and the reproduction card (`expected`) of each shipped file.
+3. `--collect OUT` takes the finished runs into benchmarks/leaderboard.jsonl, and makes from that file the tables in README.md
+   and, in each shipped file, the reproduction card (`expected`) and the figures that `about` ends with.
 
 Budget, equal for all: one backbone and its weights, one augmentation, batches of 32, at most 10 (digits) or 5 (glyphs,
 fractals) passes over a task's images in each phase, rates chosen on held-out training images; the last epoch counts.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,29 @@ def card(runs: list[Run]) -> dict[str, Any]:
     }
 
 
+def figures(runs: list[Run]) -> str:
+    """The end of a file's `about`: what its kept runs gave, and how long one takes."""
+    last, average, seconds = (summarise(r[k] for r in runs) for k in ("last_accuracy", "average_accuracy", "seconds"))
+    shown = [
+        f"{word} {number(s.mean, 1)}" + (f" ± {number(s.std, 1)}" if s.std is not None else "")
+        for word, s in (("last", last), ("average", average))
+    ]
+    seeds = ", ".join(str(r["seed"]) for r in runs)
+    which = "these seeds, each with its own class order" if [r["seed"] for r in runs] == SEEDS else f"seed {seeds}"
+    return (
+        f"Expected: {', '.join(shown)} percent over {which} (the leaderboard in README.md). "
+        f"Time: about {number(seconds.mean, 0)} s a seed on one of two busy CPU cores, no download."
+    )
+
+
+def with_figures(text: str, runs: list[Run]) -> str:
+    """An experiment file's text with `figures` as the end of its `about`. Raises ValueError if that has no such end."""
+    made, count = re.subn(r'Expected: [^"]*"', lambda _: f'{figures(runs)}"', text, count=1)
+    if not count:
+        raise ValueError("about has no part that begins with Expected:")
+    return made
+
+
 def with_card(text: str, made: Mapping[str, Any]) -> str:
     """An experiment file's text with the card as its last key."""
     body = text.partition('  "expected": {')[0].rstrip().removesuffix("}").rstrip().rstrip(",")
@@ -205,7 +229,8 @@ def main() -> None:
             for method in shipped(name):
                 path = ROOT / "exps" / f"{method}_{name}.json"
                 if own := [r for r in runs if (r["set"], r["method"]) == (name, method)]:
-                    path.write_text(with_card(path.read_text(encoding="utf-8"), card(own)), encoding="utf-8")
+                    text = with_figures(path.read_text(encoding="utf-8"), own)
+                    path.write_text(with_card(text, card(own)), encoding="utf-8")
         readme = ROOT / "README.md"
         readme.write_text(replaced(readme.read_text(encoding="utf-8")), encoding="utf-8")
     print(table(kept()))

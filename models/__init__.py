@@ -17,7 +17,7 @@ _FOLDER = Path(__file__).parent
 _SHARED = {
     "__init__", "base", "training", "settings", "nesting", "expert_settings", "experts", "replay", "spawning", "watch",
     "held_out", "saved", "export_peft", "phase", "exported", "planning", "finished", "keys", "session", "prompting",
-    "prompt_settings", "running",
+    "prompt_settings", "running", "feature_spaces",
 }  # fmt: skip
 # Imported in no time, so what a Settings class takes from them can be had without the rest of its file.
 _LIGHT = {

@@ -8,16 +8,14 @@ Shapes: B batch, D width.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
-from torch import Tensor
 
 from backbone.adapter import Adapter
 from backbone.heads import StatisticsHead
-from backbone.subspaces import PLAIN, SubspaceSlot, features_in
-from backbone.vit import Stream
-from models.base import Learner as Base
+from backbone.subspaces import PLAIN, SubspaceSlot
+from models.feature_spaces import SpacesLearner
 from models.session import planned_once, train_session
 from models.settings import SessionSettings
 from utils.tasks import Task
@@ -34,11 +32,10 @@ class Settings(SessionSettings):
     )
 
 
-class Learner(Base):
-    """Plain and adapted features, and their class statistics."""
+class Learner(SpacesLearner):
+    """Plain and adapted features, and their class statistics; the first task's session is over before any are gathered."""
 
     cfg: Settings
-    trains_features: ClassVar[bool] = False  # after the first task's session, before any statistics are gathered
 
     def __init__(self, *args: Any):
         super().__init__(*args)
@@ -60,9 +57,9 @@ class Learner(Base):
         cfg = self.cfg
         train_session(self, task, self.backbone.slots.values(), name="head", epochs=cfg.tuned_epoch, lr=cfg.init_lr)
 
-    def features(self, images: Tensor | Stream) -> Tensor:
-        """The frozen model's features and the adapted ones, [B, 2 D]: two passes, raw side by side."""
-        return features_in(self.backbone, images, (PLAIN, 0))
+    def subspaces(self) -> list[int]:
+        """The frozen model's features and the adapted ones: two passes, raw side by side."""
+        return [PLAIN, 0]
 
     def planned_parameters(self) -> list[tuple[str, int]]:
         return planned_once(self)

@@ -3,8 +3,8 @@
 Zhou et al., CVPR 2024, "Expandable Subspace Ensemble for Pre-Trained Model-Based Class-Incremental Learning" (arXiv
 2403.12030). Each task trains fresh adapters with a cosine head of its own classes, which is then dropped; its classes get
 their means in every subspace so far, and old classes, whose images are gone, get theirs in the new subspace from similar new
-classes (backbone/subspaces.py). S subspaces cost S passes. tests/test_parity.py holds it to the authors' code.
-Shapes: B batch, D width, S subspaces.
+classes (backbone/subspaces.py). S subspaces cost S passes, each once a run (models/feature_spaces.py). tests/test_parity.py
+holds it to the authors' code. Shapes: B batch, D width, S subspaces.
 """
 
 from __future__ import annotations
@@ -13,17 +13,15 @@ from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor
 
 from backbone.adapter import Adapter
 from backbone.heads import StatisticsHead
-from backbone.subspaces import PLAIN, SubspaceHead, SubspaceSlot, features_in
-from backbone.vit import Stream
-from models.base import Learner as Base
+from backbone.subspaces import PLAIN, SubspaceHead, SubspaceSlot
+from models.feature_spaces import SpacesLearner
 from models.session import train_session
 from models.settings import SessionSettings
 from models.training import Recipe
-from utils.tasks import Task
+from utils.tasks import Task, task_sizes
 
 
 class Settings(SessionSettings):
@@ -78,11 +76,10 @@ class Settings(SessionSettings):
             yield ("min_lr", "later_lr"), f"min_lr: {self.min_lr} is above later_lr {self.later_lr}"
 
 
-class Learner(Base):
+class Learner(SpacesLearner):
     """Grows an adapter in every layer and a subspace in the head with each task; old ones stay as they are."""
 
     cfg: Settings
-    trains_features: ClassVar[bool] = False  # a subspace never changes after its task: means in it do not age
     statistics: SubspaceHead
 
     def __init__(self, *args: Any):
@@ -94,16 +91,13 @@ class Learner(Base):
         cfg = self.cfg
         return SubspaceHead(self.backbone.width, self.num_classes, cfg.use_init_ptm, cfg.alpha, cfg.beta)
 
-    def _slots(self) -> list[SubspaceSlot]:
-        return [slot for slot in self.backbone.slots.values() if isinstance(slot, SubspaceSlot)]
-
     def _adapter(self) -> Adapter:
         cfg = self.cfg
         return Adapter(self.backbone.width, cfg.ffn_num, cfg.ffn_adapter_scalar, cfg.ffn_adapter_dropout)
 
     def _grow(self) -> None:
         number = self.statistics.tasks
-        for layer, slot in enumerate(self._slots()):
+        for layer, slot in enumerate(self.slots()):
             slot.adapters.append(self.place(f"task{number}.adapters.{layer}", self._adapter()))
         self.statistics.grow()
 
@@ -114,17 +108,18 @@ class Learner(Base):
         train_session(
             self,
             task,
-            [slot.adapters[-1] for slot in self._slots()],
+            [slot.adapters[-1] for slot in self.slots()],
             name=f"task{task.index}.local_head",
             epochs=cfg.init_epochs if first or cfg.later_epochs is None else cfg.later_epochs,
             lr=cfg.init_lr if first or cfg.later_lr is None else cfg.later_lr,
             recipe=Recipe(cfg.optimizer, cfg.weight_decay),
         )
 
-    def features(self, images: Tensor | Stream) -> Tensor:
-        """Features in all subspaces side by side, [B, S D]."""
-        plain = [PLAIN] if self.cfg.use_init_ptm else []
-        return features_in(self.backbone, images, [*plain, *range(self.statistics.tasks)])
+    def subspaces(self) -> list[int]:
+        return [*([PLAIN] if self.cfg.use_init_ptm else []), *range(self.statistics.tasks)]
+
+    def most_subspaces(self) -> int:
+        return self.cfg.use_init_ptm + len(task_sizes(self.num_classes, self.cfg.init_cls, self.cfg.increment))
 
     def structure(self) -> dict[str, Any]:
         return {**super().structure(), "tasks": self.statistics.tasks}

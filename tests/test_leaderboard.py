@@ -43,6 +43,7 @@ def test_every_card_is_made_from_the_kept_runs():
             if own:  # a change of the file, or of a default, makes the runs kept of it those of something else
                 digest = cards.digest(leaderboard._resolved(values), models.settings_of)
                 assert digest == own[0]["settings"], f"{method} on {name}: run it again"
+                assert values["about"].endswith(leaderboard.figures(own)), f"{method} on {name}: collect it again"
 
 
 def test_a_card_is_the_last_key_and_replaces_the_one_before():
@@ -52,6 +53,22 @@ def test_a_card_is_the_last_key_and_replaces_the_one_before():
     assert json.loads(once) == {"about": "x", "seed": [1], "expected": made}
     other = {**made, "tolerance": 1.0}
     assert leaderboard.with_card(once, other) == leaderboard.with_card(text, other)
+
+
+def test_about_ends_with_what_the_runs_gave():
+    def run(seed, last):
+        return {"seed": seed, "last_accuracy": last, "average_accuracy": 50.0, "seconds": 4.4}
+
+    one, text = [run(1993, 10.0)], '{\n  "about": "x. Expected: much. Time: long.",\n  "seed": [1]\n}\n'
+    made = json.loads(leaderboard.with_figures(text, one))
+    tail = "(the leaderboard in README.md). Time: about 4 s a seed on one of two busy CPU cores, no download."
+    assert made == {"about": f"x. Expected: last 10.0, average 50.0 percent over seed 1993 {tail}", "seed": [1]}
+    five = [run(seed, last) for seed, last in zip(leaderboard.SEEDS, (1.0, 1.0, 2.0, 3.0, 3.0), strict=True)]
+    assert leaderboard.figures(five) == (
+        f"Expected: last 2.0 ± 1.0, average 50.0 ± 0.0 percent over these seeds, each with its own class order {tail}"
+    )
+    with pytest.raises(ValueError, match="Expected"):
+        leaderboard.with_figures('{"about": "x"}', one)
 
 
 def test_the_table_has_mean_deviation_and_count():
