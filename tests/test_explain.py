@@ -27,13 +27,15 @@ def paragraphs(rows=(), **changes):
 
 
 def test_a_run_in_sentences():
-    begin, first, second, end = paragraphs([epoch("func", 0.5, task=0), epoch("func", 0.25, task=0)])
+    rows = [epoch("func", 0.5, task=0), epoch("func", 0.25, task=0)]
+    begin, first, second, end = paragraphs(rows)
+    assert "Phase func ran 2 epochs" in paragraphs(rows, model_name="slca")[1]
     assert begin == (
         "sema learned the 3 classes of digits in 2 tasks (seed 7) in 1:05 on a CPU. "
         "Its backbone is embedded, weights ab."
     )
     assert first == (
-        "Task 1 brought classes 4, 2. Phase func (adapters and head) ran 2 epochs: the loss went from 0.5 to 0.25. "
+        "Task 1 brought classes 4, 2. Phase func (adapters, router and head) ran 2 epochs: the loss went from 0.5 to 0.25. "
         "It then knew 90.00 % of the test images."
     )
     assert second == (
@@ -56,6 +58,10 @@ def test_scans_grow_or_say_how_near_it_was():
     )
     grown = [*low, scan | {"layer": 5, "scores": [2.0, 1.75], "expanded": True}]
     assert "passed the threshold 1.5 at layer 5 (scores 2.00, 1.75): 1 adapter joined there." in paragraphs(grown)[2]
+    endless = [scan | {"layer": 3, "scores": [None]}, scan | {"layer": 4, "scores": [None, 0.25]}]
+    assert "the nearest was layer 4, where an adapter's score is 0.25 and" in paragraphs(endless)[2]
+    grown = [scan | {"layer": 5, "scores": [None, 1.75], "expanded": True}]
+    assert "at layer 5 (scores not finite, 1.75): 1 adapter" in paragraphs(grown)[2]
 
 
 def test_rounds_competitions_novelty_and_merges():
@@ -75,6 +81,32 @@ def test_rounds_competitions_novelty_and_merges():
     ):
         assert sentence in text[2]
     assert text[3].endswith("something was SELECTED on them: the numbers are optimistic.")
+    alone = paragraphs(selection_history=[won | {"winner": 0, "accuracies": [50.0], "split": "held-out"}])[2]
+    assert "Its one expert scored 50.00 on 8 held-out images." in alone
+    tied = paragraphs(selection_history=[won | {"accuracies": [75.0, 75.0]}])[2]
+    assert "won on TEST data with 75.00 (the others: 75.00), the lower loss deciding." in tied
+
+
+def test_merges_of_more_levels_and_what_became_of_experts():
+    merge = {"kind": "consolidation", "task": 1, "method": "ema", "alpha": 1.0, "layer": 0, "fast_share": 0.5}
+    untouched = {"kind": "consolidation", "task": 1, "layer": 0, "level": 1}
+    rows = [untouched, merge | {"level": 2}, merge | {"level": 3, "fast_share": None}]
+    rows += [
+        {"kind": "rank", "task": 1, "expert": 2, "rank": 8, "before": 0.5, "after": 0.25},
+        {"kind": "freeze", "task": 1, "converged": True, "learned": [0, 2]},
+        {"kind": "merge", "task": 1, "expert": 1, "into": 0},
+        {"kind": "replay", "task": 1, "added": 3, "kept": 9},
+    ]
+    for sentence in (
+        "Fast was merged into level 2 by ema (alpha 1) in 1 layer. "
+        "Level 2 was merged into level 1 by ema (alpha 1) in 1 layer; level 2 made 50 % of the adapters' output.",
+        "Expert 2 stalled and grew to rank 8: its held-out loss went from 0.5 to 0.25.",
+        "The loss reached a plateau: experts 0, 2 are frozen for good.",
+        "Expert 1 was hardly used and joined expert 0.",
+        "3 images of it were kept for replay, 9 in all.",
+    ):
+        assert sentence in paragraphs(rows)[2]
+    assert "plateau" not in paragraphs([rows[4] | {"converged": False}])[2]
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +169,24 @@ def test_what_cannot_be_compared_says_why(finished, verify):
     assert code == 2 and "for the seeds 4, not for 3" in text
     code, text = verify(None, about="Shows x. Expected: was not run here: no weights. Time: -")
     assert code == 2 and "Expected: was not run here: no weights." in text
+
+
+def test_a_run_without_expected_numbers_gets_them_ready_made(finished, verify):
+    _, text = verify(None)
+    card, _ = json.JSONDecoder().raw_decode(text.partition('"expected": ')[2])
+    assert card == finished[1] | {"tolerance": cards.TOLERANCE}
+    assert verify(card)[0] == 0
+
+
+def test_a_cell_of_a_sweep_is_compared_with_the_file_that_ships_its_settings(finished, tmp_path):
+    folder, card = finished
+    with pytest.raises(ValueError, match="no expected numbers"):
+        cards.verify(folder, tmp_path, models.settings_of)
+    (tmp_path / "alone.json").write_text("{}")
+    (tmp_path / "twin.json").write_text(json.dumps({"expected": card}))
+    assert cards.verify(folder, tmp_path, models.settings_of)[0]
+    (tmp_path / "finetune.json").write_text(json.dumps({"expected": card | {"settings": "others"}}))
+    assert cards.verify(folder, tmp_path, models.settings_of)[0]
 
 
 def test_the_digest_ignores_defaults_and_what_changes_no_number(finished):

@@ -40,7 +40,7 @@ def test_every_card_is_made_from_the_kept_runs():
         for method, values in leaderboard.shipped(name).items():
             own = [r for r in runs if (r["set"], r["method"]) == (name, method)]
             assert values.get("expected") == (leaderboard.card(own) if own else None), f"{method} on {name}"
-            if own:  # a change of the file, or of a default, makes the runs kept of it those of something else
+            if own:  # a change of the file makes the runs kept of it those of something else
                 digest = cards.digest(leaderboard._resolved(values), models.settings_of)
                 assert digest == own[0]["settings"], f"{method} on {name}: run it again"
                 assert values["about"].endswith(leaderboard.figures(own, values["seed"])), f"{method} on {name}"

@@ -50,7 +50,9 @@ def whole(request, tmp_path, monkeypatch):
     method, settings = request.param
     run = tiny_experiment(method, tmp_path, monkeypatch, **(EPOCHS | settings))
     assert main.main([*run, "--out", str(tmp_path / "whole")]) == 0
-    return run, folder_of(tmp_path / "whole")
+    folder = folder_of(tmp_path / "whole")
+    assert main.main(["--explain", str(folder)]) == 0  # what any method logs can be told
+    return run, folder
 
 
 def folder_of(out):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from utils.config import NOT_HASHED, Experiment
 from utils.report import number
 from utils.strict_json import read_json
 
+TOLERANCE = 2.0  # points: what another processor's rounding may change
 SettingsOf = Callable[[str], type[Experiment]]
 
 
@@ -34,12 +35,20 @@ def verify(run: Path, exps: Path, settings_of: SettingsOf) -> tuple[bool, str]:
 
     Raises ValueError if the folder has no finished run, or its experiment no numbers for it: then the text says why."""
     results, settings, environment = (read(run, name) for name in ("results.json", "config.json", "environment.json"))
-    shipped = _shipped(run, exps)
+    shipped, own = _shipped(run, exps), digest(settings, settings_of)
     card = settings.get("expected") or (shipped or {}).get("expected")
+    if card is None or card["settings"] != own:  # a sweep's cell may be what another file ships
+        card = next((other for other in _cards(exps) if other["settings"] == own), card)
     head = f"{run}: {results['model_name']} on {results['dataset']}, seed {results['seed']}"
+    weights = (environment.get("backbone") or {}).get("weight_hash")
     if card is None:
-        raise ValueError(f"{run}: its experiment has no expected numbers. {_why(settings, shipped)}")
-    if (own := digest(settings, settings_of)) != card["settings"]:
+        curve = {str(results["seed"]): [a if a is None else round(a, 2) for a in results["top1_curve"]]}
+        made = {"weights": weights, "settings": own, "tolerance": TOLERANCE, "top1_curve": curve}
+        raise ValueError(
+            f"{run}: its experiment has no expected numbers. {_why(settings, shipped)}To compare later runs with this one, "
+            f'give its file the key "expected": {json.dumps(made)}'
+        )
+    if own != card["settings"]:
         raise ValueError(
             f"{run}: other settings ({own}) than the expected numbers belong to ({card['settings']})"
             f"{_changed(settings, shipped)}; run the shipped file as it is"
@@ -49,7 +58,6 @@ def verify(run: Path, exps: Path, settings_of: SettingsOf) -> tuple[bool, str]:
         seeds = ", ".join(card["top1_curve"])
         raise ValueError(f"{run}: there are expected numbers for the seeds {seeds}, not for {results['seed']}")
     lines = [head]
-    weights = (environment.get("backbone") or {}).get("weight_hash")
     right = weights == card["weights"]
     if not right:
         lines.append(f"FAIL: the backbone's weights have the hash {weights}, expected is {card['weights']}")
@@ -90,13 +98,18 @@ def _shipped(run: Path, exps: Path) -> dict[str, Any] | None:
     return read_json(path)[0] if path.is_file() else None
 
 
+def _cards(exps: Path) -> Iterator[dict[str, Any]]:
+    """All shipped cards."""
+    for path in sorted(exps.glob("*.json")):
+        if isinstance(card := read_json(path)[0].get("expected"), dict):
+            yield card
+
+
 def _why(settings: Mapping[str, Any], shipped: Mapping[str, Any] | None) -> str:
-    """What the experiment itself says on its numbers."""
+    """What the experiment itself says on its numbers, if it does."""
     about = str((shipped or settings).get("about") or "")
     _, found, rest = about.partition("Expected:")
-    if not found:
-        return "Numbers of your own runs: give them the key 'expected', or compare two runs with --compare"
-    return f"It says: Expected:{rest.split('Time:')[0].rstrip()}"
+    return f"It says: Expected:{rest.split('Time:')[0].rstrip()} " if found else ""
 
 
 def _changed(settings: Mapping[str, Any], shipped: Mapping[str, Any] | None) -> str:

@@ -13,7 +13,13 @@ from utils.runlog import clock
 
 Results = Mapping[str, Any]
 Rows = Sequence[Mapping[str, Any]]
-PHASES = {"func": "adapters and head", "rd": "the descriptors", "recalibrate": "the head anew"}
+PHASES = {
+    "rd": "the descriptors",
+    "recalibrate": "the head anew",
+    "adapt": "adapters, with a head of the task's own",
+    "align": "the head, on features drawn from class Gaussians",
+}
+SEMA = {"func": "adapters, router and head"}  # other methods train other things under that name
 
 
 def explain(results: Results, environment: Mapping[str, Any], rows: Rows) -> str:
@@ -43,21 +49,22 @@ def _task(results: Results, rows: Rows, t: int) -> list[str]:
         f"Task {t + 1} brought {'class' if len(new) == 1 else 'classes'} {classes}.",
         *_novelty(rows),
         *_growth(rows),
-        *_training(rows),
+        *_training(rows, PHASES | (SEMA if results["model_name"] == "sema" else {})),
         *_competition(results, t),
         *_merging(rows),
+        *_experts(rows),
         *_scores(results, t),
     ]
 
 
-def _training(rows: Rows) -> Iterator[str]:
+def _training(rows: Rows, words: Mapping[str, str]) -> Iterator[str]:
     """How far each kind of phase brought its loss: "func 1" and "func 2" are two rounds of func."""
     kinds: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         if row["kind"] == "epoch":
             kinds.setdefault(row["phase"].split()[0], []).append(row)
     for kind, own in kinds.items():
-        what, rounds = f" ({PHASES[kind]})" if kind in PHASES else "", len({row["phase"] for row in own})
+        what, rounds = f" ({words[kind]})" if kind in words else "", len({row["phase"] for row in own})
         in_rounds = f" in {rounds} rounds" if rounds > 1 else ""
         yield (
             f"Phase {kind}{what} ran {counted(len(own), 'epoch')}{in_rounds}: the loss went from {own[0]['loss']:.3g} to "
@@ -72,20 +79,27 @@ def _growth(rows: Rows) -> Iterator[str]:
         return
     grown = [row for row in scans if row["expanded"]]
     if grown:
-        places = ", ".join(
-            f"layer {row['layer']} (scores {', '.join(number(s) for s in row['scores'])})" for row in grown
-        )
+        places = ", ".join(f"layer {row['layer']} (scores {', '.join(map(_score, row['scores']))})" for row in grown)
         yield (
             f"In the scan for shift every adapter's score passed the threshold {grown[0]['threshold']:g} at {places}: "
             f"{counted(len(grown), 'adapter')} joined there."
         )
     else:
         # a layer grows where all its adapters find the task strange, so its lowest score decides
-        nearest = max(scans, key=lambda row: min(row["scores"], default=0.0))
+        nearest = max(scans, key=lambda row: _lowest(row["scores"]))
         yield (
             f"In the scan for shift no layer grew: the nearest was layer {nearest['layer']}, where an adapter's score is "
-            f"{number(min(nearest['scores'], default=0.0))} and the threshold {nearest['threshold']:g}."
+            f"{number(_lowest(nearest['scores']))} and the threshold {nearest['threshold']:g}."
         )
+
+
+def _score(value: float | None) -> str:
+    """None is what the log has where a descriptor's record has no deviation to divide by."""
+    return "not finite" if value is None else number(value)
+
+
+def _lowest(scores: Sequence[float | None]) -> float:
+    return min((s for s in scores if s is not None), default=0.0)
 
 
 def _novelty(rows: Rows) -> Iterator[str]:
@@ -105,22 +119,53 @@ def _novelty(rows: Rows) -> Iterator[str]:
 def _competition(results: Results, t: int) -> Iterator[str]:
     for entry in results.get("selection_history") or ():
         if entry.get("task") == t and "winner" in entry and "accuracies" in entry:
-            others = ", ".join(number(a) for k, a in enumerate(entry["accuracies"]) if k != entry["winner"])
+            others = [a for k, a in enumerate(entry["accuracies"]) if k != entry["winner"]]
             where = "TEST data" if entry["split"] == "test" else f"{entry['samples']} {entry['split']} images"
-            best = number(entry["accuracies"][entry["winner"]])
-            yield f"Expert {entry['winner']} won on {where} with {best} (the others: {others})."
+            best = entry["accuracies"][entry["winner"]]
+            if not others:
+                yield f"Its one expert scored {number(best)} on {where}."
+                continue
+            tied = ", the lower loss deciding" if best in others else ""
+            yield (
+                f"Expert {entry['winner']} won on {where} with {number(best)} (the others: "
+                f"{', '.join(map(number, others))}){tied}."
+            )
 
 
 def _merging(rows: Rows) -> Iterator[str]:
-    merges = [row for row in rows if row["kind"] == "consolidation" and row.get("method")]
-    if not merges:
-        return
-    shares = [row["fast_share"] for row in merges if row.get("fast_share") is not None]
-    layers = len({row["layer"] for row in merges})
-    text = f"Fast was merged into slow by {merges[0]['method']} (alpha {merges[0]['alpha']:g}) in {counted(layers, 'layer')}"
-    if shares:
-        text += f"; fast made {number(100 * sum(shares) / len(shares), 0)} % of the adapters' output"
-    yield text + "."
+    """What was merged, pair by pair of levels, from fast down: with two levels fast into slow alone."""
+    every = [row for row in rows if row["kind"] == "consolidation"]
+    top = max((row.get("level", 1) for row in every), default=1)
+    for level in range(top, 0, -1):
+        merges = [row for row in every if row.get("method") and row.get("level", 1) == level]
+        if not merges:
+            continue
+        shares = [row["fast_share"] for row in merges if row.get("fast_share") is not None]
+        layers = len({row["layer"] for row in merges})
+        upper = "Fast" if level == top else f"Level {level}"
+        text = (
+            f"{upper} was merged into {'slow' if level == 1 else f'level {level - 1}'} by {merges[0]['method']} "
+            f"(alpha {merges[0]['alpha']:g}) in {counted(layers, 'layer')}"
+        )
+        if shares:
+            text += f"; {upper.lower()} made {number(100 * sum(shares) / len(shares), 0)} % of the adapters' output"
+        yield text + "."
+
+
+def _experts(rows: Rows) -> Iterator[str]:
+    """What became of experts that come and go: more rank, frozen for good, merged away, images kept for them."""
+    for row in rows:
+        if row["kind"] == "rank":
+            what = f"its held-out loss went from {row['before']:.3g} to {row['after']:.3g}"
+            yield f"Expert {row['expert']} stalled and grew to rank {row['rank']}: {what}."
+        elif row["kind"] == "freeze" and row["converged"]:
+            learned = ", ".join(map(str, row["learned"]))
+            many = len(row["learned"]) > 1
+            yield f"The loss reached a plateau: expert{'s' * many} {learned} {'are' if many else 'is'} frozen for good."
+        elif row["kind"] == "merge":
+            yield f"Expert {row['expert']} was hardly used and joined expert {row['into']}."
+        elif row["kind"] == "replay":
+            yield f"{counted(row['added'], 'image')} of it were kept for replay, {row['kept']} in all."
 
 
 def _scores(results: Results, t: int) -> Iterator[str]:
