@@ -25,6 +25,8 @@ from utils.config import Experiment
 from utils.strict_json import read_json
 from utils.tasks import TaskStream
 
+REPLACED = ("expected", "sweep", "shuffle", "class_order", "class_order_seed")
+
 
 def chain(similarity: Tensor, nearest: bool) -> list[int]:
     """A class order [C] from similarities [C, C]: starts with the most extreme pair, each class is followed by the one most
@@ -71,7 +73,7 @@ def main() -> None:
     )
     ask.add_argument("--out", type=Path, help="file to write (default: logs/orders_<name>.json)")
     args = ask.parse_args()
-    values = {k: v for k, v in read_json(args.config)[0].items() if k not in ("expected", "sweep")}
+    values = {k: v for k, v in read_json(args.config)[0].items() if k not in REPLACED}
     cfg = config.resolve(
         legacy.translate(values)[0],
         source=str(args.config),

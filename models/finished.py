@@ -27,6 +27,8 @@ def look(args: argparse.Namespace, exps: Path) -> int:
     if len(chosen) > 1:
         raise ValueError(f"--{chosen[0]} and --{chosen[1]} are two things: ask for one at a time")
     (name,) = chosen
+    if args.compare:
+        raise ValueError(f"--{name} and --compare are two things: ask for one at a time")
     if args.config is not None or args.set or args.check:
         raise ValueError(f"--{name} RUN takes the run's own settings: --config, --set and --check do not go with it")
     run: Path = getattr(args, name)

@@ -29,7 +29,10 @@ def check(loaded: sweep.Sweep, engine: str = "local") -> None:
     missing = [lacking(cell.resolved) for cell in loaded.cells]
     if lack := engines.missing(engine, loaded.cells[0].resolved.values):
         missing = [[*texts, lack] for texts in missing]
-    notes = [[*cell.resolved.notes, *lacks] for cell, lacks in zip(loaded.cells, missing, strict=True)]
+    notes = [
+        [*cell.resolved.notes, *engines.remarks(engine, cell.resolved.values), *lacks]
+        for cell, lacks in zip(loaded.cells, missing, strict=True)
+    ]
     print(strict_json.printable("\n".join(f"note: {line}" for line in loaded.gather(notes))))
     print("the settings are valid" + ("; what is missing on this machine is listed above" if any(missing) else ""))
 

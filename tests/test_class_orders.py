@@ -40,6 +40,7 @@ def test_a_given_order_is_taken(tmp_path, monkeypatch):
         ({"class_order": [0, 1, 2]}, "class_order: has 3 classes, digits has 10"),
         ({"class_order": list(range(10)), "class_order_seed": 1}, "class_order_seed: does not act beside class_order"),
         ({"class_order": list(range(10)), "shuffle": False}, "shuffle: does not act beside class_order"),
+        ({"class_order_seed": 1, "shuffle": False}, "class_order_seed: does not act beside shuffle false"),
     ],
 )
 def test_an_order_that_makes_no_sense_is_refused(changes, fault, tmp_path, monkeypatch, capsys):
@@ -47,8 +48,11 @@ def test_an_order_that_makes_no_sense_is_refused(changes, fault, tmp_path, monke
     assert fault in capsys.readouterr().err
 
 
-def test_the_stress_test_is_a_sweep_that_checks(tmp_path, monkeypatch, capsys):
-    _, path = tiny_experiment("simplecil", tmp_path, monkeypatch)
+@pytest.mark.parametrize(
+    "keys", [{}, {"shuffle": False}, {"class_order_seed": 3}], ids=["shuffled", "natural", "seeded"]
+)
+def test_the_stress_test_is_a_sweep_that_checks(keys, tmp_path, monkeypatch, capsys):
+    _, path = tiny_experiment("simplecil", tmp_path, monkeypatch, **keys)
     out = tmp_path / "orders.json"
     monkeypatch.setattr("sys.argv", ["class_orders", path, "--out", str(out), "--random", "4"])
     class_orders.main()

@@ -110,6 +110,14 @@ def test_labels_name_the_method_and_what_differs_among_its_rows(tmp_path):
     assert len(rows_in(tmp_path)[0][3].label) <= compare_rows.LABEL + 6
 
 
+def test_prefixes_are_the_labels_where_they_tell_all_rows_apart(tmp_path):
+    make(tmp_path / "a" / "seed_1", init_lr=0.1, prefix="slow")
+    make(tmp_path / "b" / "seed_1", init_lr=0.2, prefix="fast")
+    assert [row.label for row in rows_in(tmp_path)[0]] == ["slow", "fast"]
+    make(tmp_path / "c" / "seed_1", init_lr=0.3, prefix="fast")
+    assert [row.label for row in rows_in(tmp_path)[0]] == ["init_lr=0.1", "init_lr=0.2", "init_lr=0.3"]
+
+
 def test_a_sweeps_folder_stands_for_its_cells_with_their_names(tmp_path):
     for name in ("aaa", "bbb", "other"):
         make(tmp_path / name / "seed_1", init_lr=ord(name[0]) / 100)

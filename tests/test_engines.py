@@ -147,6 +147,22 @@ def test_without_slurm_the_login_node_is_named(tmp_path, monkeypatch, capsys):
     assert "no sbatch and srun here" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+def test_what_one_may_not_expect_of_a_cluster_is_said(tmp_path, capsys):
+    keys = engines.keys_of({"slurm_cluster": "slurm", "slurm_gpus": 0, "device": "auto", "init_lr": 1})
+    jobs, gpus = engines.remarks("slurm", keys, 4)
+    assert "--jobs 4 has no effect with --engine slurm" in jobs and "slurm_gpus is 0" in gpus
+    assert (
+        engines.remarks("slurm", keys | {"slurm_gpus": 1}) == engines.remarks("slurm", keys | {"device": "cpu"}) == []
+    )
+    assert engines.remarks("slurm", keys | {"slurm_cluster": "local"}, 4) == engines.remarks("local", keys, 4) == []
+    (bound,) = engines.remarks("ray", keys, 2)
+    assert "ray_cpus and ray_gpus bound what Ray runs at a time" in bound
+    path = tmp_path / "small.json"
+    path.write_text(json.dumps({k: v for k, v in BASE.items() if k != "device"}))
+    assert main.main(["--config", str(path), "--engine", "slurm", "--check"]) == 0
+    assert "note: slurm_gpus is 0" in capsys.readouterr().out
+
+
 def test_what_a_run_asks_of_a_cluster_is_no_part_of_its_name(tmp_path):
     path, hashes = tmp_path / "small.json", set()
     for more in (

@@ -205,4 +205,7 @@ def test_explain_from_the_command_line(finished, capsys, tmp_path):
     assert main.main(["--explain", str(tmp_path)]) == 2
     assert "is no run folder, or its run is not finished" in capsys.readouterr().err
     assert main.main(["--explain", "a", "--verify", "b"]) == 2
+    capsys.readouterr()
+    assert main.main(["--explain", str(finished[0]), "--compare", "b"]) == 2
+    assert "--explain and --compare are two things" in capsys.readouterr().err
     assert main.main(["--explain", str(finished[0]), "--set", "epochs=1"]) == 2

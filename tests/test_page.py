@@ -1,6 +1,8 @@
 """report.html: complete, self-contained, well-formed, and safe against what users write into their settings."""
 
+import json
 import re
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
@@ -272,6 +274,8 @@ def test_settings_that_depart_come_first_and_all_are_folded(tmp_path):
     table = "<tr>" + cells("model_name", "sema", "-") + "</tr><tr>" + cells("init_lr", "0.5", "0.01") + "</tr></table>"
     assert table in html and "<summary>All 4 settings</summary>" in html
     assert html.count("<td>head</td>") == 1 and "<td>about</td>" not in html
+    (text,) = re.findall(r"save it as x.json.*?<pre>(.*?)</pre>", html, re.DOTALL)
+    assert json.loads(unescape(text)) == {"about": "x", "model_name": "sema", "init_lr": 0.5}
 
 
 def test_defaults_are_as_a_resolved_file_has_them():

@@ -225,7 +225,11 @@ def test_a_row_that_selected_on_test_data_says_so():
         {**results(70.0), "selection_history": [{"split": split}, {"task": 1}]} for split in ("held-out", "test")
     )
     rows = comparison.compare([("a", "0" * 12, {1: honest, 2: honest}), ("b", "1" * 12, {1: honest, 2: peeked})])
-    assert [row.label for row in rows] == ["a", "b (selected on TEST data)"]
+    assert [row.shown for row in rows] == ["a", "b (selected on TEST data)"]
+    assert "| b (selected on TEST data) |" in comparison.as_markdown(rows)
+    assert "b (selected" in comparison.as_text(rows) and "b (selected" in comparison.as_latex(rows)
+    lines = list(csv.DictReader(io.StringIO(comparison.as_csv(rows))))  # names as they are: --compare reads them again
+    assert [(line["cell"], line["selected_on_test"]) for line in lines] == [("a", "no"), ("b", "yes")]
 
 
 def test_csv_has_every_number_in_full():
@@ -258,7 +262,11 @@ def test_markdown_and_latex_are_escaped():
     assert lines[2].startswith("| a_1 & 50% | 2 | - | 71.00 ± 1.41 | - | 72.00 ± 1.41 | - |")
     assert lines[3].startswith("| b\\|c | 3 | 2 | 78.50 ± 10.11 | +1.75 [-7.78, +11.28] |")
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines[:6]}) == 1
+    assert (
+        lines[4] == "| one | 1 | 1 | 72.12 | +0.12 | 73.12 | +0.12 | 1.00 | +0.00 |"
+    )  # no deviation, no interval of one
     text = comparison.as_latex(ROWS)
+    assert r"one & $1$ & $1$ & $72.12$ & $+0.12$ &" in text
     assert r"a\_1 \& 50\% & $2$ & - & $71.00 \pm 1.41$ & - &" in text
     assert len({len(re.findall(r"(?<!\\)&", line)) for line in text.splitlines() if line.endswith(r"\\")}) == 1
     assert comparison.latex_escape(r"\^~{#$") == r"\textbackslash{}\textasciicircum{}\textasciitilde{}\{\#\$"
@@ -398,6 +406,10 @@ def test_a_sweep_from_start_to_table(tmp_path, capsys):
     assert told == "all 2 runs of 2 cells are finished"
     assert again.strip() == printed[printed.index("last_accuracy  ") :].strip()
     assert {p: p.stat().st_mtime_ns for folder in folders for p in folder.rglob("*")} == before
+    (folders[0].parent / "seed_9").mkdir()
+    (folders[0].parent / "seed_9" / "results.json").write_text("{}")
+    assert main.main(["--config", str(path), "--out", str(out)]) == 0
+    assert "not in the table, since not asked for: finished runs of seed 9" in capsys.readouterr().out
 
 
 def test_a_notice_reaches_the_runs_and_the_same_command_goes_on(tmp_path):

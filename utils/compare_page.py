@@ -80,7 +80,7 @@ def result_table(found: Sequence[comparison.Row]) -> str:
         head += [name, "difference"]
     for row in found:
         gap = row.differences["last_accuracy"]
-        line: list[Any] = [row.label, row.summaries["last_accuracy"].n, gap.n if gap else "-"]
+        line: list[Any] = [row.shown, row.summaries["last_accuracy"].n, gap.n if gap else "-"]
         for column in comparison.COLUMNS:
             gap = row.differences[column]
             spread = comparison.interval(gap) if gap and gap.low is not None else ""

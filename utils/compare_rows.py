@@ -66,6 +66,10 @@ def name_rows(rows: Sequence[Row]) -> None:
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(str(row.settings.get(key)) for key in several), []).append(row)
+    own_names = [str(row.settings.get("prefix") or "") for row in rows]
+    if all(own_names) and len(set(own_names)) == len(rows):
+        for row, name in zip(rows, own_names, strict=True):
+            row.label = row.label or shortened(name, LABEL)
     for names, alike in groups.items():
         apart = differences(alike)
         for index, row in enumerate(alike):

@@ -33,18 +33,22 @@ _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
 
 @dataclass(frozen=True)
 class Row:
-    """One experiment: for each of COLUMNS its summary and, but for the first row, the difference to the first."""
+    """One experiment: for each of COLUMNS its summary and, but for the first row, the difference to the first. `peeked`: its
+    runs selected something on test data, which `shown` says."""
 
     label: str
     run: str
     summaries: Mapping[str, Summary]
     differences: Mapping[str, PairedDifference | None]
+    peeked: bool = False
+
+    @property
+    def shown(self) -> str:
+        return self.label + " (selected on TEST data)" * self.peeked
 
 
 def compare(found: Sequence[tuple[str, str, Mapping[int, Mapping[str, Any]]]]) -> list[Row]:
-    """Rows from (label, settings hash, results.json by seed); the first is what the others are compared with.
-
-    A row whose runs selected something on test data says so in its label."""
+    """Rows from (label, settings hash, results.json by seed); the first is what the others are compared with."""
     first = found[0][2] if found else {}
     rows = []
     for index, (label, run, results) in enumerate(found):
@@ -57,7 +61,7 @@ def compare(found: Sequence[tuple[str, str, Mapping[int, Mapping[str, Any]]]]) -
         }
         selections = [entry for r in results.values() for entry in r.get("selection_history", ())]
         peeked = any(entry.get("split") == "test" for entry in selections)
-        rows.append(Row(f"{label} (selected on TEST data)" if peeked else label, run, summaries, differences))
+        rows.append(Row(label, run, summaries, differences, peeked))
     return rows
 
 
@@ -74,7 +78,7 @@ def interval(difference: PairedDifference | None) -> str:
 
 def as_text(rows: Sequence[Row]) -> str:
     """A block for each column, narrow enough for a console."""
-    width, lines = max([4, *(len(row.label) for row in rows)]), []
+    width, lines = max([4, *(len(row.shown) for row in rows)]), []
     for column in COLUMNS:
         lines.append(
             f"{column:<{width}}  {'mean':>7} {'std':>6} {'n':>3} {'difference':>11} {'95 % interval':>18} {'pairs':>6}"
@@ -82,7 +86,7 @@ def as_text(rows: Sequence[Row]) -> str:
         for row in rows:
             summary, gap = row.summaries[column], row.differences[column]
             lines.append(
-                f"{row.label:<{width}}  {number(summary.mean):>7} {number(summary.std):>6} {summary.n:>3} "
+                f"{row.shown:<{width}}  {number(summary.mean):>7} {number(summary.std):>6} {summary.n:>3} "
                 f"{signed(gap.mean if gap else None):>11} {interval(gap):>18} {gap.n if gap else '-':>6}"
             )
         lines.append("")
@@ -94,12 +98,14 @@ def as_csv(rows: Sequence[Row]) -> str:
     parts = ("mean", "std", "n", "difference", "low", "high", "pairs")
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["cell", "settings", *(f"{column}_{part}" for column in COLUMNS for part in parts)])
+    writer.writerow(
+        ["cell", "settings", *(f"{column}_{part}" for column in COLUMNS for part in parts), "selected_on_test"]
+    )
     for row in rows:
         fields: list[Any] = [row.label, row.run]
         for column in COLUMNS:
             fields += [*row.summaries[column], *(row.differences[column] or (None, None, None, None))]
-        writer.writerow(fields)
+        writer.writerow([*fields, "yes" if row.peeked else "no"])
     return out.getvalue()
 
 
@@ -115,9 +121,9 @@ def _cells(row: Row, plus_minus: str) -> list[str]:
     texts = [str(row.summaries["last_accuracy"].n), str(gap.n) if gap else "-"]
     for column in COLUMNS:
         summary, gap = row.summaries[column], row.differences[column]
-        deviation = f" {plus_minus} {number(summary.std)}" if summary.mean is not None else ""
+        deviation = f" {plus_minus} {number(summary.std)}" if summary.std is not None else ""
         texts.append(number(summary.mean) + deviation)
-        ends = f" {interval(gap)}" if gap and gap.mean is not None else ""
+        ends = f" {interval(gap)}" if gap and gap.low is not None else ""
         texts.append(signed(gap.mean if gap else None) + ends)
     return texts
 
@@ -129,7 +135,7 @@ def _titles() -> list[str]:
 def as_markdown(rows: Sequence[Row]) -> str:
     lines = [f"| {' | '.join(_titles())} |", "|---|" + "---:|" * (len(_titles()) - 1)]
     for row in rows:
-        label = row.label.replace("\\", "\\\\").replace("|", "\\|")
+        label = row.shown.replace("\\", "\\\\").replace("|", "\\|")
         lines.append(f"| {label} | {' | '.join(_cells(row, '±'))} |")
     return "\n".join([*lines, "", LEGEND, ""])
 
@@ -140,7 +146,7 @@ def as_latex(rows: Sequence[Row]) -> str:
     lines += [" & ".join(_titles()) + r" \\", r"\hline"]
     for row in rows:
         texts = [cell if cell == "-" else f"${cell}$" for cell in _cells(row, r"\pm")]
-        lines.append(" & ".join([latex_escape(row.label), *texts]) + r" \\")
+        lines.append(" & ".join([latex_escape(row.shown), *texts]) + r" \\")
     return "\n".join([*lines, r"\hline", r"\end{tabular}", ""])
 
 

@@ -244,6 +244,11 @@ class Experiment(BaseModel):
                         ("class_order", key),
                         f"{key}: does not act beside class_order, which is the order; leave one out",
                     )
+        elif not self.shuffle and self.class_order_seed is not None:
+            yield (
+                ("class_order_seed", "shuffle"),
+                "class_order_seed: does not act beside shuffle false, which keeps the natural order; leave one out",
+            )
         if (self.data_path is not None) != (self.dataset == "folder"):
             yield ("data_path", "dataset"), "data_path: is needed by, and only by, dataset 'folder'"
         if self.head == "linear" and self.head_projection_dim is not None:

@@ -50,6 +50,20 @@ def missing(engine: str, keys: Mapping[str, Any]) -> str | None:
     return None
 
 
+def remarks(engine: str, keys: Mapping[str, Any], at_once: int = 1) -> list[str]:
+    """What a user may not expect of these keys with this engine."""
+    found = []
+    cluster = engine == "slurm" and keys["slurm_cluster"] == "slurm"
+    if at_once > 1 and (cluster or engine == "ray"):
+        rule = "slurm_array_parallelism bounds what SLURM" if cluster else "ray_cpus and ray_gpus bound what Ray"
+        found.append(f"--jobs {at_once} has no effect with --engine {engine}: {rule} runs at a time")
+    if cluster and not keys["slurm_gpus"] and keys["device"] != "cpu":
+        found.append(
+            "slurm_gpus is 0, so the jobs compute on CPU cores: slurm_gpus=1 asks for a GPU, device=cpu says it is meant"
+        )
+    return found
+
+
 def exit_file(console: Path) -> Path:
     """Holds the exit code of the run whose output is in `console`; there once the run has ended for good."""
     return console.with_suffix(".exit")

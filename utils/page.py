@@ -157,6 +157,8 @@ def page(
     cost += f", {number(speed, 0)} training images a second, {memory / 2**20:,.0f} MiB peak memory"
     cost += f", test set scored {results['test_evaluations']} times"
     warning = tables.peeked(results)
+    own = {k: v for k, v in settings.items() if v != defaults.get(k, ...)}
+    experiment = commands([json.dumps(own, indent=2, ensure_ascii=False)])
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">{escape(str(settings.get("about") or ""))}</p>',
@@ -164,6 +166,9 @@ def page(
         f'<div class="tiles">{tiles}</div>',
         f'<p class="soft">Percent. {escape(cost)}.</p>',
         "<h2>Run it again</h2>" + commands(tables.again(environment)),
+        details(
+            "Its settings as an experiment file: save it as x.json, then python main.py --config x.json", experiment
+        ),
     ]
     before = {"selection": warning}
     after = {

@@ -13,7 +13,7 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -243,7 +243,8 @@ def run(
         for cell, file in zip(swept.cells, files, strict=True):
             file.parent.mkdir(parents=True, exist_ok=True)
             storage.write_json(file, cell.values)
-        for note in swept.gather([cell.resolved.notes for cell in swept.cells]):
+        asked = [engines.remarks(args.engine, keys, args.jobs) for keys in needs]
+        for note in swept.gather([[*c.resolved.notes, *more] for c, more in zip(swept.cells, asked, strict=True)]):
             print(f"warning: {note}", file=sys.stderr)
         print(f"{len(swept.cells)} cells, {len(jobs)} runs, {len(jobs) - waiting} of them finished before")
         engines.load(args.engine).run(jobs, args.jobs, accuracy_of)
@@ -254,6 +255,9 @@ def run(
     for cell in swept.cells:
         results = {seed: look(cell.run_folder(out, stem, seed)) for seed in swept.seeds}
         found.append((cell.label, cell.resolved.hash, {s: r for s, r in results.items() if r is not None}))
+    places = [cell.run_folder(out, stem, 0).parent for cell in swept.cells]
+    if more := sorted({seed for place in places for seed in _finished(place)} - {*swept.seeds}):
+        print(f"not in the table, since not asked for: finished runs of seed {', '.join(map(str, more))}")
     rows = comparison.compare(found)
     folder.mkdir(parents=True, exist_ok=True)
     for ending, text in comparison.tables(rows).items():
@@ -263,3 +267,10 @@ def run(
     for job in failed:
         print(f"failed: {job.cell}, seed {job.seed}: {job.reason}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _finished(place: Path) -> Iterator[int]:
+    """The seeds with a finished run in a settings folder."""
+    for path in place.glob("seed_*/results.json"):
+        if (number := path.parent.name.removeprefix("seed_")).isdigit():
+            yield int(number)
