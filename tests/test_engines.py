@@ -240,6 +240,29 @@ def test_ctrl_c_leaves_the_jobs_and_the_same_command_looks_again(tmp_path, capfd
     assert [(job.state, len(starts(job))) for job in again] == [("done", 1)] * 3
 
 
+def test_a_scheduler_that_does_not_answer_can_be_left(tmp_path, monkeypatch, capsys):
+    book = engine_slurm.Book(tmp_path, "slurm")
+    book.ids = {"1_seed_1": "7_0", "2_seed_1": "7_1"}
+    answers = [subprocess.CompletedProcess([], 0, stdout="8 7_0 RUNNING\n9 6_1 PENDING\n", stderr="")]
+    silent = subprocess.CompletedProcess([], 1, stdout="", stderr="no route")
+    monkeypatch.setattr(engine_slurm.subprocess, "run", lambda *_, **__: answers.pop() if answers else silent)
+    assert book.states() == {"1_seed_1": "RUNNING"}
+    notices = []
+    notice = threading.Timer(0.3, notices.append, [2])
+    notice.start()
+    assert book.states(notices) == {"1_seed_1": "RUNNING"}  # it came to an end
+    notice.join()
+    assert "squeue does not answer (no route); asked again" in capsys.readouterr().err
+
+
+def test_a_try_out_forgets_no_queued_run(tmp_path):
+    queued = engine_slurm.Book(tmp_path, "slurm")
+    queued.ids["1_seed_1"] = "7_0"
+    queued.write()
+    engine_slurm.Book(tmp_path, "local").write()
+    assert engine_slurm.Book(tmp_path, "slurm").ids == {"1_seed_1": "7_0"}
+
+
 @needs_submitit
 def test_a_job_that_vanishes_is_a_failure(tmp_path, monkeypatch):
     (job,) = jobs_of(tmp_path, 400, slurm_cluster="local")

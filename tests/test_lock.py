@@ -26,6 +26,9 @@ def without_locks(monkeypatch):
 
     monkeypatch.setattr(lock.fcntl, "flock", refuse)
     monkeypatch.setattr(lock, "BEAT", 0.05)
+    left = []
+    monkeypatch.setattr(lock, "_leave", left.append)
+    return left
 
 
 def held_by(folder, host, number, age=0.0):
@@ -97,6 +100,52 @@ def test_who_was_taken_over_does_not_free_the_new_holder(without_locks, tmp_path
     path = held_by(tmp_path, "elsewhere", 1)
     first.release()
     assert path.read_text().startswith("elsewhere")
+
+
+def test_a_holder_that_was_suspended_and_taken_over_leaves(without_locks, tmp_path):
+    held = Lock(tmp_path)
+    held_by(tmp_path, "elsewhere", 1)
+    held._pulse._thread.join(timeout=20)
+    assert without_locks == [tmp_path]
+    held.release()
+    assert (tmp_path / ".lock.pulse").read_text().startswith("elsewhere")
+
+
+def test_a_pulse_that_somebody_removed_is_made_again(without_locks, tmp_path):
+    held = Lock(tmp_path)
+    path = tmp_path / ".lock.pulse"
+    path.unlink()
+    until = time.monotonic() + 20
+    while not path.exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert path.read_text() == held._pulse.text and without_locks == []
+    held.release()
+    assert not path.exists()
+
+
+def test_leaving_ends_the_process_at_once():
+    code = (
+        "import pathlib, atexit; from utils import lock; atexit.register(print, 'more'); lock._leave(pathlib.Path('x'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (75, "") and "x was taken over by another run" in done.stderr
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_late_taker_puts_a_new_holders_file_back_but_over_nobodys(links, without_locks, tmp_path, monkeypatch):
+    held = Lock(tmp_path)
+    path, aside = tmp_path / ".lock.pulse", tmp_path / "aside"
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EPERM, "no links")))
+    held._pulse._ended.set()
+    os.rename(path, aside)
+    held._pulse._put_back(aside)
+    assert path.read_text() == held._pulse.text and not aside.exists()
+    if links:
+        os.rename(path, aside)
+        path.write_text("a third one's")
+        held._pulse._put_back(aside)
+        assert path.read_text() == "a third one's" and not aside.exists()
 
 
 def test_a_forked_worker_neither_holds_nor_frees(without_locks, tmp_path):

@@ -39,7 +39,9 @@ def run(jobs: Sequence[pool.Job], at_once: int, accuracy_of: Callable[[Path], fl
             engines.exit_file(job.console).unlink(missing_ok=True)
             gpus = job.needs["ray_gpus"]
             gpus = float(has_gpus and job.needs["device"] != "cpu") if gpus is None else gpus
-            ready = errand.options(num_cpus=job.needs["ray_cpus"], num_gpus=gpus, name=f"{job.cell}, seed {job.seed}")
+            # no retries: what a lost worker began may still be running, and the same command looks for itself
+            how = {"num_cpus": job.needs["ray_cpus"], "num_gpus": gpus, "max_retries": 0}
+            ready = errand.options(**how, name=f"{job.cell}, seed {job.seed}")
             refs[ready.remote(engines.Errand(list(job.command), job.console, max(1, int(job.needs["ray_cpus"]))))] = job
         _watch(ray, refs, jobs, board, start, accuracy_of)
     finally:

@@ -107,7 +107,7 @@ def _watch(
                     retry = time.monotonic() + RETRY
             if not batches:
                 lock.release()
-            states = book.states()
+            states = book.states(notices)
             queued = {job.console.stem for batch in batches for job in batch}
             present = set(os.listdir(jobs[0].console.parent)) if jobs[0].console.parent.is_dir() else set()
             for name, job in list(watched.items()):
@@ -154,16 +154,20 @@ class Full(Refused):
 
 
 class Book:
-    """Which job has which run: name of the run's console -> job id, kept in `folder`/jobs.json."""
+    """Which job has which run: name of the run's console -> job id, kept in `folder`/jobs.json, or in a file of its own where
+    submitit stands for the cluster: a try-out must not make queued runs forgotten."""
 
     def __init__(self, folder: Path, cluster: str):
-        self.folder, self.cluster, self.path, self.last = folder, cluster, folder / "jobs.json", ""
+        self.folder, self.cluster, self.last = folder, cluster, ""
+        self.path = folder / ("jobs.json" if cluster == "slurm" else f"jobs_{cluster}.json")
         self.ids: dict[str, str] = {}
+        self._known: dict[str, str] = {}
         if self.path.is_file():
             try:
                 values, faults = read_json(self.path)
-                if not faults and values["cluster"] == cluster:
-                    self.ids = {str(k): str(v) for k, v in values["runs"].items()}
+                if faults:
+                    raise ValueError(faults[0])
+                self.ids = {str(k): str(v) for k, v in values["runs"].items()}
             except (ValueError, KeyError, AttributeError):
                 raise ValueError(
                     f"{self.path} says which runs are queued, and is damaged; when squeue shows none of them, remove it"
@@ -203,8 +207,10 @@ class Book:
         self.last = str(submitted[0].job_id).partition("_")[0]
         self.write()
 
-    def states(self) -> dict[str, str]:
-        """SLURM's word for the state of each run that is queued or running; the others are not in it."""
+    def states(self, notices: Sequence[int] = ()) -> dict[str, str]:
+        """SLURM's word for the state of each run that is queued or running; the others are not in it.
+
+        Where it does not answer it is asked again, until there are `notices`: then what it said last."""
         if not self.ids:
             return {}
         if self.cluster == "local":
@@ -214,13 +220,18 @@ class Book:
             asked = subprocess.run(["squeue", "--me", "-h", "-r", "-o", "%i %F_%K %T"], capture_output=True, text=True)
             if asked.returncode == 0:
                 break
+            if notices:
+                return self._known
             print(f"warning: squeue does not answer ({asked.stderr.strip()[:200]}); asked again", file=sys.stderr)
-            time.sleep(POLL)
+            until = time.monotonic() + POLL
+            while not notices and time.monotonic() < until:
+                time.sleep(LOCAL_POLL)
         found: dict[str, str] = {}
         for line in asked.stdout.splitlines():
             number, array, state = line.rsplit(" ", 2)
             found[number] = found[array] = state
-        return {name: found[number] for name, number in self.ids.items() if number in found}
+        self._known = {name: found[number] for name, number in self.ids.items() if number in found}
+        return self._known
 
     def forget(self, name: str, done: bool) -> None:
         """The run has ended; of one that is done no file of submitit's is left."""
@@ -287,8 +298,17 @@ def _queued() -> int:
 
 
 def _lives(number: str) -> bool:
-    """Whether the process with this number is one of submitit's and runs; an ended one that nobody asked about has no line."""
+    """Whether the process with this number is one of submitit's and runs; an ended one that nobody asked about has no line.
+    Where the system does not show command lines, whether there is any such process."""
+    if Path("/proc/self/cmdline").exists():
+        try:
+            return b"submitit" in Path(f"/proc/{number}/cmdline").read_bytes()
+        except OSError:
+            return False
     try:
-        return b"submitit" in Path(f"/proc/{number}/cmdline").read_bytes()
-    except OSError:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
         return False
+    except PermissionError:
+        pass
+    return True

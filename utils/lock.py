@@ -2,7 +2,8 @@
 
 The second way is for network file systems without locks. It needs nothing but that creating a file fails when it is there:
 the file says who holds the folder, and is touched every `BEAT` seconds. One that was not touched for `STALE` seconds, or whose
-process on this machine is gone, is taken over. Times are the file server's alone, so clocks may differ.
+process on this machine is gone, is taken over; if that process was only suspended, it ends when it sees this. Times are the
+file server's alone, so clocks may differ.
 """
 
 from __future__ import annotations
@@ -172,7 +173,7 @@ class Pulse:
             if (
                 aside.read_text(encoding="utf-8", errors="replace") != text
             ):  # and that one may come late: it is a new holder's
-                os.rename(aside, self.path)
+                self._put_back(aside)
                 raise _taken(self.folder, "which was quicker")
         except FileNotFoundError:
             return
@@ -181,6 +182,17 @@ class Pulse:
         self.notes.append(
             f"the folder was held by a run that has ended without a word ({why}), and is taken over: {who}"
         )
+
+    def _put_back(self, aside: Path) -> None:
+        """A new holder's file, unless there is a newer one by now: the holder of `aside` then finds that it lost."""
+        try:
+            os.link(aside, self.path)
+        except FileExistsError:
+            pass
+        except OSError:  # no links here
+            os.rename(aside, self.path)
+            return
+        aside.unlink(missing_ok=True)
 
     def _age(self) -> float:
         """Seconds since the file was touched, by the clock of the machine that has the files."""
@@ -202,6 +214,16 @@ class Pulse:
             with contextlib.suppress(OSError):
                 if self._mine():
                     os.utime(self.path)
+                elif self._lost() and not self._ended.is_set():
+                    _leave(self.folder)
+                    return
+
+    def _lost(self) -> bool:
+        """Whether another process holds the folder; a file that is only gone is made again."""
+        try:
+            return self.path.read_text(encoding="utf-8", errors="replace") != self.text
+        except FileNotFoundError:
+            return not self._create()
 
     def stop(self) -> None:
         if not self._ended.is_set():
@@ -209,6 +231,13 @@ class Pulse:
             self._thread.join()
             if self._mine():
                 self.path.unlink(missing_ok=True)
+
+
+def _leave(folder: Path) -> None:
+    """Ends this process at once: nothing it would still write may reach the folder, which is another's."""
+    print(f"\n{folder} was taken over by another run while this one showed no sign of life: it ends", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(75)
 
 
 def _dead(number: int) -> bool:
