@@ -39,7 +39,7 @@ Batch = tuple[Tensor | Stream, Tensor, Tensor]
 class PrefixCache:
     """What is kept of one backbone's prefix: at most `limit` bytes, in the memory of its device or as files under `folder`.
 
-    `say` is told once what is kept and what does not fit."""
+    `say` is told once what is kept and what does not fit. `limit` is for as many caches like this one as it is `shared_by`."""
 
     def __init__(
         self,
@@ -48,9 +48,11 @@ class PrefixCache:
         limit: float,
         folder: Path | None = None,
         say: Callable[[str], None] = lambda text: None,
+        shared_by: int = 1,
     ):
         assert place != "disk" or folder is not None, "files need a folder"
         self.backbone, self.place, self.limit, self.say = backbone, place, limit, say
+        self.shared_by = shared_by
         self.folder = folder if place == "disk" else None
         self._stores: dict[str, RowStore] = {}
         self._scope = ""
@@ -131,7 +133,7 @@ class PrefixCache:
     def _plan(self, data: TaskData, views: int, most: int, row: int) -> int:
         """How many tensors of `row` bytes are kept of each image, 0 to `most`: from sizes alone, test images first, then all
         training images, then the views of a task."""
-        left, source = self.limit, data.source
+        left, source = self.limit / self.shared_by, data.source
         wanted = [source.before, len(source.images)] if source.before else [len(source.images)]
         wanted += [views * len(data)] if views else []
         found = 0
@@ -140,8 +142,9 @@ class PrefixCache:
             left -= found * count * row
         if not found:
             what = f"{views} views of {len(data)} training" if views else "training" if source.before else "test"
+            needed = sum(wanted) * row * self.shared_by / GIB
             self._tell(
-                f"prefix streams of {what} images are not kept: {sum(wanted) * row / GIB:.2f} GiB in all are above "
+                f"prefix streams of {what} images are not kept: {needed:.2f} GiB in all are above "
                 f"prefix_cache_gb {self.limit / GIB:g}; they are computed in every pass"
             )
         return found

@@ -8,6 +8,7 @@ Shapes: B batch, D width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import Field
@@ -17,7 +18,7 @@ from backbone.heads import StatisticsHead
 from backbone.subspaces import PLAIN, SubspaceSlot
 from models.feature_spaces import SpacesLearner
 from models.session import planned_once, train_session
-from models.settings import SessionSettings
+from models.settings import SESSION_KEYS, SessionSettings
 from utils.tasks import Task
 
 
@@ -30,6 +31,10 @@ class Settings(SessionSettings):
         description="what predicts, over both features side by side: the nearest class mean, which is APER, or ridge "
         "regression on class statistics",
     )
+
+    def remarks(self) -> Iterator[str]:
+        yield from super().remarks()
+        yield from self.idle("tuned_epoch 0", not self.tuned_epoch, *SESSION_KEYS)
 
 
 class Learner(SpacesLearner):

@@ -67,6 +67,7 @@ class Learner(nn.Module):
     uses_test: bool = False
     trains_features: ClassVar[bool] = True
     trains_backbone: ClassVar[bool] = False
+    still: ClassVar[tuple[str, ...]] = ("statistics.",)
     head: LinearHead
     statistics: StatisticsHead | None
 
@@ -89,6 +90,11 @@ class Learner(nn.Module):
         self.journal = Journal()
         if self._cache is not None:
             self._cache.forget_views()
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Images that are scored together."""
+        return int(self.cfg.eval_batch_size)
 
     def learn(self, task: Task) -> None:
         """Learns the classes `task.first .. task.total - 1` from `task.train`."""
@@ -160,16 +166,17 @@ class Learner(nn.Module):
                 part=part and parallel.world() > 1,
             )
 
-    def _new_cache(self, backbone: SlottedViT, name: str) -> PrefixCache:
+    def _new_cache(self, backbone: SlottedViT, name: str, shared_by: int = 1) -> PrefixCache:
         """A cache as the settings ask for it; its files would lie in the run folder's `name`."""
         cfg, log = self.cfg, self.log
         if log is None:  # a saved run that is looked at: its folder stays as it is
             place: Place = "off" if cfg.prefix_cache == "off" else "memory"
-            return PrefixCache(backbone, place, cfg.prefix_cache_gb * GIB)
-        folder = log.folder / name
-        if not parallel.is_first():
-            folder = folder / f"rank_{parallel.rank()}"
-        return PrefixCache(backbone, cfg.prefix_cache, cfg.prefix_cache_gb * GIB, folder, say=log.info)
+            return PrefixCache(backbone, place, cfg.prefix_cache_gb * GIB, shared_by=shared_by)
+        # not inside the first one's, which removes what is not its own
+        folder = log.folder / (name if parallel.is_first() else f"{name}_rank_{parallel.rank()}")
+        return PrefixCache(
+            backbone, cfg.prefix_cache, cfg.prefix_cache_gb * GIB, folder, say=log.info, shared_by=shared_by
+        )
 
     def parts(self, data: TaskData, size: int, **how: Any) -> Iterable[tuple[Any, Tensor, Tensor]]:
         """`streams` for training: of each batch this process's part, for `fit`, which makes one step of all parts.
@@ -221,7 +228,7 @@ class Learner(nn.Module):
     def features_of(self, data: TaskData) -> tuple[Tensor, Tensor]:
         """Features [n, D] and labels [n] of training images under the test transform, in the data set's order."""
         self.eval()
-        found = list(self.outputs(self.features, data, self.cfg.eval_batch_size, augment=False, shuffle=False))
+        found = list(self.outputs(self.features, data, self.eval_batch_size, augment=False, shuffle=False))
         features, labels = zip(*found, strict=True)
         return torch.cat(features), torch.cat(labels).to(features[0].device)
 

@@ -53,6 +53,7 @@ class Settings(PromptSettings):
         yield from super().remarks()
         if self.departs("min_lr"):
             yield "min_lr does not act: the cosine of coda_prompt ends where it ends"
+        yield from self.idle("scheduler constant", self.scheduler == "constant", "cosine_off_by_one")
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()
@@ -95,6 +96,11 @@ class Learner(PromptLearner):
         cfg, weight = self.cfg, self.cfg.prompt_param[2]
         self.seen = task.total
         first = self._grow(task.index)
+        if cfg.drop_last and len(task.train) < cfg.batch_size:
+            self.log.warn(
+                f"task {task.index + 1} has {len(task.train)} images and drop_last leaves out what makes no batch of "
+                f"{cfg.batch_size}: nothing is trained"
+            )
 
         def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             scores = self.head(self._encode(*self.begin(images), first))

@@ -10,8 +10,6 @@ Shapes: B batch, N tokens, D width, E experts, L layers, C classes.
 from __future__ import annotations
 
 import copy
-import itertools
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal
@@ -453,15 +451,15 @@ class Learner(Base):
     def _routings(self, task: Task) -> list[list[Routing]]:
         """What each layer's router chose, batch by batch, on up to USE_IMAGES of the task's images (test transform)."""
         self.eval()
-        size = min(self.cfg.eval_batch_size, USE_IMAGES)
+        data = task.train.subset(task.train.order(0, "use")[:USE_IMAGES])
 
         def routed_by(images: Tensor | Stream) -> list[Routing]:
             with self.collecting() as routings:
                 self.backbone(images)
             return routings
 
-        passes = self.outputs(routed_by, task.train, size, stream="use", augment=False)
-        found = [routings for routings, _ in itertools.islice(passes, math.ceil(USE_IMAGES / size))]
+        passes = self.outputs(routed_by, data, self.cfg.eval_batch_size, augment=False, shuffle=False)
+        found = [routings for routings, _ in passes]
         return [list(of_layer) for of_layer in zip(*found, strict=True)]
 
     @torch.no_grad()

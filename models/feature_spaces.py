@@ -66,9 +66,8 @@ class SpacesLearner(Base):
             if number != PLAIN:
                 for layer, slot in enumerate(self.slots()):
                     alone.fill(layer, slot.adapters[number])
-            cache = self._new_cache(alone, f"cache_{'plain' if number == PLAIN else number}")
-            cache.limit /= self.most_subspaces()
-            self._spaces[number] = alone, cache
+            name = f"cache_{'plain' if number == PLAIN else number}"
+            self._spaces[number] = alone, self._new_cache(alone, name, shared_by=self.most_subspaces())
         return self._spaces[number]
 
     def _finished(

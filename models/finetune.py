@@ -7,6 +7,7 @@ checkpoint must know). Shapes: B batch, D width, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import Field
@@ -30,6 +31,10 @@ class Settings(Trained):
         False,
         description="cross-entropy among the task's own classes only; false is the naive form, over all classes seen",
     )
+
+    def remarks(self) -> Iterator[str]:
+        yield from super().remarks()
+        yield from self.idle("trainable head", self.trainable == "head", "ffn_num")
 
 
 class Learner(Base):

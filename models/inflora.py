@@ -78,6 +78,7 @@ class Settings(TaskRateSettings):
 
 class Learner(Base):
     cfg: Settings
+    still: ClassVar[tuple[str, ...]] = (*Base.still, "memories.")
 
     # Parts ---------------------------------------------------------------------------------------------------------
 

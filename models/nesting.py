@@ -204,7 +204,7 @@ def recalibrate(learner: Learner, task: Task, epochs: int) -> None:
 
     groups = [Group("head", list(learner.head.parameters()), cfg.rate_head)]
     keep = keep_other_rows(learner.head, task)
-    fit(learner, task, step, groups, phase="recalibrate", epochs=epochs, batches=batches, after_step=keep)
+    fit(learner, task, step, groups, phase="recalibrate", epochs=epochs, batches=batches, after_step=keep, counts=False)
 
 
 # Facts of a pair ----------------------------------------------------------------------------------------------------

@@ -116,11 +116,11 @@ class Phase:
             self.scheduler.step()
 
     def moving(self) -> dict[str, Tensor]:
-        """By name: the parameters that the optimizer has, and every buffer but class statistics, which phases do not touch."""
+        """By name: the parameters that the optimizer has, and every buffer but those in the learner's `still` parts."""
         trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         found: dict[str, Tensor] = {}
         frozen = not any(id(p) in trained for p in self.learner.backbone.vit.parameters())
-        still = ("statistics.", "backbone.vit.") if frozen else ("statistics.",)
+        still = (*self.learner.still, "backbone.vit.") if frozen else self.learner.still
         # one walk: the learner's state_dict would pass the whole frozen model several times after every epoch
         for path, module in self.learner.named_modules(remove_duplicate=False):
             if f"{path}.".startswith(still):

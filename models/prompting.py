@@ -29,6 +29,13 @@ class PromptLearner(Base):
 
     _queries: PrefixCache | None = None
 
+    @property
+    def eval_batch_size(self) -> int:
+        """That of training where images of a batch act on each other, as in the original: else results would depend on a key
+        for memory."""
+        mixing = (getattr(self.cfg, key, False) for key in ("batchwise_prompt", "scrambled_e_prompt"))
+        return int(self.cfg.batch_size) if any(mixing) else super().eval_batch_size
+
     def begin_task(self) -> None:
         super().begin_task()
         if self._queries is not None:

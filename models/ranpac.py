@@ -19,7 +19,7 @@ from backbone.adapter import Adapter
 from backbone.heads import HELD_OUT, StatisticsHead
 from models.base import Learner as Base
 from models.session import planned_once, train_session
-from models.settings import SessionSettings
+from models.settings import SESSION_KEYS, SessionSettings
 from utils.tasks import Task, TaskData
 
 
@@ -46,6 +46,11 @@ class Settings(SessionSettings):
         description="how lambda is chosen: fitted on all tasks so far, a fifth of each new class held out; or as both codes "
         "on the task alone, whose last fifth in one random order is held out, whatever its classes",
     )
+
+    def remarks(self) -> Iterator[str]:
+        yield from super().remarks()
+        yield from self.idle("use_RP false", not self.use_RP, "M")
+        yield from self.idle("tuned_epoch 0", not self.tuned_epoch, *SESSION_KEYS)
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()

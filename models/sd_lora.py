@@ -14,6 +14,7 @@ adds to the loss is left out. Shapes: B batch, N tokens, D width, R rank, T task
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, ClassVar, cast
 
 import torch
@@ -52,6 +53,11 @@ class Settings(TaskRateSettings, SteppedSettings):
         description="all magnitudes start at 0.8 in every task, and every pair of factors is divided by its own two norms "
         "when its task is over, as in the authors' code",
     )
+
+    def remarks(self) -> Iterator[str]:
+        yield from super().remarks()
+        steps = self.milestones if self.init_milestones is None else self.init_milestones
+        yield from self.idle("no milestones in the first task", steps is None, "init_lr_decay")
 
 
 class Magnitudes(nn.Module):

@@ -45,6 +45,7 @@ class SteppedSettings(Trained):
         yield from super().remarks()
         if self.milestones is not None and self.departs("min_lr"):
             yield "min_lr does not act with milestones: the rate falls in steps"
+        yield from self.idle("milestones null", self.milestones is None, "lrate_decay")
 
 
 class LayerSettings(Trained):
@@ -216,6 +217,9 @@ class NestedSettings(Trained):
             for rate in rates if isinstance(rates, tuple) else (rates,):
                 if rate is not None and 0 < rate < self.min_lr:
                     yield ("min_lr", key), f"min_lr: {self.min_lr} is above {key} {rate}"
+        nested = getattr(self, "ffn_adapter_type", "nested_lora") == "nested_lora"
+        if nested and self.nested_lora_lr_slow is None and self.rate_slow < self.min_lr <= self.rate_fast:
+            yield ("min_lr", "nested_lora_lr_slow"), f"min_lr: {self.min_lr} is above {self.rate_slow:g}, the slow rate"
 
 
 class SharedAdapterSettings(NestedSettings, LayerSettings):
@@ -225,6 +229,18 @@ class SharedAdapterSettings(NestedSettings, LayerSettings):
         {"ffn_adapter_type", "ffn_num", "func_epoch", "rd_epoch", "rd_lr", "rd_dim", "buffer_size"}
         | {"detect_batch_size", "exp_threshold"}
     )
+
+
+# what a session of training takes, by the keys' names
+SESSION_KEYS = (
+    "optimizer",
+    "init_lr",
+    "min_lr",
+    "weight_decay",
+    "ffn_num",
+    "ffn_adapter_scalar",
+    "ffn_adapter_dropout",
+)
 
 
 class SessionSettings(Trained):

@@ -6,6 +6,7 @@ Nothing is trained: everything is the class statistics that the base gathers at 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -35,6 +36,10 @@ class Settings(Experiment):
     head: Literal["ncm", "ridge"] = Field(
         "ncm", description="what predicts: the nearest class mean, or ridge regression on class statistics"
     )
+
+    def remarks(self) -> Iterator[str]:
+        yield from super().remarks()
+        yield from self.idle("simplecil, which trains nothing", True, "batch_size")
 
 
 class Learner(Base):

@@ -55,9 +55,17 @@ class Settings(SteppedSettings):
         yield from super().cross_checks()
         if self.min_lr > self.rate:
             yield ("min_lr", "lrate"), f"min_lr: {self.min_lr} is above the rate {self.rate}"
+        elif 0 < (slow := self.rate * self.bcb_lrscale) < self.min_lr and self.milestones is None:
+            yield (
+                ("min_lr", "bcb_lrscale"),
+                f"min_lr: {self.min_lr} is above {slow:g}, the backbone's rate (bcb_lrscale)",
+            )
 
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()
+        yield from self.idle("lrate", self.lrate is not None, "init_lr")
+        alignment = ("ca_samples", "ca_with_logit_norm", "ca_task_by_size")
+        yield from self.idle("ca_epochs 0", not self.ca_epochs, *alignment)
         if self.head != "linear":
             yield f"there is no classifier alignment with head {self.head}: class statistics predict, not the linear head"
 
@@ -73,6 +81,7 @@ class Head(LinearHead):
 class Learner(Base):
     cfg: Settings
     trains_backbone: ClassVar[bool] = True
+    still: ClassVar[tuple[str, ...]] = (*Base.still, "gaussians.")
     unaligned: Tensor  # [C, D + 1] weight and bias of the head before the alignment
     task_of: Tensor  # [C] each class's task, -1 before it came
 
@@ -144,7 +153,17 @@ class Learner(Base):
 
         self.train()
         epochs, rate = self.cfg.ca_epochs, self.cfg.rate
-        fit(self, task, step, self.head.parameters(), phase="align", epochs=epochs, lr=rate, batches=batches)
+        fit(
+            self,
+            task,
+            step,
+            self.head.parameters(),
+            phase="align",
+            epochs=epochs,
+            lr=rate,
+            batches=batches,
+            counts=False,
+        )
 
     def _draw(self, task: Task, epoch: int) -> tuple[Tensor, Tensor]:
         """Standard normal numbers [classes seen, S, D] and the order [classes seen * S] in which they are shown."""

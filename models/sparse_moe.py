@@ -87,10 +87,10 @@ class Settings(RoutedSettings):
 
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()
-        learned = ("lr", "warmup", "aux_loss_coef", "z_loss_coef", "noisy", "bias_rate")
-        given = [key for name in learned if self.departs(key := f"router_{name}")]
-        if self.fixed_routing != "none" and given:
-            yield f"these keys do not act with fixed_routing {self.fixed_routing}: {', '.join(given)}"
+        learned = ("lr", "warmup", "aux_loss_coef", "z_loss_coef", "noisy", "bias_rate", "centre")
+        keys = [*(f"router_{name}" for name in learned), "top_k_experts"]
+        yield from self.idle(f"fixed_routing {self.fixed_routing}", self.fixed_routing != "none", *keys)
+        yield from self.idle("fixed_routing uniform", self.fixed_routing == "uniform", "expert_capacity")
         if self.fixed_routing != "expert" and self.departs("fixed_expert"):
             yield f"fixed_expert does not act with fixed_routing {self.fixed_routing}"
         if self.expert_hidden is not None and self.departs("ffn_num"):

@@ -144,13 +144,15 @@ def fit(
     after_epoch: Callable[[], None] | None = None,
     stateful: Sequence[Stateful] = (),
     recipe: Recipe | None = None,
+    counts: bool = True,
 ) -> list[float]:
     """Trains `parameters` for `epochs` passes over the task and returns the loss of every step.
 
     `parameters` are groups, or plain parameters that form one group with rate `lr`.
     `step(images [B,3,H,W], labels [B])` returns the loss and, where there are scores to judge, how many of the batch are
     right (a scalar tensor); a third value, the loss without what regularises it, is told as the epoch's `task_loss`.
-    `recipe` replaces the settings' optimizer and schedule.
+    `recipe` replaces the settings' optimizer and schedule. `counts` false: `batches` gives features, which do not count as
+    training images shown.
     `batches(epoch)` replaces the task's own augmented, shuffled batches; called again for an epoch it must give the same.
     In a run of several processes it gives this one's `parts`; gradients, loss and how many are right are then those of the
     whole batch, a loss that is no mean over samples the mean of the parts'. `after_step` runs in all processes alike.
@@ -209,7 +211,7 @@ def fit(
             run.spent = earlier + time.perf_counter() - start
             told = _tell_epoch(learner, task, run, phase, epochs)
             run.history += run.losses
-            learner.views += run.count
+            learner.views += run.count if counts else 0
             run.epoch, run.step = run.epoch + 1, 0
             if after_epoch is not None:
                 after_epoch()

@@ -344,3 +344,30 @@ def test_a_broken_method_file_is_named(text, words, method_file):
     with pytest.raises(ValueError, match=words) as caught:
         method_file("toy_broken", text)
     assert "toy_broken.py" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "keys", "why"),
+    [
+        ("ranpac", {"use_RP": False, "M": 50}, "use_RP false: M"),
+        ("ranpac", {"tuned_epoch": 0, "ffn_num": 8, "init_lr": 0.5}, "tuned_epoch 0: init_lr, ffn_num"),
+        ("aper_adapter", {"tuned_epoch": 0, "optimizer": "adam"}, "tuned_epoch 0: optimizer"),
+        ("finetune", {"trainable": "head", "ffn_num": 8}, "trainable head: ffn_num"),
+        ("slca", {"lrate": 0.1, "init_lr": 0.2}, "lrate: init_lr"),
+        ("slca", {"lrate_decay": 0.5}, "milestones null: lrate_decay"),
+        ("slca", {"ca_epochs": 0, "ca_samples": 8}, "ca_epochs 0: ca_samples"),
+        ("sd_lora", {"init_lr_decay": 0.5}, "no milestones in the first task: init_lr_decay"),
+        (
+            "l2p",
+            {"pull_constraint": False, "pull_constraint_coeff": 0.5},
+            "pull_constraint false: pull_constraint_coeff",
+        ),
+        ("coda_prompt", {"scheduler": "constant", "cosine_off_by_one": True}, "scheduler constant: cosine_off_by_one"),
+        ("simplecil", {"batch_size": 8}, "simplecil, which trains nothing: batch_size"),
+    ],
+)
+def test_keys_that_do_not_act_are_named(method, keys, why):
+    found = resolve({"model_name": method, "dataset": "digits", "init_cls": 2, "increment": 2} | keys)
+    assert found.notes == (f"these keys do not act with {why}",)
+    acting = resolve({"model_name": method, "dataset": "digits", "init_cls": 2, "increment": 2})
+    assert acting.notes == ()

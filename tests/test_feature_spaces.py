@@ -76,7 +76,7 @@ def test_spaces_share_the_limit_and_what_does_not_fit_is_computed_in_every_pass(
     stream = toy_stream()
     learner = run(toy_learner("ease", **FRESH), stream)
     alone, cache = learner._space(0)
-    assert cache.limit == pytest.approx(2 * 2**30 / 3)
+    assert (cache.limit, cache.shared_by) == (2 * 2**30, 3)
     assert all(alone.slots[str(n)] is slot.adapters[0] for n, slot in enumerate(learner.slots()))
     tight = run(toy_learner("ease", **FRESH, prefix_cache_gb=1e-9), stream)
     for kept, small in zip(
@@ -84,4 +84,5 @@ def test_spaces_share_the_limit_and_what_does_not_fit_is_computed_in_every_pass(
         strict=True,
     ):
         torch.testing.assert_close(small[0], kept[0], rtol=0, atol=1e-5)
-    assert "are not kept" in (tight.log.folder / "run.log").read_text(encoding="utf-8")
+    told = (tight.log.folder / "run.log").read_text(encoding="utf-8")
+    assert "are not kept" in told and "above prefix_cache_gb 1e-09;" in told  # the key's own value, and what all need

@@ -480,6 +480,7 @@ def faults_of(method, **values):
             {"min_lr": 0.005, "nested_lora_levels": 3, "nested_lora_level_lrs": [0.001]},
             "min_lr: 0.005 is above nested_lora_level_lrs 0.001",
         ),
+        ({"min_lr": 0.005, "init_lr": 0.01}, "min_lr: 0.005 is above 0.001, the slow rate"),
         ({"head_recalibration": True, "head": "ncm"}, "head_recalibration: refits the linear head, which head 'ncm'"),
         ({"head_lr": 0.0}, "head_lr: must be greater than 0"),  # there may be nothing else to train
         ({"router_lr": 0.1}, "router_lr: unknown key of nested_lora, it belongs to dylora_moe, sema"),
@@ -490,6 +491,21 @@ def test_settings_that_cannot_be_meant_are_refused(values, expected):
     assert [fault for fault in faults_of("nested_lora", **values) if expected in fault], faults_of(
         "nested_lora", **values
     )
+
+
+@pytest.mark.parametrize(
+    ("method", "values", "expected"),
+    [
+        (
+            "slca",
+            {"init_lr": 0.01, "min_lr": 0.005},
+            "min_lr: 0.005 is above 0.0001, the backbone's rate (bcb_lrscale)",
+        ),
+        ("sema", {"init_lr": 0.01, "min_lr": 0.005, "router_lr": 0.001}, "min_lr: 0.005 is above router_lr 0.001"),
+    ],
+)
+def test_no_rate_may_start_below_where_its_cosine_ends(method, values, expected):
+    assert faults_of(method, **values) == [expected]
 
 
 def test_keys_of_nested_adapters_are_refused_by_plain_sema_by_name():

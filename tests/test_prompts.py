@@ -277,6 +277,14 @@ def test_an_image_depends_on_its_batch_only_if_asked(method, batchwise, toy_lear
     assert torch.allclose(alone, learner.features(images), atol=1e-5) != batchwise
 
 
+def test_where_images_of_a_batch_act_on_each_other_it_is_trainings(toy_learner):
+    for method, keys, size in (
+        ("l2p", {}, 3), ("l2p", {"batchwise_prompt": True}, 8), ("dualprompt", {"scrambled_e_prompt": True}, 8),
+        ("coda_prompt", {}, 3),
+    ):  # fmt: skip
+        assert toy_learner(method, **keys, eval_batch_size=3, batch_size=8).eval_batch_size == size
+
+
 def test_the_recipe_is_pilots(toy_learner):
     constant, cosine = (
         pool_recipe(toy_learner("l2p", scheduler=s, weight_decay=0.1).cfg) for s in ("constant", "cosine")

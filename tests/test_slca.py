@@ -9,6 +9,7 @@ import models
 from backbone import catalogue
 from models.slca import normalised
 from utils import config
+from utils.journal import Journal
 
 
 def learned(learner, stream, tasks):
@@ -69,6 +70,29 @@ def test_draws_depend_on_seed_task_and_epoch(toy_learner):
     assert one[0].shape == (4, 3, 16) and sorted(one[1].tolist()) == list(range(12))
     for other in (learner._draw(first.task(1), 1), learner._draw(second.task(1), 0), learner._draw(first.task(2), 0)):
         assert not torch.equal(one[0], other[0])
+
+
+def test_drawn_features_are_no_training_images(toy_learner):
+    learner, stream = learned(toy_learner("slca", epochs=2, ca_epochs=3), toy_stream(), 1), toy_stream()
+    learner.begin_task()
+    learner.learn(stream.task(1))
+    assert learner.views == 2 * len(stream.task(1).train)
+
+
+@pytest.mark.parametrize(("method", "name"), [("slca", "gaussians."), ("inflora", "memories.")])
+def test_what_no_phase_touches_is_not_saved_with_every_epoch(method, name, toy_learner, monkeypatch):
+    learner, saved = learned(toy_learner(method, epochs=1), toy_stream(), 1), []
+    real = Journal.save
+
+    def watched(self, phase, state, **how):
+        saved.append(state()["tensors"])
+        real(self, phase, state, **how)
+
+    monkeypatch.setattr(Journal, "save", watched)
+    learner.begin_task()
+    learner.learn(toy_stream().task(1))
+    assert any(key.startswith(name) for key in learner.own_state())
+    assert saved and all(saved) and not any(key.startswith((name, "statistics.")) for found in saved for key in found)
 
 
 def test_statistics_of_old_classes_are_never_renewed(toy_learner):

@@ -7,6 +7,7 @@ from test_methods import HEADS, METHODS
 from torch.nn import functional as F
 
 from backbone.vit import SlottedViT, Stream
+from models.feature_spaces import SpacesLearner
 from models.prompting import PromptLearner
 from utils import evaluation
 
@@ -48,10 +49,19 @@ def through(learner, stream):
 def check(learners, dtype):
     ours, plain = (through(learner, toy_stream()) for learner in learners)
     atol = {torch.float64: 1e-9, torch.float32: 5e-4}[dtype]  # after 3 tasks of training
+    # APER's ridge solves for plain and adapted features side by side, which are nearly the same: at the lambda it chooses here
+    # the condition is 2e10, so that rounding in the statistics shows in the solution. What it is solved from is compared.
+    amplified = learners[0].cfg.model_name == "aper_adapter" and learners[0].cfg.head == "ridge"
     for a, b in zip(ours, plain, strict=True):
-        torch.testing.assert_close(a, b, rtol=atol, atol=atol)
+        if amplified:
+            assert torch.equal(a.argmax(dim=1), b.argmax(dim=1))
+        else:
+            torch.testing.assert_close(a, b, rtol=atol, atol=atol)
     on, off = (learner.own_state() for learner in learners)
+    assert not amplified or {"statistics.gram", "statistics.sums", "statistics.ridge"} <= set(on)
     for name, tensor in on.items():
+        if amplified and name == "statistics.weight":
+            continue
         torch.testing.assert_close(tensor, off[name], rtol=atol, atol=atol, msg=lambda text, n=name: f"{n}: {text}")
 
 
@@ -131,7 +141,13 @@ def test_a_test_image_enters_the_network_once(method, toy_learner, stems):
         for again in range(2):
             stems.clear()
             evaluation.evaluate(learner, stream, index, CPU)
-            new = 8 * (index + 1) if learner.prefix_layer == 0 else 0 if again else 8
+            if isinstance(
+                learner, SpacesLearner
+            ):  # each space is a pass of its own: the new images in all, older ones in new
+                spaces = len(learner.subspaces())
+                new = 0 if again else 8 * spaces + 8 * index * (method == "ease")
+            else:
+                new = 8 * (index + 1) if learner.prefix_layer == 0 else 0 if again else 8
             new += 8 if isinstance(learner, PromptLearner) and not again else 0  # for its query, which is kept
             assert sum(stems) == new, (index, again)
     assert (learner.prefix_layer == 0) == (method in ALL_LAYERS)

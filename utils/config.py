@@ -218,6 +218,11 @@ class Experiment(BaseModel):
         """Lines on given keys that do not act beside the others; harmless, so no faults, but never silent."""
         yield from ()
 
+    def idle(self, why: str, holds: bool, *keys: str) -> Iterator[str]:
+        """For `remarks`: where `holds`, a line on those of `keys` that are given."""
+        if holds and (given := [key for key in keys if self.departs(key)]):
+            yield f"these keys do not act with {why}: {', '.join(given)}"
+
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         """Yields (keys involved, fault) for rules that span several keys. Skipped when one of the keys is itself faulty."""
         if len(set(self.seed)) != len(self.seed) or not self.seed:

@@ -31,7 +31,7 @@ def evaluate(
     With `renewed`, the second list has that head's scores of the same features, from the same pass; else it is empty.
     `gates` receives what the routers chose in it."""
     learner.eval()
-    size, sizes = learner.cfg.eval_batch_size, stream.sizes[: index + 1]
+    size, sizes = learner.eval_batch_size, stream.sizes[: index + 1]
     found: tuple[list[metrics.Score], list[metrics.Score]] = ([], [])
     watching = nullcontext([]) if gates is None else learner.collecting()
 
