@@ -6,7 +6,8 @@
    and, in each shipped file, the reproduction card (`expected`) and the figures that `about` ends with.
 
 Budget, equal for all: one backbone and its weights, one augmentation, batches of 32, at most 10 (digits) or 5 (glyphs,
-fractals) passes over a task's images in each phase, rates chosen on held-out training images; the last epoch counts.
+fractals) passes over a task's images in each phase that trains on them (SEMA's descriptors, 20 passes over kept mean tokens,
+are beside that), rates chosen on held-out training images; the last epoch counts.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ SEEDS = [1993, 1994, 1995, 1996, 1997]
 KEPT = Path(__file__).with_suffix(".jsonl")
 MADE = "made by python -m benchmarks.leaderboard"
 COMMON = ("dataset", "init_cls", "increment", "seed", "backbone_type", "batch_size")
-# keys that bring back what the originals' code does and our defaults do not: exps/<method>_original_digits.json sets them
+# keys that bring back what the originals' code does and our defaults do not: exps/<method>_original_<set>.json set them
 ORIGINALS: dict[str, dict[str, Any]] = {
     "l2p": {"batchwise_prompt": True, "decay_other_rows": True},
     "dualprompt": {"batchwise_prompt": True, "scrambled_e_prompt": True, "decay_other_rows": True},
@@ -93,7 +94,7 @@ def collect(out: Path, found: Iterable[Run]) -> list[Run]:
                 k: results[k] for k in ("last_accuracy", "average_accuracy", "forgetting", "task_oracle_accuracy")
             }
             runs[name, method, results["seed"]] = {
-                "set": name, "method": method, "seed": results["seed"], "settings": digest,
+                "set": name, "method": method, "seed": results["seed"], "settings": digest, "head": settings["head"],
                 "weights": environment["backbone"]["weight_hash"], "commit": (environment["git"] or {}).get("commit"),
                 "top1_curve": [round(a, 2) for a in results["top1_curve"]],
                 **{k: None if v is None else round(v, 4) for k, v in numbers.items()},
@@ -113,13 +114,17 @@ def _resolved(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def table(runs: Iterable[Run]) -> str:
-    """A Markdown row a method: last and average accuracy on each set, mean ± std over the seeds, and seconds of a run."""
+    """A Markdown row a method: its head; last and average accuracy on each set, mean ± std over the seeds; then, set by set,
+    the last accuracy with the task known, the number of seeds and the seconds of a run."""
     by: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
         if run["set"] in SETS and not run["method"].endswith("_original"):
             by.setdefault(run["method"], {}).setdefault(run["set"], []).append(run)
     head = [f"{name} {what}" for name in SETS for what in ("last", "average")]
-    lines = [f"| method | {' | '.join(head)} | n | seconds |", "|---|" + "---:|" * (len(head) + 2)]
+    lines = [
+        f"| method | head | {' | '.join(head)} | task known | n | seconds |",
+        "|---|---|" + "---:|" * (len(head) + 3),
+    ]
 
     def mean_last(method: str) -> float:
         values = [r["last_accuracy"] for name in SETS for r in by[method].get(name, ())]
@@ -132,29 +137,38 @@ def table(runs: Iterable[Run]) -> str:
                 summary = summarise(r[column] for r in by[method].get(name, ()))
                 spread = f" ± {number(summary.std, 1)}" if summary.std is not None else ""
                 cells.append(f"{number(summary.mean, 1)}{spread}")
-        counts = ", ".join(str(len(by[method].get(name, ()))) for name in SETS)
-        seconds = ", ".join(number(summarise(r["seconds"] for r in by[method].get(name, ())).mean, 0) for name in SETS)
-        lines.append(f"| {method} | {' | '.join(cells)} | {counts} | {seconds} |")
+        own = [by[method].get(name, []) for name in SETS]
+        heads = ", ".join(dict.fromkeys(r["head"] for runs in own for r in runs))
+        counts = ", ".join(str(len(runs)) for runs in own)
+        known, seconds = (
+            ", ".join(number(summarise(r[key] for r in runs).mean, digits) for runs in own)
+            for key, digits in (("task_oracle_accuracy", 1), ("seconds", 0))
+        )
+        lines.append(f"| {method} | {heads} | {' | '.join(cells)} | {known} | {counts} | {seconds} |")
     return "\n".join(lines)
 
 
 def departures(runs: Iterable[Run]) -> str:
-    """A Markdown row for each method whose default departs from its original's code: what that changes on digits."""
-    last: dict[str, dict[int, float]] = {}
+    """A Markdown row for each method whose default departs from its original's code: what that changes in last accuracy, on
+    each set from default to original, with the paired difference and its interval."""
+    last: dict[tuple[str, str], dict[int, float]] = {}
     for run in runs:
-        if run["set"] == "digits":
-            last.setdefault(run["method"], {})[run["seed"]] = run["last_accuracy"]
-    lines = [
-        "| method | keys of the original's form | default | original | original - default |",
-        "|---|---|---:|---:|---:|",
-    ]
+        last.setdefault((run["set"], run["method"]), {})[run["seed"]] = run["last_accuracy"]
+    lines = [f"| method | keys of the original's form | {' | '.join(SETS)} |", "|---|---|" + "---|" * len(SETS)]
     for method, keys in ORIGINALS.items():
-        ours, theirs = last.get(method, {}), last.get(f"{method}_original", {})
-        gap = paired_difference(theirs, ours)
-        means = [number(summarise(values.values()).mean, 1) for values in (ours, theirs)]
-        interval = "" if gap.low is None else f" [{signed(gap.low)}, {signed(gap.high)}]"
+        cells = []
+        for name in SETS:
+            ours, theirs = last.get((name, method), {}), last.get((name, f"{method}_original"), {})
+            gap = paired_difference(theirs, ours)
+            if not gap.n:
+                cells.append("-")
+                continue
+            means = (number(summarise(values[s] for s in ours.keys() & theirs).mean, 1) for values in (ours, theirs))
+            # two differences can be equal by chance, and their interval empty
+            interval = "" if gap.low is None or gap.n < 3 else f" [{signed(gap.low)}, {signed(gap.high)}]"
+            cells.append(f"{' to '.join(means)}: {signed(gap.mean)}{interval}" + f" (n {gap.n})" * (gap.n < len(SEEDS)))
         shown = ", ".join(f"`{key}: {json.dumps(value)}`" for key, value in keys.items())
-        lines.append(f"| {method} | {shown} | {' | '.join(means)} | {signed(gap.mean)}{interval} (n {gap.n}) |")
+        lines.append(f"| {method} | {shown} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

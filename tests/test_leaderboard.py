@@ -83,10 +83,24 @@ def test_the_table_has_mean_deviation_and_count():
             "last_accuracy": last,
             "average_accuracy": 50.0,
             "seconds": 4.0,
+            "task_oracle_accuracy": 99.0,
+            "head": "linear",
         }
 
     lines = leaderboard.table([run("a", "digits", 1, 10.0), run("b", "digits", 1, 20.0), run("b", "digits", 2, 30.0)])
     assert lines.split("\n")[2:] == [
-        "| b | 25.0 ± 7.1 | 50.0 ± 0.0 | - | - | - | - | 2, 0, 0 | 4, -, - |",
-        "| a | 10.0 | 50.0 | - | - | - | - | 1, 0, 0 | 4, -, - |",
+        "| b | linear | 25.0 ± 7.1 | 50.0 ± 0.0 | - | - | - | - | 99.0, -, - | 2, 0, 0 | 4, -, - |",
+        "| a | linear | 10.0 | 50.0 | - | - | - | - | 99.0, -, - | 1, 0, 0 | 4, -, - |",
     ]
+
+
+def test_departures_are_paired_by_seed_and_set():
+    def run(method, name, seed, last):
+        return {"method": method, "set": name, "seed": seed, "last_accuracy": last}
+
+    runs = [run("l2p", "digits", seed, last) for seed, last in ((1, 50.0), (2, 60.0), (3, 70.0), (4, 1.0))]
+    runs += [run("l2p_original", "digits", seed, last) for seed, last in ((1, 51.0), (2, 62.0), (3, 73.0), (9, 1.0))]
+    runs += [run("l2p", "glyphs", 1, 50.0), run("l2p_original", "glyphs", 1, 40.0), run("l2p", "fractals", 1, 50.0)]
+    row = next(line for line in leaderboard.departures(runs).split("\n") if line.startswith("| l2p |"))
+    # differences 1, 2, 3: mean 2, std 1, t(0.975, 2) / sqrt(3) = 2.484
+    assert row.split(" | ")[2:] == ["60.0 to 62.0: +2.00 [-0.48, +4.48] (n 3)", "50.0 to 40.0: -10.00 (n 1)", "- |"]
