@@ -3,7 +3,8 @@
 1. `--files` writes exps/leaderboard_<set>.json: a sweep whose arms are the files exps/<method>_<set>.json.
 2. `python main.py --config exps/leaderboard_<set>.json --jobs 2` runs it: 5 seeds, each with its own class order.
 3. `--collect OUT` takes the finished runs into benchmarks/leaderboard.jsonl, and makes from that file the tables in README.md
-   and, in each shipped file, the reproduction card (`expected`) and the figures that `about` ends with.
+   and, in each shipped file, the reproduction card (`expected`) and the figures that `about` ends with. Files in ALONE get
+   their card from `python main.py --config exps/<file>.json --out OUT`.
 
 Budget, equal for all: one backbone and its weights, one augmentation, batches of 32, at most 10 (digits) or 5 (glyphs,
 fractals) passes over a task's images in each phase that trains on them (SEMA's descriptors, 20 passes over kept mean tokens,
@@ -28,7 +29,16 @@ from utils.strict_json import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 SETS = ("digits", "glyphs", "fractals")
-QUICKSTART = "quickstart"  # the README's first command has a card too, but no place in the table
+# files that have a card too, but no place in the table: each stands for a set of its own
+ALONE = (
+    "quickstart",
+    "debug_moe_parallel",
+    "debug_nested_lora",
+    "dylora_moe_domains",
+    "sema_domains",
+    "simplecil_domains",
+    "sparse_moe_domains",
+)
 SEEDS = [1993, 1994, 1995, 1996, 1997]
 KEPT = Path(__file__).with_suffix(".jsonl")
 MADE = "made by python -m benchmarks.leaderboard"
@@ -50,14 +60,15 @@ Run = dict[str, Any]
 
 def shipped(name: str) -> dict[str, dict[str, Any]]:
     """The experiment of each method on a set, by the first part of its file's name; in the order of the table."""
-    names = sorted([*models.available(), *VARIANTS]) if name in SETS else ["sema"]
-    paths = {method: path_of(name, method) for method in names}
+    if name in ALONE:
+        values = read_json(path_of(name, ""))[0]
+        return {values["model_name"]: values}
+    paths = {method: path_of(name, method) for method in sorted([*models.available(), *VARIANTS])}
     return {method: read_json(path)[0] for method, path in paths.items() if path.is_file()}
 
 
 def path_of(name: str, method: str) -> Path:
-    """The file of a method on a set; exps/quickstart.json for the quick start, whatever its method."""
-    return ROOT / "exps" / (f"{method}_{name}.json" if name in SETS else f"{name}.json")
+    return ROOT / "exps" / (f"{name}.json" if name in ALONE else f"{method}_{name}.json")
 
 
 def sweep_file(name: str) -> dict[str, Any]:
@@ -79,7 +90,7 @@ def sweep_file(name: str) -> dict[str, Any]:
 def collect(out: Path, found: Iterable[Run]) -> list[Run]:
     """The kept runs with the finished ones below `out`, which replace those of the same set, method and seed."""
     runs = {(r["set"], r["method"], r["seed"]): r for r in found}
-    for name in (*SETS, QUICKSTART):
+    for name in (*SETS, *ALONE):
         wanted = {cards.digest(_resolved(values), models.settings_of): m for m, values in shipped(name).items()}
         folder = f"leaderboard_{name}" if name in SETS else name
         for path in sorted(out.glob(f"{folder}/*/seed_*/results.json")):
@@ -246,11 +257,12 @@ def main() -> None:
     if args.collect:
         runs = collect(args.collect, kept())
         KEPT.write_text("".join(json.dumps(run) + "\n" for run in runs), encoding="utf-8")
-        for name in (*SETS, QUICKSTART):
+        for name in (*SETS, *ALONE):
             for method in shipped(name):
                 path = path_of(name, method)
                 if own := [r for r in runs if (r["set"], r["method"]) == (name, method)]:
-                    text = with_figures(path.read_text(encoding="utf-8"), own)
+                    text = path.read_text(encoding="utf-8")
+                    text = with_figures(text, own) if name in SETS else text
                     path.write_text(with_card(text, card(own)), encoding="utf-8")
         readme = ROOT / "README.md"
         readme.write_text(replaced(readme.read_text(encoding="utf-8")), encoding="utf-8")
