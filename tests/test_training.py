@@ -16,6 +16,8 @@ from utils.journal import Journal
 class Line(nn.Module):
     """As much of a learner as `fit` needs: two weights, y = (slow + fast) x."""
 
+    still = ("statistics.",)
+
     def __init__(self, log, **cfg):
         super().__init__()
         self.slow, self.fast = nn.Parameter(torch.ones(3).double()), nn.Parameter(torch.ones(3).double())
