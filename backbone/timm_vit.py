@@ -15,6 +15,8 @@ from typing import Any
 
 __all__ = ["Attention", "Block", "PretrainedCfg", "VisionTransformer", "checkpoint_filter_fn", "timm_version"]
 
+HUB = "timm.models._hub"
+
 
 class _OnDemand(ModuleType):
     """A package whose file runs when a name is missed."""
@@ -24,6 +26,8 @@ class _OnDemand(ModuleType):
             return importlib.import_module("timm.version").__version__
         assert self.__spec__ is not None and self.__spec__.loader is not None
         object.__setattr__(self, "__class__", ModuleType)  # first, since what runs now may look here as well
+        if isinstance(sys.modules.get(HUB), _Functions):  # who gets the whole timm gets this module whole
+            del sys.modules[HUB]
         self.__spec__.loader.exec_module(self)
         return getattr(self, name)
 
@@ -59,7 +63,7 @@ def _import_one_family() -> None:
         return
     _enter("timm.models", inside)
     vars(sys.modules["timm"])["models"] = sys.modules["timm.models"]
-    sys.modules["timm.models._hub"] = _Functions("timm.models._hub")
+    sys.modules[HUB] = _Functions(HUB)
     try:
         importlib.import_module("timm.models.vision_transformer")
     except ImportError:  # a timm whose family needs names of the packages: it gets all of them, in timm's own order
