@@ -21,7 +21,7 @@ from utils import data
 from utils.data.images import ImageArray
 from utils.metrics import summarise
 from utils.runlog import RunLog
-from utils.runtime import named_seed
+from utils.runtime import flush_denormals, named_seed
 
 
 def without_test(dataset: data.Dataset, share: float = 0.2) -> data.Dataset:
@@ -47,6 +47,7 @@ def main() -> None:
     ask.add_argument("--seeds", type=int, nargs="+", default=[7])
     args = ask.parse_args()
     torch.set_num_threads(1)
+    flush_denormals()
     keys = [text.partition("=")[0] for text in args.grid]
     found = []
     for point in itertools.product(*(text.partition("=")[2].split(",") for text in args.grid)):
