@@ -72,8 +72,7 @@ class Settings(SessionSettings):
         yield from super().cross_checks()
         if self.head_projection_dim is not None:
             yield ("head_projection_dim",), "head_projection_dim: ease has no random projection; remove this key"
-        if self.later_lr is not None and self.min_lr > self.later_lr:
-            yield ("min_lr", "later_lr"), f"min_lr: {self.min_lr} is above later_lr {self.later_lr}"
+        yield from self.falls("later_lr", self.later_lr)
 
 
 class Learner(SpacesLearner):

@@ -153,8 +153,7 @@ class GateSettings(ExpertSettings):
                 f"router_temperature_end: {self.router_temperature_end:g} is above router_temperature_start "
                 f"{self.router_temperature_start:g}, but temperatures fall",
             )
-        if self.router_lr is not None and self.router_lr < self.min_lr:
-            yield ("min_lr", "router_lr"), f"min_lr: {self.min_lr} is above router_lr {self.router_lr}"
+        yield from self.falls("router_lr", self.router_lr)
 
 
 class LifeSettings(ExpertSettings):

@@ -110,10 +110,8 @@ class Settings(NestedSettings):
                 ("adapt_start_layer", "adapt_end_layer"),
                 f"adapt_start_layer: {self.adapt_start_layer} lies above adapt_end_layer {self.adapt_end_layer}",
             )
-        if self.min_lr > self.rd_lr:
-            yield ("min_lr", "rd_lr"), f"min_lr: {self.min_lr} is above rd_lr {self.rd_lr}"
-        if 0 < (self.router_lr or 0) < self.min_lr:
-            yield ("min_lr", "router_lr"), f"min_lr: {self.min_lr} is above router_lr {self.router_lr}"
+        yield from self.falls("rd_lr", self.rd_lr)
+        yield from self.falls("router_lr", self.router_lr)
         plain = self.ffn_adapter_type == "adaptmlp"
         for key in filter(self.departs, type(self).model_fields):
             if plain and (key.startswith("nested_lora_") or key == "head_recalibration"):

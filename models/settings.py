@@ -28,8 +28,7 @@ class TaskRateSettings(Trained):
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()
-        if self.lrate is not None and self.min_lr > self.lrate:
-            yield ("min_lr", "lrate"), f"min_lr: {self.min_lr} is above lrate {self.lrate}"
+        yield from self.falls("lrate", self.lrate)
 
 
 class SteppedSettings(Trained):
@@ -215,11 +214,10 @@ class NestedSettings(Trained):
         for key in ("head_lr", "nested_lora_lr_slow", "nested_lora_lr_fast", "nested_lora_level_lrs"):
             rates = getattr(self, key)
             for rate in rates if isinstance(rates, tuple) else (rates,):
-                if rate is not None and 0 < rate < self.min_lr:
-                    yield ("min_lr", key), f"min_lr: {self.min_lr} is above {key} {rate}"
+                yield from self.falls(key, rate)
         nested = getattr(self, "ffn_adapter_type", "nested_lora") == "nested_lora"
-        if nested and self.nested_lora_lr_slow is None and self.rate_slow < self.min_lr <= self.rate_fast:
-            yield ("min_lr", "nested_lora_lr_slow"), f"min_lr: {self.min_lr} is above {self.rate_slow:g}, the slow rate"
+        if nested and self.nested_lora_lr_slow is None and self.min_lr <= self.rate_fast:
+            yield from self.falls("nested_lora_lr_slow", self.rate_slow, f"{self.rate_slow:g}, the slow rate")
 
 
 class SharedAdapterSettings(NestedSettings, LayerSettings):

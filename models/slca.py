@@ -53,13 +53,10 @@ class Settings(SteppedSettings):
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()
-        if self.min_lr > self.rate:
-            yield ("min_lr", "lrate"), f"min_lr: {self.min_lr} is above the rate {self.rate}"
-        elif 0 < (slow := self.rate * self.bcb_lrscale) < self.min_lr and self.milestones is None:
-            yield (
-                ("min_lr", "bcb_lrscale"),
-                f"min_lr: {self.min_lr} is above {slow:g}, the backbone's rate (bcb_lrscale)",
-            )
+        yield from self.falls("lrate", self.rate, f"the rate {self.rate}")
+        if self.milestones is None and self.min_lr <= self.rate:
+            slow = self.rate * self.bcb_lrscale
+            yield from self.falls("bcb_lrscale", slow, f"{slow:g}, the backbone's rate (bcb_lrscale)")
 
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()

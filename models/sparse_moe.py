@@ -82,8 +82,7 @@ class Settings(RoutedSettings):
                 ("fixed_expert", "num_experts"),
                 f"fixed_expert: {self.fixed_expert} does not exist, experts are 0..{self.num_experts - 1}",
             )
-        if self.router_lr is not None and self.router_lr < self.min_lr:
-            yield ("min_lr", "router_lr"), f"min_lr: {self.min_lr} is above router_lr {self.router_lr}"
+        yield from self.falls("router_lr", self.router_lr)
 
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()

@@ -285,6 +285,11 @@ class Trained(Experiment):
         if self.min_lr > self.init_lr:
             yield ("min_lr", "init_lr"), f"min_lr: {self.min_lr} is above init_lr {self.init_lr}"
 
+    def falls(self, key: str, rate: float | None, what: str = "") -> Iterator[tuple[tuple[str, ...], str]]:
+        """For `cross_checks`: a fault if `rate`, which `key` decides, would rise to min_lr. Null and 0 are no rates."""
+        if rate is not None and 0 < rate < self.min_lr:
+            yield ("min_lr", key), f"min_lr: {self.min_lr} is above {what or f'{key} {rate}'}"
+
 
 Schema = type[Experiment]
 SettingsOf = Callable[[str], Schema]
