@@ -1,6 +1,6 @@
 """Runs class-incremental experiments: `python main.py --config exps/quickstart.json`.
 
-The story: read and check the JSON; build data and backbone, and for each seed let models/running.py learn, evaluate and
+The story: read and check the JSON; build data and backbone, and for each seed let commands/running.py learn, evaluate and
 record task after task; then the table of the seeds. Exit codes: 0 done, 2 bad input, 75 interrupted and resumable, 1 anything
 else.
 """
@@ -14,28 +14,23 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import models
 from backbone import catalogue
-from models import finished, planning
-from utils import (
-    command,
-    compare,
-    config,
-    data,
-    legacy,
-    parallel,
-    report,
-    strict_json,
-    sweep,
-    tracker,
-)
-from utils.config import Resolved
-from utils.runlog import RunLog, SilentLog
-from utils.runtime import check_torchvision, flush_denormals
+from commands import check, compare, failures, finished, options
+from commands import list as commands_list
+from commands import sweep as commands_sweep
+from commands.load import load
+from utils import data
+from utils.config.resolve import Resolved
+from utils.process import parallel
+from utils.process.machine import check_torchvision, flush_denormals
+from utils.report import console
+from utils.report.results import result_of
+from utils.run import tracker
+from utils.run.log import RunLog, SilentLog
 
 HERE = Path(__file__).resolve().parent
 PROFILED_NOTHING = " (--profile has nothing to measure: --resume never runs it anew)"
@@ -47,11 +42,11 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     gc.set_threshold(50_000, 20, 20)  # collecting as often as Python does by default is a tenth of the start
-    command.speak_any_encoding()
+    options.speak_any_encoding()
     number, processes = parallel.asked()
     if number:  # rank 0 speaks for all
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    ask = command.parser(__doc__ or "")
+    ask = options.parser(__doc__ or "")
     args, code, loaded = ask.parse_args(argv), 0, None
     try:
         if args.profile and (args.config is None or args.check or args.list):
@@ -59,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         if number and (args.config is None or args.check):
             return 0  # nothing to be shared: rank 0 does it
         if args.list:
-            print(command.listing(HERE / "exps", models.summaries(), catalogue.names()))
+            print(commands_list.listing(HERE / "exps", models.summaries(), catalogue.names()))
         elif finished.asked(args):
             code = finished.look(args, HERE / "exps")
         elif args.compare:
@@ -67,13 +62,13 @@ def main(argv: list[str] | None = None) -> int:
         elif args.config is not None:
             loaded = load(args)
             if args.check:
-                planning.check(loaded, args.engine)
+                check.check(loaded, args.engine)
             elif processes > 1 and (loaded.declared or args.jobs > 1 or args.engine != "local"):
                 raise ValueError(
                     "torchrun computes one run: a sweep, --jobs and --engine start processes of their own without it"
                 )
             elif loaded.declared or args.jobs > 1 or args.engine != "local":
-                code = sweep.run(loaded, args, HERE / "main.py", planning.ready, result_of)
+                code = commands_sweep.run(loaded, args, HERE / "main.py", check.ready, result_of)
             else:
                 run(loaded.cells[0].resolved, args)
         elif args.check or args.set:
@@ -91,9 +86,9 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        code, text = command.verdict(error, loaded.cells[0].resolved.settings if loaded else None)
+        code, text = failures.verdict(error, loaded.cells[0].resolved.settings if loaded else None)
         if parallel.lost(error):
-            code, text = 1, f"another process of the run has ended, see what it says; {command.SAVED}"
+            code, text = 1, f"another process of the run has ended, see what it says; {failures.SAVED}"
         if number:  # most errors are everybody's: then rank 0 says it, and torchrun ends the others meanwhile
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(2)
@@ -101,59 +96,6 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         print(f"{f'process {number}: ' * (processes > 1)}error: {text}", file=sys.stderr)
         return code
-
-
-def load(args: argparse.Namespace) -> sweep.Sweep:
-    """The experiment file with the command line's overrides, checked in full before anything heavy is imported.
-
-    A file without `sweep` has one cell."""
-    written, faults = strict_json.read_json(args.config)
-    values, notes, older = legacy.translate(written)
-    overrides, more = strict_json.parse_set(args.set)
-    overrides |= {k: v for k in ("data_root", "device") if (v := getattr(args, k)) is not None}
-    values |= overrides
-    more += [fault for key in ("data_root", "device") for fault in strict_json.strange(key, getattr(args, key))]
-    spec, source = (
-        values.pop("sweep", None),
-        " ".join([str(args.config), *(f"--set {strict_json.shortened(text, 200)}" for text in args.set)]),
-    )
-    methods = models.available()
-
-    def resolve_one(values: dict[str, Any], more_notes: Sequence[str] = ()) -> Resolved:
-        return config.resolve(
-            values,
-            source=source,
-            settings_of=models.settings_of,
-            methods=methods,
-            backbones=catalogue.names,
-            faults=faults + older + more,
-            notes=[*notes, *more_notes],
-        )
-
-    return sweep.resolve(spec, values, source, overrides, resolve_one, models.settings_of, methods)
-
-
-def result_of(folder: Path) -> dict[str, Any] | None:
-    """The results of a finished run; None if it is not finished or, said aloud, if the file is damaged."""
-    path = folder / "results.json"
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder, where a file would be written; move it away")
-    if not path.is_file():
-        return None
-    try:
-        results, faults = strict_json.read_json(path)
-        if faults:
-            raise strict_json.ConfigError(str(path), faults)
-        try:
-            report.seed_table([results])
-            if folder.name != f"seed_{results['seed']}":
-                raise ValueError(f"seed {results['seed']}")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{path} holds no results ({type(error).__name__}: {error})") from None
-        return results
-    except ValueError as error:
-        print(f"warning: {error}; the run is finished anew from its last checkpoint", file=sys.stderr)
-        return None
 
 
 def run(resolved: Resolved, args: argparse.Namespace) -> None:
@@ -169,30 +111,29 @@ def run(resolved: Resolved, args: argparse.Namespace) -> None:
     if not all(results.get(s) for s in folders):
         check_torchvision()
         from backbone import weights
-        from models import running
-        from utils import checkpoint, journal
+        from commands import running
+        from utils.run import folder as run_folder
+        from utils.run import journal
 
         flush_denormals()
         if lack := tracker.missing(cfg.tracker):
             raise ValueError(lack)
         device, warning = parallel.start(cfg.device)
         notes = [*resolved.notes, *([warning] if warning else [])]
-        if (count := data.count_classes(cfg.dataset, **planning.places(resolved))) is not None:
-            planning.outline(resolved, count)
-        dataset = parallel.in_turn(
-            lambda: data.load(cfg.dataset, **planning.places(resolved), test_ratio=cfg.test_ratio)
-        )
+        if (count := data.count_classes(cfg.dataset, **check.places(resolved))) is not None:
+            check.outline(resolved, count)
+        dataset = parallel.in_turn(lambda: data.load(cfg.dataset, **check.places(resolved), test_ratio=cfg.test_ratio))
     told: set[str] = set()
     for seed, folder in folders.items():
         if results.get(seed):
             print(f"seed {seed} is finished: {folder / 'results.json'}{PROFILED_NOTHING * args.profile}")
             continue
         built = parallel.in_turn(lambda: weights.build(cfg))  # before the run has a folder: bad weights are bad input
-        if args.resume == "never" and parallel.is_first() and (kept := checkpoint.move_aside(folder)):
+        if args.resume == "never" and parallel.is_first() and (kept := run_folder.move_aside(folder)):
             print(f"seed {seed} starts afresh, the folder of the earlier run is kept: {kept}")
         with RunLog(folder) if parallel.is_first() else SilentLog(folder) as log:
             if parallel.is_first():
-                checkpoint.point_latest(args.out / "latest", folder)
+                run_folder.point_latest(args.out / "latest", folder)
             for line in notes:
                 log.warn(line, console=line not in told)
                 told.add(line)
@@ -204,7 +145,7 @@ def run(resolved: Resolved, args: argparse.Namespace) -> None:
                 if parallel.is_first():
                     journal.discard(folder / "checkpoints")
                 results[seed] = running.run_seed(resolved, seed, dataset, weights.build(cfg), device, log, args.profile)
-    print("\n" + report.seed_table([r for s in folders if (r := results[s]) is not None], folders[cfg.seed[0]].parent))
+    print("\n" + console.seed_table([r for s in folders if (r := results[s]) is not None], folders[cfg.seed[0]].parent))
     parallel.stop()
 
 

@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from backbone.rowstore import RowStore
 from backbone.timm_vit import timm_version
 from backbone.vit import HALVES, BlockSlot, SlottedViT, Stream
-from utils import parallel, profile
-from utils.rowstore import RowStore
-from utils.tasks import TaskData, own_parts, real_and_padded
+from utils.data.batches import TaskData, own_parts, real_and_padded
+from utils.process import parallel, stopwatch
 
 Place = Literal["memory", "disk", "off"]
 CHUNK = 256  # images of a class that are computed together
@@ -228,7 +228,7 @@ class PrefixCache:
             # a rank without a group in the last turn computes one image, of which nothing is taken
             own = [positions[t + parallel.rank()] if t + parallel.rank() < len(positions) else [0] for t in turns]
             for turn, (images, *_) in zip(turns, data.at_rows(rows).at(own, **draws), strict=True):
-                with profile.part("data"):
+                with stopwatch.part("data"):
                     images = images.to(device, non_blocking=True)
                 made = self.backbone.prefix(images, layer, inside=parts == 2)
                 stacked = torch.stack([made.x] if made.after is None else [made.x, made.after], dim=1)
@@ -255,7 +255,7 @@ class PrefixCache:
     def _kept(self, store: RowStore, data: TaskData, layer: int, chunks: list[list[int]]) -> Iterator[Batch]:
         for chunk in chunks:
             places, own = real_and_padded(chunk)
-            with profile.part("prefix", len(chunk)):
+            with stopwatch.part("prefix", len(chunk)):
                 found = store.get(data.rows[places])
             yield Stream(layer, *found.unbind(dim=1)), data.labels[torch.tensor(places)], own
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from backbone import last_block
 from backbone.timm_vit import Block, VisionTransformer
-from utils import profile
-from utils.config import Precision
+from utils.config.schema import Precision
+from utils.process import stopwatch
 
 # the first slot's input [B, N, D] -> gates for each slot, from the lowest up
 Route = Callable[[Tensor], Sequence[Tensor]]
@@ -83,8 +83,8 @@ class SlottedViT(nn.Module):
         assert isinstance(vit, VisionTransformer)
         self.vit = vit.requires_grad_(False)
         self.slots = nn.ModuleDict()
-        self.router: nn.Module | None = None  # a Route for all slots, see backbone/routed.py
-        self.precision: Precision = "fp32"  # see backbone/computing.py
+        self.router: nn.Module | None = None  # a Route for all slots, see backbone/experts/routed.py
+        self.precision: Precision = "fp32"  # see backbone/precision.py
         self.halves = HALVES  # or these compiled
         self.normalises = mean is not None
         self.register_buffer("mean", torch.tensor(mean or [0.0]).view(-1, 1, 1), persistent=False)
@@ -239,8 +239,8 @@ class SlottedViT(nn.Module):
         for layer in range(start.layer, self.depth):
             if before and layer == stop:
                 break
-            if profile.current is not None:
-                profile.current.block(layer)
+            if stopwatch.current is not None:
+                stopwatch.current.block(layer)
             block, slot = cast(Block, self.vit.blocks[layer]), self._slot(layer)
             # without any slot the features are to be timm's bit for bit, and one query may round differently
             one = layer == self.depth - 1 and len(self.slots) > 0 and last_block.pools_one(self.vit, block, slot)
@@ -288,7 +288,7 @@ class SlottedViT(nn.Module):
 
 def _timed(images: Tensor | Stream) -> AbstractContextManager[None]:
     """The time of a pass: it begins in the prefix, and `profile.block` says where that ends."""
-    return profile.part("prefix", 0 if isinstance(images, Stream) else len(images))
+    return stopwatch.part("prefix", 0 if isinstance(images, Stream) else len(images))
 
 
 def _check_supported(vit: nn.Module) -> None:

@@ -23,9 +23,9 @@ from torch import nn
 from backbone.catalogue import EMBEDDED, SEMA_CL_NAMES, timm_tag
 from backbone.timm_vit import PretrainedCfg, VisionTransformer, checkpoint_filter_fn, timm_version
 from backbone.vit import SlottedViT
-from utils.config import Experiment
-from utils.runtime import named_seed
-from utils.strict_json import nearest, shortened
+from utils.config.schema import Experiment
+from utils.process.seeds import named_seed
+from utils.text import nearest, shortened
 
 EMBEDDED_FILE = Path(__file__).with_name("embedded.safetensors")
 WORDS = ("pretrained", "random")  # what backbone_weights may be besides a file

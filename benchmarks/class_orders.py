@@ -20,10 +20,11 @@ from torch.nn import functional as F
 
 import models
 from backbone import catalogue, weights
-from utils import config, data, legacy
-from utils.config import Experiment
-from utils.strict_json import read_json
-from utils.tasks import TaskStream
+from utils import data
+from utils.config import nested_lora_files, resolve
+from utils.config.schema import Experiment
+from utils.config.strict_json import read_json
+from utils.data.tasks import TaskStream
 
 REPLACED = ("expected", "sweep", "shuffle", "class_order", "class_order_seed")
 
@@ -74,8 +75,8 @@ def main() -> None:
     ask.add_argument("--out", type=Path, help="file to write (default: logs/orders_<name>.json)")
     args = ask.parse_args()
     values = {k: v for k, v in read_json(args.config)[0].items() if k not in REPLACED}
-    cfg = config.resolve(
-        legacy.translate(values)[0],
+    cfg = resolve.resolve(
+        nested_lora_files.translate(values)[0],
         source=str(args.config),
         settings_of=models.settings_of,
         methods=models.available(),

@@ -12,14 +12,14 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from backbone.nested import NestedLoRAAdapter
+from backbone.adapters.nested import NestedLoRAAdapter
+from backbone.rowstore import RowStore
 from backbone.vit import SlottedViT, Stream
 from benchmarks import measure
 from benchmarks.measure import Measured, Way
 from benchmarks.overhead import every_token
 from benchmarks.routing import CLASSES
-from utils.rowstore import RowStore
-from utils.runtime import named_generator
+from utils.process.seeds import named_generator
 
 
 def compare(

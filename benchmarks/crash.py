@@ -28,7 +28,8 @@ from PIL import Image
 
 import main as program
 import models
-from utils import page, storage
+from utils.files import storage
+from utils.report import page
 
 SETTINGS: dict[str, Any] = {
     "about": "killed again and again", "dataset": "folder", "init_cls": 2, "increment": 2, "seed": [1], "image_size": 16,

@@ -1,7 +1,7 @@
 """Evaluation after the last of T tasks, from scratch against the kept prefix: `python -m benchmarks.evaluation`.
 
 A SEMA learner with several adapters in each of its last layers scores the test images of all tasks, by
-`utils.evaluation.evaluate` in each way. From scratch every image passes the whole network. `cached` finds the prefix of
+`utils.evaluation.scores.evaluate` in each way. From scratch every image passes the whole network. `cached` finds the prefix of
 earlier tasks' images kept, and computes and keeps that of the newest task's, as in a run after its last task. `all kept` is
 any further evaluation. Images are noise of the network's size, in memory: decoding them is not part of the comparison.
 """
@@ -19,12 +19,12 @@ from backbone.vit import SlottedViT
 from benchmarks import measure
 from benchmarks.measure import Measured, Way
 from benchmarks.overhead import every_token
-from models.base import Learner, SeededInit
-from utils import evaluation
-from utils.data import Dataset
+from models.learner.base import Learner, SeededInit
+from utils.data.dataset import Dataset
 from utils.data.images import ImageArray
-from utils.runlog import RunLog
-from utils.tasks import TaskStream
+from utils.data.tasks import TaskStream
+from utils.evaluation import scores as evaluation
+from utils.run.log import RunLog
 
 
 def noise(classes: int, images: int, side: int) -> Dataset:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from backbone import weights
 from utils import data
-from utils.config import Experiment
+from utils.config.schema import Experiment
 from utils.data.images import ImageArray
 
 SETS = ("digits", "glyphs", "fractals")

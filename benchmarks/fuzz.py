@@ -24,9 +24,8 @@ from random import Random
 from typing import Any
 
 import main as program
-from utils.runlog import CONTROL
-from utils.runtime import named_seed
-from utils.strict_json import printable
+from utils.process.seeds import named_seed
+from utils.text import CONTROL, printable
 
 FILES = sorted((Path(__file__).resolve().parent.parent / "exps").glob("*.json"))
 LIMIT = 10.0  # seconds of processor time for one --check: the wall clock of a shared machine says little

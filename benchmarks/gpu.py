@@ -16,16 +16,16 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from backbone import computing
-from backbone.adapter import Adapter
-from backbone.nested import NestedLoRAAdapter
+from backbone import precision as computing
+from backbone.adapters.adapter import Adapter
+from backbone.adapters.nested import NestedLoRAAdapter
 from backbone.timm_vit import VisionTransformer
 from backbone.vit import SlottedViT
 from benchmarks import measure, sema_run
 from benchmarks.routing import CLASSES, LAYERS, MIB, Run, interleaved, peak_memory, with_slots
-from models.base import SeededInit
-from utils.runtime import named_generator
-from utils.tasks import TaskStream
+from models.learner.base import SeededInit
+from utils.data.tasks import TaskStream
+from utils.process.seeds import named_generator
 
 RANK, GOAL = 16, 0.6
 

@@ -211,7 +211,7 @@ def parse() -> argparse.Namespace:
 def settings_for(arm: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """The arm's settings in full; keys its method does not have are left out."""
     import models
-    from models.settings import SharedAdapterSettings
+    from models.settings.nested import SharedAdapterSettings
 
     common: dict[str, Any] = {
         "dataset": "folder", "data_path": str(args.out / "images"), "init_cls": args.classes, "increment": args.classes,

@@ -1,4 +1,4 @@
-"""A mixture of experts in a loop against the one kernel of backbone/adapter.py: `python -m benchmarks.kernel`.
+"""A mixture of experts in a loop against the one kernel of backbone/adapters/adapter.py: `python -m benchmarks.kernel`.
 
 The loop runs one expert after the other and adds up their gated outputs. `forward` is inference; `backward` is the gradient
 of a fixed cotangent with respect to the input and all parameters, of a graph that is there. Shapes: B batch, N tokens,
@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from backbone.adapter import Adapter, mixture
+from backbone.adapters.adapter import Adapter, mixture
 from benchmarks import measure
 from benchmarks.measure import Measured, Way
-from utils.runtime import named_generator
+from utils.process.seeds import named_generator
 
 
 def loop(x: Tensor, experts: Sequence[Adapter], gates: Tensor) -> Tensor:

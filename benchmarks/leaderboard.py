@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import models
-from utils import cards
-from utils.comparison import signed
-from utils.metrics import paired_difference, summarise
-from utils.report import number
-from utils.strict_json import read_json
+from commands import verify
+from utils.compare.table import signed
+from utils.config.strict_json import read_json
+from utils.evaluation.metrics import paired_difference, summarise
+from utils.report import results as report_results
+from utils.text import number
 
 ROOT = Path(__file__).resolve().parent.parent
 SETS = ("digits", "glyphs", "fractals")
@@ -91,13 +92,13 @@ def collect(out: Path, found: Iterable[Run]) -> list[Run]:
     """The kept runs with the finished ones below `out`, which replace those of the same set, method and seed."""
     runs = {(r["set"], r["method"], r["seed"]): r for r in found}
     for name in (*SETS, *ALONE):
-        wanted = {cards.digest(_resolved(values), models.settings_of): m for m, values in shipped(name).items()}
+        wanted = {verify.digest(_resolved(values), models.settings_of): m for m, values in shipped(name).items()}
         folder = f"leaderboard_{name}" if name in SETS else name
         for path in sorted(out.glob(f"{folder}/*/seed_*/results.json")):
             settings, results, environment = (
-                cards.read(path.parent, f) for f in ("config.json", "results.json", "environment.json")
+                report_results.read(path.parent, f) for f in ("config.json", "results.json", "environment.json")
             )
-            digest = cards.digest(settings, models.settings_of)
+            digest = verify.digest(settings, models.settings_of)
             if (method := wanted.get(digest)) is None:
                 print(f"left out, no shipped file has its settings: {path.parent}")
                 continue
@@ -117,9 +118,9 @@ def collect(out: Path, found: Iterable[Run]) -> list[Run]:
 
 def _resolved(values: Mapping[str, Any]) -> dict[str, Any]:
     from backbone import catalogue
-    from utils import config
+    from utils.config import resolve
 
-    return config.resolve(
+    return resolve.resolve(
         dict(values), source="", settings_of=models.settings_of, methods=models.available(), backbones=catalogue.names
     ).values
 
@@ -192,7 +193,7 @@ def card(runs: list[Run]) -> dict[str, Any]:
     return {
         "weights": runs[0]["weights"],
         "settings": runs[0]["settings"],
-        "tolerance": cards.TOLERANCE,
+        "tolerance": verify.TOLERANCE,
         "top1_curve": curves,
     }
 

@@ -19,10 +19,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import main
-from utils import command, report
-from utils.metrics import Score
-from utils.tasks import drawn_order
+from commands import load, options
+from utils.data.tasks import drawn_order
+from utils.evaluation.metrics import Score
+from utils.run import record as run_record
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 30.0  # seconds
@@ -43,7 +43,7 @@ TASKS = 5
 def results_of(seed: int, draw: random.Random) -> dict[str, Any]:
     """results.json of a run of five tasks with two classes each."""
     order = drawn_order(10, seed, True)
-    record = report.RunRecord("finetune", "digits", seed, order, [order[2 * t : 2 * t + 2] for t in range(TASKS)])
+    record = run_record.RunRecord("finetune", "digits", seed, order, [order[2 * t : 2 * t + 2] for t in range(TASKS)])
     for task in range(TASKS):
         correct = [draw.randrange(73) for _ in range(task + 1)]
         record.add_task(
@@ -58,12 +58,12 @@ def results_of(seed: int, draw: random.Random) -> dict[str, Any]:
             images=300,
             peak_memory_bytes=10**8,
         )
-    return report.results_json(record)
+    return run_record.results_json(record)
 
 
 def make(config: Path, out: Path) -> tuple[int, int]:
     """Run folders of all cells and seeds of the sweep in `config`; how many files they have, and bytes."""
-    swept = main.load(command.parser("").parse_args(["--config", str(config)]))
+    swept = load.load(options.parser("").parse_args(["--config", str(config)]))
     draw, files, size = random.Random(1), 0, 0
     for cell in swept.cells:
         settings = cell.resolved.values

@@ -18,7 +18,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from benchmarks.routing import CLOCKS, MIB, Run, interleaved, peak_memory
-from utils.runtime import environment, pick_device
+from utils.process.machine import environment, pick_device
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """What growing adapters cost beside the frozen ViT: `python -m benchmarks.overhead`.
 
 The bare network is timm's own forward pass. Ours has K adapters, mixed by SEMA's router, in each of the last layers
-(backbone/expansion.py). It computes the last block's MLP for the pooled token alone, which saves more than the adapters cost;
+(backbone/experts/expandable.py). It computes the last block's MLP for the pooled token alone, which saves more than
+the adapters cost;
 so the third way computes all tokens there, and its overhead is that of the adapters themselves. Inference.
 """
 
@@ -10,14 +11,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from backbone.adapter import Adapter
-from backbone.expansion import ExpandableLayer
-from backbone.router import RouterColumn
+from backbone.adapters.adapter import Adapter
+from backbone.experts.expandable import ExpandableLayer
+from backbone.experts.router import RouterColumn
 from backbone.vit import SlottedViT
 from benchmarks import measure
 from benchmarks.measure import Measured, Way
 from benchmarks.routing import forward
-from utils.runtime import named_generator
+from utils.process.seeds import named_generator
 
 
 def grown(vit: nn.Module, layers: int, rank: int, count: int, device: torch.device) -> SlottedViT:

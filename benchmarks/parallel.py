@@ -1,7 +1,8 @@
 """What a training step costs in several processes, and how much of it is their exchange: `python -m benchmarks.parallel`.
 
 The step is `fit`'s: a part of the batch through a ViT with adapters in its last layers, backward, one all_reduce of gradients
-and counts (utils/parallel.py), SGD. The batch is the same whatever the processes are, so half of it is left for each of two.
+and counts (utils/process/parallel.py), SGD. The batch is the same whatever the processes are, so half of it is left
+for each of two.
 Medians over the steps of rank 0, by the wall clock: cores that others use too make them longer, so `processor` counts what
 forward and backward computed. `waiting` is for the slowest rank and is told apart from the exchange by a barrier, which a run
 does not have.
@@ -24,11 +25,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from backbone.adapter import Adapter
+from backbone.adapters.adapter import Adapter
 from backbone.vit import SlottedViT
 from benchmarks import measure
-from utils import parallel
-from utils.runtime import named_generator
+from utils.process import parallel
+from utils.process.seeds import named_generator
 
 CLASSES = 100
 MARK = "measured "

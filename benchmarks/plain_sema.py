@@ -20,13 +20,15 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbone.adapter import Adapter
-from backbone.descriptor import Descriptor
-from backbone.heads import LinearHead
-from backbone.router import RouterColumn
+from backbone.adapters.adapter import Adapter
+from backbone.experts.descriptor import Descriptor
+from backbone.experts.router import RouterColumn
+from backbone.heads.heads import LinearHead
 from backbone.vit import SlottedViT
-from models.base import Initialiser, layer_range
-from utils.tasks import Task, TaskData, TaskStream
+from models.learner.base import Initialiser
+from models.learner.layers import layer_range
+from utils.data.batches import TaskData
+from utils.data.tasks import Task, TaskStream
 
 Plan = Mapping[int, Collection[int]]  # task -> layers that expand in it, whatever their scores are
 

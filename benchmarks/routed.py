@@ -14,7 +14,7 @@ from typing import Any
 import models
 from benchmarks import study
 from benchmarks.study import RANDOM, Run, by_arm, cell
-from utils.metrics import summarise
+from utils.evaluation.metrics import summarise
 
 SETS = ("digits", "glyphs", "fractals", "domains", f"digits{RANDOM}")
 KEPT = Path(__file__).with_suffix(".jsonl")  # the runs behind routed.md, one a line

@@ -1,8 +1,9 @@
 """N passes with one expert each against one routed pass, in time and memory: `python -m benchmarks.routing`.
 
-A ViT with experts (backbone/adapter.py) in its last three layers. Three ways on the same batch, over one frozen ViT:
+A ViT with experts (backbone/adapters/adapter.py) in its last three layers. Three ways on the same batch, over one frozen ViT:
 - N passes: K networks with one expert a layer each, run one after the other from the image to the feature;
-- one routed pass: all K experts a layer in one network (backbone/routed.py), mixed for every token by one shared router;
+- one routed pass: all K experts a layer in one network (backbone/experts/routed.py), mixed for every token by one
+shared router;
 - single adapter: one of those K networks; what a routed pass costs beside it is the price of routing.
 `forward` is inference. `training` is forward, cross-entropy of a fixed random head, backward and an SGD step of the experts
 and, where there is one, of the router; K networks train each on the batch with an optimizer of its own, and routing losses
@@ -32,10 +33,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbone.adapter import Adapter
-from backbone.routed import RoutedLayer, attach_router
+from backbone.adapters.adapter import Adapter
+from backbone.experts.routed import RoutedLayer, attach_router
 from backbone.vit import SlottedViT
-from utils.runtime import environment, named_generator, pick_device
+from utils.process.machine import environment, pick_device
+from utils.process.seeds import named_generator
 
 LAYERS = 3  # adapted, the last ones
 CLASSES = 100

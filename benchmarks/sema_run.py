@@ -32,15 +32,17 @@ from backbone.vit import SlottedViT
 from benchmarks import measure, plain_sema
 from benchmarks.plain_sema import Outcome, Plan
 from benchmarks.routing import CLOCKS, MIB
-from models import running
-from models.base import SeededInit
-from utils import checkpoint, data, report
-from utils.data import Dataset
+from models.learner.base import SeededInit
+from utils import data
+from utils.data.dataset import Dataset
 from utils.data.images import ImageArray
-from utils.page import load_rows
-from utils.runlog import RunLog
-from utils.runtime import peak_memory
-from utils.tasks import TaskStream
+from utils.data.tasks import TaskStream
+from utils.process.machine import peak_memory
+from utils.report.results import load_rows
+from utils.run import checkpoint
+from utils.run import record as run_record
+from utils.run import task as run_task
+from utils.run.log import RunLog
 
 SEED, CPU = 1993, torch.device("cpu")
 
@@ -87,7 +89,7 @@ def ours(
     with tempfile.TemporaryDirectory() as name, RunLog(Path(name), console=False) as log:
         learner: Any = models.learner_of("sema")(cfg, backbone, len(stream.order), init, log)
         classes = [[stream.order[c]] for c in range(len(stream.order))]
-        record = report.RunRecord("sema", cfg.dataset, SEED, stream.order, classes)
+        record = run_record.RunRecord("sema", cfg.dataset, SEED, stream.order, classes)
         task = 0
         real: Callable[[torch.Tensor], dict[int, torch.Tensor]] = learner.layer_scores
 
@@ -101,9 +103,9 @@ def ours(
         for task in range(len(stream)):
             journal = checkpoint.journal_of(log.folder, task, log, "")
             journal.open(log.rows)
-            measured = running.learn(learner, stream, task, SEED, journal)
+            measured = run_task.learn(learner, stream, task, SEED, journal)
             checkpoint.save(log.folder, task, learner, record.to_dict(), log, "", measured)
-            running.score(learner, stream, task, record, measured)
+            run_task.score(learner, stream, task, record, measured)
             checkpoint.save(log.folder, task, learner, record.to_dict(), log, "")
         losses = [row["loss"] for row in load_rows(log.folder / "metrics.jsonl") if row["kind"] == "epoch"]
         right = [sum(own) / sum(record.samples[: t + 1]) for t, own in enumerate(record.correct)]

@@ -19,7 +19,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from utils.metrics import paired_difference, summarise
+from utils.evaluation.metrics import paired_difference, summarise
 
 ROOT = Path(__file__).resolve().parent.parent
 SEEDS = (1993, 1994, 1995, 1996, 1997)
@@ -57,15 +57,15 @@ def train(values: Mapping[str, Any], seed: int, facts: Callable[[Any, list[Any]]
 
     import models
     from backbone import catalogue, weights
-    from models.base import SeededInit
-    from utils import config
-    from utils.runlog import RunLog
-    from utils.runtime import seed_everything
-    from utils.tasks import TaskStream
+    from models.learner.base import SeededInit
+    from utils.config import resolve
+    from utils.data.tasks import TaskStream
+    from utils.process.seeds import seed_everything
+    from utils.run.log import RunLog
 
     torch.set_num_threads(1)
     values = dict(values) | {"head": "ridge", "head_projection_dim": None, "head_drift": False, "seed": [seed]}
-    cfg = config.resolve(
+    cfg = resolve.resolve(
         values, source="arm", settings_of=models.settings_of, methods=models.available(), backbones=catalogue.names
     ).settings
     backbone, known = weights.build(cfg)
@@ -94,7 +94,7 @@ def train(values: Mapping[str, Any], seed: int, facts: Callable[[Any, list[Any]]
 
 def heads_of(learner: Any) -> dict[str, Any]:
     """Functions from features to scores: the trained head, if there is one, and nearest mean and ridge of the statistics."""
-    from backbone.heads import StatisticsHead
+    from backbone.heads.heads import StatisticsHead
 
     ridge = learner.statistics
     ncm = StatisticsHead("ncm", ridge.sums.shape[1], ridge.sums.shape[0])

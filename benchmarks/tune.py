@@ -14,17 +14,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import main as program
 from backbone import weights
-from models import running
+from commands import load, running
 from utils import data
+from utils.data.dataset import Dataset
 from utils.data.images import ImageArray
-from utils.metrics import summarise
-from utils.runlog import RunLog
-from utils.runtime import flush_denormals, named_seed
+from utils.evaluation.metrics import summarise
+from utils.process.machine import flush_denormals
+from utils.process.seeds import named_seed
+from utils.run.log import RunLog
 
 
-def without_test(dataset: data.Dataset, share: float = 0.2) -> data.Dataset:
+def without_test(dataset: Dataset, share: float = 0.2) -> Dataset:
     """The data set with its test images replaced by a seeded share of each class's training images."""
     rng = np.random.default_rng(named_seed("tune", dataset.name))
     labels = dataset.train.labels
@@ -37,7 +38,7 @@ def without_test(dataset: data.Dataset, share: float = 0.2) -> data.Dataset:
     def part(mask: np.ndarray) -> ImageArray:
         return ImageArray(images[torch.from_numpy(mask)], labels[mask])
 
-    return data.Dataset(dataset.name, dataset.class_names, part(~held), part(held), dataset.transforms)
+    return Dataset(dataset.name, dataset.class_names, part(~held), part(held), dataset.transforms)
 
 
 def main() -> None:
@@ -52,7 +53,7 @@ def main() -> None:
     found = []
     for point in itertools.product(*(text.partition("=")[2].split(",") for text in args.grid)):
         overrides = [f"{k}={v}" for k, v in zip(keys, point, strict=True)]
-        loaded = program.load(argparse.Namespace(config=args.experiment, set=overrides, data_root=None, device="cpu"))
+        loaded = load.load(argparse.Namespace(config=args.experiment, set=overrides, data_root=None, device="cpu"))
         resolved = loaded.cells[0].resolved
         dataset = without_test(data.load(resolved.settings.dataset))
         results = []

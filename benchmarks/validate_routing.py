@@ -24,13 +24,13 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from backbone.lora import TARGETS
-from backbone.moe import SparseMoE
-from backbone.routed import RoutedLinears, RoutedSlot
+from backbone.adapters.lora import TARGETS
+from backbone.experts.moe import SparseMoE
+from backbone.experts.routed import RoutedLinears, RoutedSlot
 from backbone.vit import SlottedViT
 from benchmarks.routing import MIB, forward, in_turn, interleaved, peak_memory
-from models import saved
-from utils.runtime import environment, pick_device
+from commands import saved
+from utils.process.machine import environment, pick_device
 
 METHODS = ("dylora_moe", "sparse_moe")
 LIMIT = 1e-10  # largest relative difference in float64

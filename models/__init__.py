@@ -10,25 +10,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from utils.config import Experiment
+from utils.config.schema import Experiment
 
 _FOLDER = Path(__file__).parent
-# files of this folder that are no method
-_SHARED = {
-    "__init__", "base", "training", "settings", "nesting", "expert_settings", "experts", "replay", "spawning", "watch",
-    "held_out", "saved", "export_peft", "phase", "exported", "planning", "finished", "keys", "session", "prompting",
-    "prompt_settings", "running", "feature_spaces",
-}  # fmt: skip
 # Imported in no time, so what a Settings class takes from them can be had without the rest of its file.
-_LIGHT = {
-    *sys.stdlib_module_names, "pydantic", "utils.config", "models.settings", "models.expert_settings",
-    "models.prompt_settings",
-}  # fmt: skip
+_LIGHT = tuple(f"{name}." for name in (*sys.stdlib_module_names, "pydantic", "utils.config", "models.settings"))
 
 
 def available() -> list[str]:
     """Names of all methods, sorted."""
-    return sorted(p.stem for p in _FOLDER.glob("*.py") if p.stem not in _SHARED)
+    return sorted(p.stem for p in _FOLDER.glob("*.py") if p.stem != "__init__")
 
 
 def summaries() -> dict[str, str]:
@@ -78,10 +69,9 @@ def _parse(name: str) -> ast.Module:
 def _is_light(node: ast.stmt) -> bool:
     """Whether a statement can be executed without importing anything heavy, as far as its own kind goes."""
     if isinstance(node, ast.Import):
-        return all(alias.name.partition(".")[0] in _LIGHT for alias in node.names)
+        return all(f"{alias.name}.".startswith(_LIGHT) for alias in node.names)
     if isinstance(node, ast.ImportFrom):
-        module = node.module or ""
-        return not node.level and (module in _LIGHT or module.partition(".")[0] in _LIGHT)
+        return not node.level and f"{node.module}.".startswith(_LIGHT)
     return isinstance(node, ast.Assign | ast.AnnAssign | ast.FunctionDef | ast.ClassDef)
 
 

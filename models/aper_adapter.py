@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from backbone.adapter import Adapter
-from backbone.heads import StatisticsHead
-from backbone.subspaces import PLAIN, SubspaceSlot
-from models.feature_spaces import SpacesLearner
-from models.session import planned_once, train_session
-from models.settings import SESSION_KEYS, SessionSettings
-from utils.tasks import Task
+from backbone.adapters.adapter import Adapter
+from backbone.heads.heads import StatisticsHead
+from backbone.heads.subspaces import PLAIN, SubspaceSlot
+from models.families.sessions import planned_once, train_session
+from models.families.spaces import SpacesLearner
+from models.settings.sessions import SESSION_KEYS, SessionSettings
+from utils.data.tasks import Task
 
 
 class Settings(SessionSettings):

@@ -16,15 +16,17 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from backbone import prompts
-from backbone.components import Components, Draws
-from backbone.heads import LinearHead
-from backbone.prompts import Queried
+from backbone.heads.heads import LinearHead
+from backbone.prompts import prefixes as prompts
+from backbone.prompts.components import Components, Draws
+from backbone.prompts.prefixes import Queried
 from backbone.vit import Stream
-from models.prompt_settings import PromptSettings
-from models.prompting import PromptLearner, keeping
-from models.training import Recipe, cross_entropy_among, fit
-from utils.tasks import Task, task_sizes
+from models.families.prompts import PromptLearner
+from models.learner.fit import fit
+from models.learner.groups import Recipe
+from models.learner.losses import cross_entropy_among, keeping
+from models.settings.prompts import PromptSettings
+from utils.data.tasks import Task, task_sizes
 
 
 class Settings(PromptSettings):

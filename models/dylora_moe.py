@@ -1,10 +1,11 @@
 """Routed low-rank experts that appear where a task is new: novelty, spawn or reuse, train, freeze, grow, distil, merge.
 
-The frozen prefix says whether a task resembles what some expert learned (backbone/novelty.py); a router over the same prefix
-mixes the experts of all layers in one pass (backbone/routed.py). Design of this project; sources stand at the parts.
+The frozen prefix says whether a task resembles what some expert learned (backbone/experts/novelty.py); a router over
+the same prefix
+mixes the experts of all layers in one pass (backbone/experts/routed.py). Design of this project; sources stand at the parts.
 Expert e is in every layer one adapter beside the MLP, or one LoRA on each of the linear layers `lora_target`, with one router
-column a layer. Every phase is a method of `Learner`, in order; what they compute is in models/spawning.py and experts.py.
-Shapes: B batch, N tokens, D width, E experts, L layers, C classes.
+column a layer. Every phase is a method of `Learner`, in order; what they compute is in models/families/experts.py and
+experts.py. Shapes: B batch, N tokens, D width, E experts, L layers, C classes.
 """
 
 from __future__ import annotations
@@ -19,26 +20,42 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbone import lora, novelty, routed
-from backbone.adapter import Adapter
-from backbone.heads import LinearHead
-from backbone.router import Routing, temperature
+from backbone.adapters import lora
+from backbone.adapters.adapter import Adapter
+from backbone.experts import novelty, routed
+from backbone.experts.router import Routing, temperature
+from backbone.heads.heads import LinearHead
 from backbone.vit import SlottedViT, Stream
-from models.base import Learner as Base
-from models.base import layer_range, slot_inputs
-from models.expert_settings import GateSettings, LifeSettings, NoveltySettings
-from models.experts import Course, Expert, Teacher, plateau, routing_loss, score_distance
-from models.held_out import hold_out
-from models.replay import at_rows, herd_classes
-from models.spawning import facts_of, in_words, policy_of, spawned_at, told
-from models.training import Group, cross_entropy_among, fit, keep_other_rows, planned
-from models.watch import Watch, use_of
-from utils.runtime import named_generator
-from utils.tasks import Task, TaskData
+from models.families.expert_use import Watch, use_of
+from models.families.experts import (
+    Course,
+    Expert,
+    Teacher,
+    at_rows,
+    facts_of,
+    herd_classes,
+    in_words,
+    plateau,
+    policy_of,
+    routing_loss,
+    score_distance,
+    spawned_at,
+    told,
+)
+from models.learner.base import Learner as Base
+from models.learner.fit import fit
+from models.learner.groups import Group, planned
+from models.learner.held_out import hold_out
+from models.learner.layers import layer_range, slot_inputs
+from models.learner.losses import cross_entropy_among, keep_other_rows
+from models.settings.experts import GateSettings, LifeSettings, NoveltySettings
+from utils.data.batches import TaskData
+from utils.data.tasks import Task
+from utils.process.seeds import named_generator
 
 
 class Settings(LifeSettings, GateSettings, NoveltySettings):
-    """Keys of the parts, see models/expert_settings.py. What the defaults rest on stands in benchmarks/routed.md."""
+    """Keys of the parts, see models/settings/experts.py. What the defaults rest on stands in benchmarks/routed.md."""
 
     train_experts: Literal["open", "target"] = Field(
         "open", description="experts that learn a task: all that are not frozen, or only the task's own"

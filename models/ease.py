@@ -3,8 +3,8 @@
 Zhou et al., CVPR 2024, "Expandable Subspace Ensemble for Pre-Trained Model-Based Class-Incremental Learning" (arXiv
 2403.12030). Each task trains fresh adapters with a cosine head of its own classes, which is then dropped; its classes get
 their means in every subspace so far, and old classes, whose images are gone, get theirs in the new subspace from similar new
-classes (backbone/subspaces.py). S subspaces cost S passes, each once a run (models/feature_spaces.py). tests/test_parity.py
-holds it to the authors' code. Shapes: B batch, D width, S subspaces.
+classes (backbone/heads/subspaces.py). S subspaces cost S passes, each once a run (models/families/spaces.py).
+tests/test_parity.py holds it to the authors' code. Shapes: B batch, D width, S subspaces.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from backbone.adapter import Adapter
-from backbone.heads import StatisticsHead
-from backbone.subspaces import PLAIN, SubspaceHead, SubspaceSlot
-from models.feature_spaces import SpacesLearner
-from models.session import train_session
-from models.settings import SessionSettings
-from models.training import Recipe
-from utils.tasks import Task, task_sizes
+from backbone.adapters.adapter import Adapter
+from backbone.heads.heads import StatisticsHead
+from backbone.heads.subspaces import PLAIN, SubspaceHead, SubspaceSlot
+from models.families.sessions import train_session
+from models.families.spaces import SpacesLearner
+from models.learner.groups import Recipe
+from models.settings.sessions import SessionSettings
+from utils.data.tasks import Task, task_sizes
 
 
 class Settings(SessionSettings):

@@ -2,7 +2,8 @@
 
 Liang and Li, CVPR 2024, arXiv 2404.00228; facts of the authors' code (github.com/liangyanshuo/InfLoRA) from
 tests/fixtures/parity/inflora. In every block a task adds B_t A_t x to keys and values, x the output of norm1. A_t is computed
-before training, from what the task's images excite outside the old tasks' directions (DualGPM, backbone/gradient_memory.py),
+before training, from what the task's images excite outside the old tasks' directions (DualGPM,
+backbone/adapters/gradient_memory.py),
 and only B_t and the task's rows of the head are trained. All updates act on every image: no task id is needed.
 
 Departures from the authors' code, each with a key that brings it back: Adam's cosine begins to fall with the second epoch
@@ -22,14 +23,16 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from backbone.gradient_memory import GradientMemory
-from backbone.heads import LinearHead
-from backbone.lora_qkv import FixedDown, QKVUpdates, sizes_of, slots_of
-from models.base import Learner as Base
-from models.settings import TaskRateSettings
-from models.training import Recipe, cross_entropy_among, fit, keep_other_rows
-from utils import parallel
-from utils.tasks import Task, task_sizes
+from backbone.adapters.gradient_memory import GradientMemory
+from backbone.adapters.lora_qkv import FixedDown, QKVUpdates, sizes_of, slots_of
+from backbone.heads.heads import LinearHead
+from models.learner.base import Learner as Base
+from models.learner.fit import fit
+from models.learner.groups import Recipe
+from models.learner.losses import cross_entropy_among, keep_other_rows
+from models.settings.rates import TaskRateSettings
+from utils.data.tasks import Task, task_sizes
+from utils.process import parallel
 
 PART = "kv"  # keys and values share A
 

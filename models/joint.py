@@ -10,12 +10,13 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor
 
-from backbone.adapter import Adapter
-from backbone.heads import LinearHead
-from models.base import Learner as Base
-from models.training import cross_entropy_among, fit
-from utils.config import Trained
-from utils.tasks import Task
+from backbone.adapters.adapter import Adapter
+from backbone.heads.heads import LinearHead
+from models.learner.base import Learner as Base
+from models.learner.fit import fit
+from models.learner.losses import cross_entropy_among
+from utils.config.schema import Trained
+from utils.data.tasks import Task
 
 
 class Settings(Trained):

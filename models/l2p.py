@@ -14,12 +14,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from backbone.heads import LinearHead
-from backbone.prompts import PromptPool, Queried, choose
+from backbone.heads.heads import LinearHead
+from backbone.prompts.prefixes import PromptPool, Queried, choose
 from backbone.vit import Stream
-from models.prompt_settings import PoolSettings
-from models.prompting import PromptLearner, learn_from_pool
-from utils.tasks import Task
+from models.families.prompts import PromptLearner, learn_from_pool
+from models.settings.prompts import PoolSettings
+from utils.data.tasks import Task
 
 
 class Settings(PoolSettings):

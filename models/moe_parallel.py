@@ -15,19 +15,22 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from backbone.heads import LinearHead
+from backbone.heads.heads import LinearHead
 from backbone.vit import Stream
-from models import nesting
-from models.base import Learner as Base
-from models.base import layer_range, slot_inputs
-from models.held_out import hold_out
-from models.settings import SharedAdapterSettings
-from models.training import Group, cross_entropy_among, fit, keep_other_rows, planned
-from utils.tasks import Task, TaskData
+from models.families import nested
+from models.learner.base import Learner as Base
+from models.learner.fit import fit
+from models.learner.groups import Group, planned
+from models.learner.held_out import hold_out
+from models.learner.layers import layer_range, slot_inputs
+from models.learner.losses import cross_entropy_among, keep_other_rows
+from models.settings.nested import SharedAdapterSettings
+from utils.data.batches import TaskData
+from utils.data.tasks import Task
 
 
 class Settings(SharedAdapterSettings):
-    """Keys of the competition; rates, time scales and merging are those of models/settings.py."""
+    """Keys of the competition; rates, time scales and merging are those of models/settings/rates.py."""
 
     num_experts: int = Field(
         4, ge=1, le=64, description="K, fast experts in each layer (nb_tasks in Nested-LoRA's files)"
@@ -128,7 +131,7 @@ class Learner(Base):
         super().__init__(*args)
         cfg, width = self.cfg, self.backbone.width
         self.layers = layer_range(cfg.adapt_start_layer, cfg.adapt_end_layer, self.backbone)
-        nesting.fill(self, self.layers, cfg.num_experts)
+        nested.fill(self, self.layers, cfg.num_experts)
         self.head = self.place("head", LinearHead(width, self.num_classes))
         others = cfg.num_experts - 1 if cfg.moe_heads == "per_expert" and cfg.moe_mode == "parallel" else 0
         self.other_heads = torch.nn.ModuleList(
@@ -179,7 +182,7 @@ class Learner(Base):
 
     def _train(self, task: Task, data: TaskData, experts: list[int]) -> None:
         cfg, count = self.cfg, len(experts)
-        for adapter in nesting.nested_of(self, self.layers).values():
+        for adapter in nested.nested_of(self, self.layers).values():
             adapter.use("combined", experts, branches=count > 1)
 
         def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,8 +214,8 @@ class Learner(Base):
         """Slow, each expert at its own rate, and the heads; gradients of what branches share are divided by `shared_by`."""
         cfg, heads = self.cfg, self.heads()
         multipliers = cfg.multipliers() if cfg.moe_mode == "parallel" else (1.0,) * cfg.num_experts
-        adapters = list(nesting.nested_of(self, self.layers).values())
-        groups = nesting.nested_groups(cfg, adapters, active=experts, multipliers=multipliers, shared_by=shared_by)
+        adapters = list(nested.nested_of(self, self.layers).values())
+        groups = nested.nested_groups(cfg, adapters, active=experts, multipliers=multipliers, shared_by=shared_by)
         for k, head in enumerate(heads):
             name, divide = ("head", shared_by) if len(heads) == 1 else (f"head {k}", 1)
             groups.append(Group(name, list(head.parameters()), cfg.rate_head, divide=divide))
@@ -282,14 +285,14 @@ class Learner(Base):
 
     def consolidate(self, task: Task) -> None:
         """Merges the winner into slow where it is due, starts the fast experts anew, and sets what is evaluated."""
-        for adapter in nesting.nested_of(self, self.layers).values():
+        for adapter in nested.nested_of(self, self.layers).values():
             adapter.use("combined", [self.winner])
         inputs = slot_inputs(self, task, self.layers)
         # in mode task the others are no losers: they hold tasks that are not merged yet
         alone = self.cfg.moe_reset == "winner" or self.cfg.moe_mode == "task"
         restart = [self.winner] if alone else None
         found = {
-            layer: nesting.merge(
+            layer: nested.merge(
                 self,
                 task,
                 f"layers.{layer}",
@@ -299,19 +302,19 @@ class Learner(Base):
                 restart=restart,
                 where={"layer": layer},
             )
-            for layer, adapter in nesting.nested_of(self, self.layers).items()
+            for layer, adapter in nested.nested_of(self, self.layers).items()
         }
-        nesting.tell_merge(self, task, found)
+        nested.tell_merge(self, task, found)
         self._show()
         if self.cfg.head_recalibration:
-            nesting.recalibrate(self, task, self.cfg.epochs)
+            nested.recalibrate(self, task, self.cfg.epochs)
             for head in self.other_heads:
                 head.load_state_dict(self.head.state_dict())
         super().consolidate(task)
 
     def _show(self) -> None:
         active = [self.winner] if self.cfg.moe_eval == "winner" else None
-        for adapter in nesting.nested_of(self, self.layers).values():
+        for adapter in nested.nested_of(self, self.layers).values():
             adapter.use(self.cfg.nested_lora_eval, active)
 
     # Prediction is the base's; bookkeeping -------------------------------------------------------------------------
@@ -320,12 +323,12 @@ class Learner(Base):
         return self._selections
 
     def structure(self) -> dict[str, Any]:
-        return {**super().structure(), "ranks": nesting.ranks(self, self.layers), "winner": self.winner}
+        return {**super().structure(), "ranks": nested.ranks(self, self.layers), "winner": self.winner}
 
     def restore(self, structure: dict[str, Any]) -> None:
         super().restore(structure)
         self.winner = int(structure["winner"])
-        nesting.resize(self, self.layers, structure["ranks"])
+        nested.resize(self, self.layers, structure["ranks"])
         self._show()
 
     def planned_parameters(self) -> list[tuple[str, int]]:

@@ -11,17 +11,19 @@ from typing import Any
 
 from torch import Tensor
 
-from backbone.heads import LinearHead
-from models import nesting
-from models.base import Learner as Base
-from models.base import layer_range, slot_inputs
-from models.settings import SharedAdapterSettings
-from models.training import Group, cross_entropy_among, fit, keep_other_rows, planned
-from utils.tasks import Task
+from backbone.heads.heads import LinearHead
+from models.families import nested
+from models.learner.base import Learner as Base
+from models.learner.fit import fit
+from models.learner.groups import Group, planned
+from models.learner.layers import layer_range, slot_inputs
+from models.learner.losses import cross_entropy_among, keep_other_rows
+from models.settings.nested import SharedAdapterSettings
+from utils.data.tasks import Task
 
 
 class Settings(SharedAdapterSettings):
-    """Nothing of its own: rates, time scales and merging are the keys of models/settings.py."""
+    """Nothing of its own: rates, time scales and merging are the keys of models/settings/rates.py."""
 
 
 class Learner(Base):
@@ -32,7 +34,7 @@ class Learner(Base):
     def __init__(self, *args: Any):
         super().__init__(*args)
         self.layers = layer_range(self.cfg.adapt_start_layer, self.cfg.adapt_end_layer, self.backbone)
-        nesting.fill(self, self.layers)
+        nested.fill(self, self.layers)
         self.head = self.place("head", LinearHead(self.backbone.width, self.num_classes))
 
     # Learning ------------------------------------------------------------------------------------------------------
@@ -40,7 +42,7 @@ class Learner(Base):
     def learn(self, task: Task) -> None:
         """Slow and fast together, each at its own rate, on the cross-entropy among the task's classes."""
         self.seen = task.total
-        adapters = list(nesting.nested_of(self, self.layers).values())
+        adapters = list(nested.nested_of(self, self.layers).values())
         for adapter in adapters:
             adapter.use("combined")
 
@@ -49,7 +51,7 @@ class Learner(Base):
 
         self.train()
         groups = [
-            *nesting.nested_groups(self.cfg, adapters),
+            *nested.nested_groups(self.cfg, adapters),
             Group("head", list(self.head.parameters()), self.cfg.rate_head),
         ]
         keep = None if self.cfg.decay_other_rows else keep_other_rows(self.head, task)
@@ -59,30 +61,30 @@ class Learner(Base):
         """Merges fast into slow in every layer where it is due, refits the head on request, and sets what is evaluated."""
         inputs = slot_inputs(self, task, self.layers)
         found = {
-            layer: nesting.merge(self, task, f"layers.{layer}", adapter, inputs[layer], where={"layer": layer})
-            for layer, adapter in nesting.nested_of(self, self.layers).items()
+            layer: nested.merge(self, task, f"layers.{layer}", adapter, inputs[layer], where={"layer": layer})
+            for layer, adapter in nested.nested_of(self, self.layers).items()
         }
-        nesting.tell_merge(self, task, found)
+        nested.tell_merge(self, task, found)
         self._show()
         if self.cfg.head_recalibration:
-            nesting.recalibrate(self, task, self.cfg.epochs)
+            nested.recalibrate(self, task, self.cfg.epochs)
         super().consolidate(task)
 
     def _show(self) -> None:
-        for adapter in nesting.nested_of(self, self.layers).values():
+        for adapter in nested.nested_of(self, self.layers).values():
             adapter.use(self.cfg.nested_lora_eval)
 
     # Prediction is the base's; bookkeeping -------------------------------------------------------------------------
 
     def structure(self) -> dict[str, Any]:
-        return {**super().structure(), "ranks": nesting.ranks(self, self.layers)}
+        return {**super().structure(), "ranks": nested.ranks(self, self.layers)}
 
     def restore(self, structure: dict[str, Any]) -> None:
         super().restore(structure)
-        nesting.resize(self, self.layers, structure["ranks"])
+        nested.resize(self, self.layers, structure["ranks"])
         self._show()
 
     def planned_parameters(self) -> list[tuple[str, int]]:
-        groups = nesting.nested_groups(self.cfg, list(nesting.nested_of(self, self.layers).values()))
+        groups = nested.nested_groups(self.cfg, list(nested.nested_of(self, self.layers).values()))
         groups.append(Group("head", list(self.head.parameters()), self.cfg.rate_head))
         return planned(groups)

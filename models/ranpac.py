@@ -15,12 +15,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from backbone.adapter import Adapter
-from backbone.heads import HELD_OUT, StatisticsHead
-from models.base import Learner as Base
-from models.session import planned_once, train_session
-from models.settings import SESSION_KEYS, SessionSettings
-from utils.tasks import Task, TaskData
+from backbone.adapters.adapter import Adapter
+from backbone.heads.heads import HELD_OUT, StatisticsHead
+from models.families.sessions import planned_once, train_session
+from models.learner.base import Learner as Base
+from models.settings.sessions import SESSION_KEYS, SessionSettings
+from utils.data.batches import TaskData
+from utils.data.tasks import Task
 
 
 class Settings(SessionSettings):

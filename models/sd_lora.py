@@ -21,13 +21,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from backbone.heads import LinearHead
-from backbone.lora import LoRA
-from backbone.lora_qkv import QKVUpdates, sizes_of, slots_of
-from models.base import Learner as Base
-from models.settings import SteppedSettings, TaskRateSettings
-from models.training import Recipe, cross_entropy_among, fit, keep_other_rows, stepped
-from utils.tasks import Task
+from backbone.adapters.lora import LoRA
+from backbone.adapters.lora_qkv import QKVUpdates, sizes_of, slots_of
+from backbone.heads.heads import LinearHead
+from models.learner.base import Learner as Base
+from models.learner.fit import fit
+from models.learner.groups import Recipe, stepped
+from models.learner.losses import cross_entropy_among, keep_other_rows
+from models.settings.rates import SteppedSettings, TaskRateSettings
+from utils.data.tasks import Task
 
 PARTS = ("q", "v")
 START = 0.8  # of every magnitude, as in the authors' code

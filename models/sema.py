@@ -17,20 +17,22 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from backbone.adapter import Adapter
-from backbone.descriptor import Descriptor, losses_of
-from backbone.expansion import ExpandableLayer
-from backbone.heads import LinearHead
-from backbone.nested import NestedLoRAAdapter, Part
-from backbone.router import RouterColumn
-from models import nesting
-from models.base import Learner as Base
-from models.base import layer_range, slot_inputs
-from models.phase import Lists
-from models.settings import NestedSettings
-from models.training import Group, cross_entropy_among, fit, keep_other_rows
-from utils import profile
-from utils.tasks import Task
+from backbone.adapters.adapter import Adapter
+from backbone.adapters.nested import NestedLoRAAdapter, Part
+from backbone.experts.descriptor import Descriptor, losses_of
+from backbone.experts.expandable import ExpandableLayer
+from backbone.experts.router import RouterColumn
+from backbone.heads.heads import LinearHead
+from models.families import nested as nesting
+from models.learner.base import Learner as Base
+from models.learner.fit import fit
+from models.learner.groups import Group
+from models.learner.layers import layer_range, slot_inputs
+from models.learner.losses import cross_entropy_among, keep_other_rows
+from models.learner.phase import Lists
+from models.settings.nested import NestedSettings
+from utils.data.tasks import Task
+from utils.process import stopwatch
 
 
 class Settings(NestedSettings):
@@ -256,7 +258,7 @@ class Learner(Base):
         remembered = self._train_func(task, layers, f"func{suffix}")
         descriptors = {n: cast(Descriptor, self._layer(n).descriptors[-1]) for n in layers if n in self.expandable}
         if descriptors:
-            with profile.part("detection"):
+            with stopwatch.part("detection"):
                 for layer, losses in self._train_rd(task, descriptors, f"rd{suffix}").items():
                     if self.cfg.record_when == "training":
                         descriptors[layer].observe([*remembered[layer], *losses])

@@ -11,9 +11,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from models.base import Learner as Base
-from utils.config import Experiment
-from utils.tasks import Task
+from models.learner.base import Learner as Base
+from utils.config.schema import Experiment
+from utils.data.tasks import Task
 
 
 class Settings(Experiment):

@@ -21,12 +21,15 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from backbone.gaussians import ClassGaussians
-from backbone.heads import LinearHead
-from models.base import Learner as Base
-from models.settings import SteppedSettings
-from models.training import Group, Recipe, cross_entropy_among, fit, keep_other_rows, stepped
-from utils.tasks import Task, own_parts, real_and_padded
+from backbone.heads.gaussians import ClassGaussians
+from backbone.heads.heads import LinearHead
+from models.learner.base import Learner as Base
+from models.learner.fit import fit
+from models.learner.groups import Group, Recipe, stepped
+from models.learner.losses import cross_entropy_among, keep_other_rows
+from models.settings.rates import SteppedSettings
+from utils.data.batches import own_parts, real_and_padded
+from utils.data.tasks import Task
 
 
 class Settings(SteppedSettings):

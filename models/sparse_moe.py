@@ -13,16 +13,18 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import Tensor
 
-from backbone import balance
-from backbone.adapter import Adapter
-from backbone.heads import LinearHead
-from backbone.moe import SparseMoE, hidden_for, rank_for
-from models.base import Learner as Base
-from models.base import layer_range, slot_inputs
-from models.settings import RoutedSettings
-from models.training import Group, cross_entropy_among, fit, keep_other_rows, planned
-from models.watch import Watch
-from utils.tasks import Task
+from backbone.adapters.adapter import Adapter
+from backbone.experts import balance
+from backbone.experts.moe import SparseMoE, hidden_for, rank_for
+from backbone.heads.heads import LinearHead
+from models.families.expert_use import Watch
+from models.learner.base import Learner as Base
+from models.learner.fit import fit
+from models.learner.groups import Group, planned
+from models.learner.layers import layer_range, slot_inputs
+from models.learner.losses import cross_entropy_among, keep_other_rows
+from models.settings.rates import RoutedSettings
+from utils.data.tasks import Task
 
 
 class Settings(RoutedSettings):

@@ -11,15 +11,16 @@ from timm.models.vision_transformer import VisionTransformer
 
 import models
 from backbone.vit import SlottedViT
-from models import running
-from models.base import SeededInit
-from utils import data, page, plots
-from utils.data import Dataset
+from models.learner.base import SeededInit
+from utils import data
+from utils.config.strict_json import read_json
+from utils.data.dataset import Dataset
 from utils.data.images import ImageArray
-from utils.journal import Journal
-from utils.runlog import RunLog
-from utils.strict_json import read_json
-from utils.tasks import TaskStream
+from utils.data.tasks import TaskStream
+from utils.report import page, plots
+from utils.run import task
+from utils.run.journal import Journal
+from utils.run.log import RunLog
 
 torch.set_num_threads(1)  # toy sizes: a second thread only costs
 
@@ -68,7 +69,7 @@ def toy_settings(method: str, **other):
 
 def learn_and_score(learner, stream, index, record):
     """One task as main.py does it, without a run folder's journal."""
-    running.score(learner, stream, index, record, running.learn(learner, stream, index, record.seed, Journal()))
+    task.score(learner, stream, index, record, task.learn(learner, stream, index, record.seed, Journal()))
 
 
 # ---------------------------------------------------------------- runs of the whole program

@@ -14,13 +14,13 @@ from conftest import tiny_experiment, toy_backbone, toy_dataset, toy_settings, t
 
 import main
 import models
-from models import training
-from models.base import SeededInit
-from utils import interrupt, parallel
-from utils.journal import Journal
-from utils.runlog import RunLog, SilentLog
-from utils.runtime import seed_everything
-from utils.storage import write_state
+from models.learner import losses
+from models.learner.base import SeededInit
+from utils.files.storage import write_state
+from utils.process import interrupt, parallel
+from utils.process.seeds import seed_everything
+from utils.run.journal import Journal
+from utils.run.log import RunLog, SilentLog
 
 # 40 images a task: three batches of 13, and one of a single image, of which only one process has a part
 TINY = {"batch_size": 13, "detect_batch_size": 13, "epochs": 2, "func_epoch": 2, "rd_epoch": 2}
@@ -101,7 +101,7 @@ def stopped(place):
 
 def one_dies(place):
     """The last process fails in its fourth step."""
-    steps, real = itertools.count(1), training.cross_entropy_among
+    steps, real = itertools.count(1), losses.cross_entropy_among
 
     def fails(*args):
         if parallel.rank() == parallel.world() - 1 and next(steps) == 4:

@@ -12,11 +12,12 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from backbone import adapter
+from backbone.adapters import adapter
 from backbone.vit import SlottedViT
-from models import prompting, session
-from utils import metrics
-from utils.runlog import RunLog
+from models.families import prompts
+from models.learner import fit
+from utils.evaluation import metrics
+from utils.run.log import RunLog
 
 TOLERANCE = 1e-9
 COMMON = {"dataset": "digits", "init_cls": 2, "increment": 2}
@@ -101,7 +102,7 @@ def close(ours: torch.Tensor, theirs: np.ndarray, what: str) -> None:
 def learn_all(run: Recorded, method: str, settings: dict, tmp_path: Path, monkeypatch, phases: list[list[float]]):
     """Runs the real learner over the recorded tasks; yields (task, learner) after each; `phases` collects the losses."""
     module = __import__(f"models.{method}", fromlist=["Learner"])
-    for place in (module, prompting):  # the methods that learn from a pool share their call of it
+    for place in (module, prompts):  # the methods that learn from a pool share their call of it
         if hasattr(place, "fit"):
             monkeypatch.setattr(place, "fit", lambda *a, real=place.fit, **k: phases.append(real(*a, **k)))
     cfg = module.Settings(model_name=method, **COMMON, **settings)
@@ -123,7 +124,7 @@ def logits_of(learner, run: Recorded) -> torch.Tensor:
 
 
 class Sessions:
-    """Watches `models.session`: the losses of each session, and its head and what it trained as they were at its end.
+    """Watches `models.families.sessions`: the losses of each session, and its head and what it trained as they were at its end.
 
     `keep(session, step, layer, batch)` gives the recorded dropout masks [B, N, R], true where a hidden unit was kept."""
 
@@ -131,8 +132,8 @@ class Sessions:
         self.losses: list[list[float]] = []
         self.heads: list[dict[str, torch.Tensor]] = []
         self.depth, self.keep, self.calls = depth, keep, 0
-        self.real_fit, self.real_dropout = session.fit, adapter.F.dropout
-        monkeypatch.setattr(session, "fit", self.fit)
+        self.real_fit, self.real_dropout = fit.fit, adapter.F.dropout
+        monkeypatch.setattr(fit, "fit", self.fit)
         monkeypatch.setattr(adapter, "F", SimpleNamespace(**{**vars(adapter.F), "dropout": self.dropout}))
 
     def fit(self, learner, *rest, **options):

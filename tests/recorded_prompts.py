@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from recorded import TOLERANCE, Recorded, close
 
-from backbone.prompts import choose
+from backbone.prompts.prefixes import choose
 
 KEYS = ("tuned_epoch", "init_lr", "batch_size", "weight_decay", "min_lr", "optimizer", "scheduler")
 POOL = ("size", "length", "top_k", "batchwise_prompt", "use_prompt_mask", "shared_prompt_pool", "shared_prompt_key")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from backbone.adapter import Adapter, mixture
+from backbone.adapters.adapter import Adapter, mixture
 
 
 def experts_of(ranks, width=12, scales=None, seed=0, activation="relu"):

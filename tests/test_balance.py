@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from backbone.balance import assignments, balance_loss, entropy_loss, over_layers, utilisation, z_loss
-from backbone.router import Router, Routing, one_expert, uniform
+from backbone.experts.balance import assignments, balance_loss, entropy_loss, over_layers, utilisation, z_loss
+from backbone.experts.router import Router, Routing, one_expert, uniform
 
 
 def routing_of(logits, k=1):

@@ -16,7 +16,7 @@ from conftest import tiny_experiment
 from PIL import Image
 
 import main
-from utils import page
+from utils.report import page
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 if BROWSER is None or BROWSER.startswith("/snap/"):  # which sees no temporary folder

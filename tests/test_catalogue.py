@@ -3,7 +3,7 @@
 import timm
 
 from backbone import catalogue
-from utils.strict_json import nearest
+from utils.text import nearest
 
 
 def test_names_are_timms():

@@ -7,9 +7,11 @@ import torch
 from conftest import toy_stream
 
 import models
-from utils import checkpoint, storage
-from utils.checkpoint import Checkpoint, Resumed
-from utils.runlog import RunLog
+from utils.files import storage
+from utils.run import checkpoint
+from utils.run import folder as run_folder
+from utils.run.checkpoint import Checkpoint, Resumed
+from utils.run.log import RunLog
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "empty": torch.zeros(0, 4), "half": torch.ones(3, dtype=torch.float16)}
 
@@ -144,27 +146,27 @@ def test_without_a_whole_checkpoint_the_rows_are_kept_aside(toy_learner, log):
 
 def test_move_aside_keeps_everything(tmp_path):
     folder = tmp_path / "seed_1"
-    assert checkpoint.move_aside(folder) is None
+    assert run_folder.move_aside(folder) is None
     for number in (1, 2):
         with RunLog(folder, console=False) as log:
             log.row("epoch", loss=number)
-        assert checkpoint.move_aside(folder) == tmp_path / f"seed_1.old_{number}"
+        assert run_folder.move_aside(folder) == tmp_path / f"seed_1.old_{number}"
     losses = [json.loads((tmp_path / f"seed_1.old_{n}" / "metrics.jsonl").read_text())["loss"] for n in (1, 2)]
     assert losses == [1, 2] and not folder.exists()
 
 
 def test_a_folder_in_use_is_not_moved(tmp_path):
     with RunLog(tmp_path / "seed_1", console=False), pytest.raises(ValueError, match="being written by another run"):
-        checkpoint.move_aside(tmp_path / "seed_1")
+        run_folder.move_aside(tmp_path / "seed_1")
     assert (tmp_path / "seed_1").is_dir()
 
 
 def test_latest_is_a_relative_link_and_gives_way_to_a_real_folder(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name / "seed_1").mkdir(parents=True)
-        checkpoint.point_latest(tmp_path / "latest", tmp_path / name / "seed_1")
+        run_folder.point_latest(tmp_path / "latest", tmp_path / name / "seed_1")
         assert (tmp_path / "latest").readlink().as_posix() == f"{name}/seed_1"
     (tmp_path / "latest").unlink()
     (tmp_path / "latest").mkdir()
-    checkpoint.point_latest(tmp_path / "latest", tmp_path / "a")
+    run_folder.point_latest(tmp_path / "latest", tmp_path / "a")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "latest"] and not (tmp_path / "latest").is_symlink()

@@ -15,9 +15,11 @@ import pytest
 from conftest import assert_same_run, rows_of
 
 import main
-from models import running
-from utils.runlog import CONTROL, RunLog
-from utils.strict_json import read_json
+from commands import load
+from utils.config.strict_json import read_json
+from utils.run import task as run_task
+from utils.run.log import RunLog
+from utils.text import CONTROL
 
 ROOT = Path(__file__).resolve().parent.parent
 # a run of some seconds: random weights and 16 pixels are enough, since nothing here looks at how good it gets
@@ -202,7 +204,7 @@ def test_stopped_at_any_moment_the_same_command_ends_the_same(notice, code, fini
 def interrupted(tiny, tmp_path, monkeypatch, finished):
     """A run of seed 1 that stopped in its third task: (arguments to run it again, its folder)."""
     arguments = ["--config", str(tiny), "--out", str(tmp_path / "logs"), "--set", "seed=[1]"]
-    whole = running.learn
+    whole = run_task.learn
 
     def stop(learner, stream, index, *rest):
         if index == 2:
@@ -211,7 +213,7 @@ def interrupted(tiny, tmp_path, monkeypatch, finished):
         return whole(learner, stream, index, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(running, "learn", stop)
+        patch.setattr(run_task, "learn", stop)
         assert main.main(arguments) == 75
     return arguments, tmp_path / "logs" / "tiny" / finished[0][0].parent.name / "seed_1"
 
@@ -315,7 +317,7 @@ def test_exit_codes_of_errors(error, code, words, tiny, monkeypatch, capsys):
     def fail(args):
         raise error
 
-    monkeypatch.setattr(main, "load", fail)
+    monkeypatch.setattr(load, "load", fail)
     assert main.main(["--config", str(tiny)]) == code
     shown = capsys.readouterr().err
     assert words in shown and len(shown.splitlines()) == 1
@@ -327,7 +329,7 @@ def test_an_unexpected_error_leaves_its_traceback_in_the_log(tiny, tmp_path, mon
     def fail(*_):
         raise RuntimeError("deep inside")
 
-    monkeypatch.setattr(running, "learn", fail)
+    monkeypatch.setattr(run_task, "learn", fail)
     assert main.main(["--config", str(tiny), "--out", str(tmp_path)]) == 1
     assert "--debug shows where" in capsys.readouterr().err
     assert "in fail" in (tmp_path / "latest" / "run.log").read_text(encoding="utf-8")

@@ -11,9 +11,11 @@ import pytest
 from test_page import Checker, cells
 
 import main
-from utils import compare, compare_page, compare_rows, runs
-from utils.metrics import Score
-from utils.report import RunRecord, results_json
+from commands import compare
+from utils.compare import page, runs
+from utils.compare import rows as compare_rows
+from utils.evaluation.metrics import Score
+from utils.run.record import RunRecord, results_json
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -260,7 +262,7 @@ def test_settings_that_only_some_methods_have_are_folded_away(tmp_path):
     make(tmp_path / "b" / "seed_1", router="x", rate=2, limit=3)
     make(tmp_path / "c" / "seed_1", model_name="ncm", limit=3)
     rows, _ = rows_in(tmp_path)
-    html = compare_page.settings_table(list(enumerate(rows, start=1)))
+    html = page.settings_table(list(enumerate(rows, start=1)))
     shown, lone, equal = html.split("<details>")
     assert cells("model_name", "sema", "sema", "ncm") in shown and cells("rate", 1, 2, "-") in shown
     assert cells("limit", "null", 3, 3) in shown and "router" not in shown
@@ -281,7 +283,7 @@ def test_of_many_rows_the_best_are_drawn_and_that_is_said(tmp_path, capsys):
         make(tmp_path / "r" / f"{index:02}" / "seed_1", right=index % 7, init_lr=1 + index)
     rows, _ = rows_in(tmp_path / "r")
     # the first, then those with six right answers, and of those with five the earliest
-    assert [number for number, _ in compare_page.chosen(rows, 6)] == [1, 6, 7, 14, 21, 28]
+    assert [number for number, _ in page.chosen(rows, 6)] == [1, 6, 7, 14, 21, 28]
     compare.MOST_PRINTED, kept = 10, compare.MOST_PRINTED
     try:
         assert start(tmp_path / "r", "--out", tmp_path) == 0
@@ -318,14 +320,14 @@ def test_a_run_without_tasks_or_numbers(tmp_path):
 
 
 def test_no_labels_overlap(tmp_path, overlaps):
-    from utils import plots_compare
+    from utils.compare import plots
 
     for index in range(9):
         make(tmp_path / f"{index}" / "seed_1", right=index % 7, tasks=20, init_lr=1 + index, backbone_type="x" * 80)
     rows, _ = rows_in(tmp_path)
     for row in rows:
         row.label = "$" + row.label + "_y" * 40
-    figures = plots_compare.draw(list(enumerate(rows, start=1)))
+    figures = plots.draw(list(enumerate(rows, start=1)))
     assert list(figures) == ["accuracy", "forgetting", "errors", "bias", "adapters", "cost"]
     for name, figure in figures.items():
         assert overlaps(figure) == [], name

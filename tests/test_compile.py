@@ -12,8 +12,8 @@ from conftest import tiny_experiment, toy_backbone
 from torch import nn
 
 import main
-from backbone import computing
-from backbone.adapter import Adapter
+from backbone import precision
+from backbone.adapters.adapter import Adapter
 from backbone.vit import HALVES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,7 +48,7 @@ def test_only_the_frozen_halves_are_compiled_and_growth_compiles_nothing(monkeyp
     calls = []
     monkeypatch.setattr(torch, "compile", counting(calls))
     plain, backbone = toy_backbone(), toy_backbone()
-    computing.prepare(backbone, compiled=True)
+    precision.prepare(backbone, compiled=True)
     assert calls == ["compiled", "compiled", *((half, backbone.vit.blocks[0]) for half in HALVES)]
     for layer in (None, 1, 2):
         if layer is not None:
@@ -61,13 +61,13 @@ def test_only_the_frozen_halves_are_compiled_and_growth_compiles_nothing(monkeyp
         stream = backbone.prefix(IMAGES, 1, inside=True)
         assert torch.equal(stream.after, plain.prefix(IMAGES, 1, inside=True).after)
         torch.testing.assert_close(backbone(stream), plain(IMAGES))
-    computing.prepare(backbone)
+    precision.prepare(backbone)
     assert backbone.halves is HALVES
 
 
 def test_shapes_alone_are_never_compiled(monkeypatch):
     monkeypatch.setattr(torch, "compile", None)
-    computing.prepare(toy_backbone().to("meta"), compiled=True)
+    precision.prepare(toy_backbone().to("meta"), compiled=True)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no compiler\nat all"), OSError("g++ is gone"), ImportError("triton")])
@@ -80,7 +80,7 @@ def test_without_a_compiler_there_is_one_warning_and_the_plain_path(error, monke
 
     monkeypatch.setattr(torch, "compile", broken)
     told, backbone = [], toy_backbone()
-    computing.prepare(backbone, compiled=True, say=told.append)
+    precision.prepare(backbone, compiled=True, say=told.append)
     reason = str(error).splitlines()[0]
     assert told == [f"compile: torch.compile does not work on this machine ({reason}): the run goes on uncompiled"]
     assert backbone.halves is HALVES and torch.equal(backbone(IMAGES), toy_backbone()(IMAGES))
@@ -113,7 +113,7 @@ def test_without_a_real_compiler_too(tmp_path):
 def test_compiled_features_and_gradients_equal_plain_ones_to_rounding():
     torch.compiler.reset()
     plain, backbone, told = toy_backbone(), toy_backbone(), []
-    computing.prepare(backbone, compiled=True, say=told.append)
+    precision.prepare(backbone, compiled=True, say=told.append)
     assert not told
     for layer in (2, 0):  # a slot that comes later, below
         adapt(plain, layer)

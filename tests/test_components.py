@@ -7,7 +7,7 @@ import torch
 from conftest import toy_stream
 from torch.nn import functional as F
 
-from backbone.components import Components, Draws, orthonormal
+from backbone.prompts.components import Components, Draws, orthonormal
 
 
 def noise(*shape, seed=0):

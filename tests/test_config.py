@@ -10,8 +10,9 @@ import pytest
 
 import models
 from backbone import catalogue
-from utils import config
-from utils.strict_json import ConfigError, parse_set, read_json
+from utils.config import resolve as config_resolve
+from utils.config import schema as config
+from utils.config.strict_json import ConfigError, parse_set, read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 GOOD = {"model_name": "sema", "dataset": "digits", "init_cls": 2, "increment": 2}
@@ -37,7 +38,7 @@ SIX = {
 
 
 def resolve(values, faults=()):
-    return config.resolve(
+    return config_resolve.resolve(
         values,
         source="x.json",
         settings_of=models.settings_of,
@@ -270,7 +271,7 @@ def test_hash_sees_everything_else():
             other = (
                 not value if isinstance(value, bool) else value + 1 if isinstance(value, int | float) else f"{value}x"
             )
-        changed = config.Resolved(base.model_copy(update={key: other}), frozenset(), ())
+        changed = config_resolve.Resolved(base.model_copy(update={key: other}), frozenset(), ())
         assert changed.hash not in seen, key
         seen.add(changed.hash)
     # a default written out is the same run; so is the order of keys

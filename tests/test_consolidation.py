@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from backbone.adapter import Adapter
-from backbone.consolidation import METHODS, consolidate, error, wanted
+from backbone.adapters.adapter import Adapter
+from backbone.adapters.consolidation import METHODS, consolidate, error, wanted
 
 D, X = 10, torch.randn(400, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
 PARAMETER_SPACE = ("task_arithmetic", "pam_lite")

@@ -22,10 +22,10 @@ from test_data import few, write_binary, write_python  # noqa: F401  few is a fi
 import main
 import models
 from backbone import weights
-from backbone.lora import LoRA
-from backbone.peft_format import CONFIG, WEIGHTS, load_peft, save_peft
+from backbone.adapters.lora import LoRA
+from backbone.adapters.peft_format import CONFIG, WEIGHTS, load_peft, save_peft
 from utils import data
-from utils.config import Experiment
+from utils.config.schema import Experiment
 from utils.data.images import decode
 
 MARKER = "code_was_run"

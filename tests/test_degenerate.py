@@ -15,16 +15,19 @@ from PIL import Image
 
 import main
 import models
-from backbone import novelty
-from backbone.descriptor import Descriptor
-from models.base import SeededInit
-from models.held_out import hold_out
-from utils import metrics, report, storage
-from utils.data import Dataset
+from backbone.experts import novelty
+from backbone.experts.descriptor import Descriptor
+from models.learner.base import SeededInit
+from models.learner.held_out import hold_out
+from utils.config.strict_json import read_json
+from utils.data.dataset import Dataset
 from utils.data.images import ImageArray
-from utils.evaluation import drift_of, evaluate, spans
-from utils.runlog import RunLog
-from utils.strict_json import read_json
+from utils.evaluation import metrics
+from utils.evaluation.head_drift import drift_of
+from utils.evaluation.scores import evaluate, spans
+from utils.files import storage
+from utils.run import record as run_record
+from utils.run.log import RunLog
 
 METHODS = models.available()
 HEADS = [(m, h) for m in METHODS for h in get_args(models.settings_of(m).model_fields["head"].annotation)]
@@ -76,7 +79,7 @@ def degenerate_run(folder, method, case, backbone=None, **settings):
     dataset = Dataset("toy", [f"class {c}" for c in range(4)], *[ImageArray(images, labels)] * 2, "small")
     cfg = toy_settings(method, **QUICK | keys | settings)
     stream = toy_stream(dataset, init_cls=2, increment=1, shuffle=False)
-    record = report.RunRecord(method, "toy", 1, stream.order, [list(span) for span in spans(stream.sizes)])
+    record = run_record.RunRecord(method, "toy", 1, stream.order, [list(span) for span in spans(stream.sizes)])
     with RunLog(folder / "run", console=False) as log:
         learner = models.learner_of(method)(cfg, backbone or toy_backbone(), 4, SeededInit(1), log)
         for index in range(len(stream)):
@@ -86,7 +89,7 @@ def degenerate_run(folder, method, case, backbone=None, **settings):
             assert torch.isfinite(learner.logits(span_images)).all()
     assert all(torch.isfinite(v).all() for v in learner.own_state().values())
     rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    storage.write_json(folder / "results.json", report.results_json(record))  # refuses NaN and infinity
+    storage.write_json(folder / "results.json", run_record.results_json(record))  # refuses NaN and infinity
     return learner, read_json(folder / "results.json")[0], rows, (folder / "run" / "run.log").read_text()
 
 
@@ -220,14 +223,14 @@ def test_likeness_to_a_task_of_the_same_images_is_none_whatever_rounding_says():
 
 def test_a_task_without_test_images_keeps_its_place_and_has_no_accuracy(toy_learner):
     learner, stream = toy_learner("simplecil"), toy_stream()
-    record = report.RunRecord("simplecil", "toy", 1, stream.order, [list(span) for span in spans(stream.sizes)])
+    record = run_record.RunRecord("simplecil", "toy", 1, stream.order, [list(span) for span in spans(stream.sizes)])
     whole, test = [], stream.test
     stream.test = lambda index: test(index) if index != 1 else test(1).subset([])
     for index in range(3):
         learn_and_score(learner, stream, index, record)
         whole.append(evaluate(learner, stream, index, torch.device("cpu"))[0])
     assert [score.samples for score in whole[-1]] == [8, 0, 8] and whole[-1][1].correct == 0
-    results = report.results_json(record)
+    results = run_record.results_json(record)
     assert results["accuracy_matrix"][2][1] is None and results["accuracy_matrix"][2][2] is not None
     rows = [json.loads(line) for line in (learner.log.folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["accuracy"][1] for row in rows if row["kind"] == "task" and row["task"]] == [None, None]
@@ -237,11 +240,11 @@ def test_without_any_test_image_every_figure_is_none(toy_learner):
     none = metrics.Score(0, 0, None, 0)
     learner = toy_learner("simplecil")
     assert drift_of(learner, toy_stream(), 1, learner.statistics, [none, none], [none, none], 0.0) is None
-    record = report.RunRecord("simplecil", "toy", 1, [0, 1], [[0], [1]])
+    record = run_record.RunRecord("simplecil", "toy", 1, [0, 1], [[0], [1]])
     for t in range(2):
         how = {"trainable_parameters": 0, "total_parameters": 1, "seconds": {}, "images": 0}
         record.add_task([none] * (t + 1), adapters_per_layer={}, **how)
-    results = report.results_json(record)
+    results = run_record.results_json(record)
     figures = {"last_accuracy", "average_accuracy", "final_task_mean", "forgetting", "backward_transfer"}
     assert {results[key] for key in figures | {"task_oracle_accuracy", "images_per_second"}} == {None}
     assert results["top1_curve"] == [None, None]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from backbone.descriptor import Descriptor, losses_of
+from backbone.experts.descriptor import Descriptor, losses_of
 
 
 def made(size=4, width=3, code=2):

@@ -9,12 +9,10 @@ import pytest
 import torch
 from conftest import toy_settings, toy_stream
 
-from backbone import novelty, routed
-from backbone.novelty import Decision, replay
-from models.experts import all_act, plateau, routing_loss
-from models.replay import herd, herd_classes
-from models.spawning import THRESHOLDS, policy_of
-from utils.tasks import TaskData
+from backbone.experts import novelty, routed
+from backbone.experts.novelty import Decision, replay
+from models.families.experts import THRESHOLDS, all_act, herd, herd_classes, plateau, policy_of, routing_loss
+from utils.data.batches import TaskData
 
 FIXED = {"novelty_threshold_mode": "fixed"}
 ALWAYS, NEVER = FIXED | {"novelty_threshold": 2.0}, FIXED | {"novelty_threshold": -2.0}
@@ -228,8 +226,8 @@ def test_the_temperature_falls_over_a_task_and_its_end_is_evaluated(build):
 
 
 def test_each_loss_of_routing_acts_and_zero_takes_it_away(build):
-    from backbone import balance
-    from backbone.router import Routing
+    from backbone.experts import balance
+    from backbone.experts.router import Routing
 
     learner = teach(
         build(**ALWAYS, top_k_experts=1, router_aux_loss_coef=3.0, router_entropy_coef=5.0, router_z_loss_coef=7.0), 3

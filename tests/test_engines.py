@@ -15,7 +15,11 @@ import slurm
 
 import main
 from benchmarks import many_runs
-from utils import command, engine_slurm, engines, pool
+from commands import load
+from commands import options as command
+from utils import engines
+from utils.engines import jobs as pool
+from utils.engines import slurm as engine_slurm
 
 HERE = Path(__file__).resolve().parent
 BASE = {
@@ -171,7 +175,7 @@ def test_what_a_run_asks_of_a_cluster_is_no_part_of_its_name(tmp_path):
         {"ray_gpus": 0.5},
     ):
         path.write_text(json.dumps(BASE | more))
-        hashes.add(main.load(command.parser("").parse_args(["--config", str(path)])).cells[0].resolved.hash)
+        hashes.add(load.load(command.parser("").parse_args(["--config", str(path)])).cells[0].resolved.hash)
     assert len(hashes) == 1
 
 
@@ -378,7 +382,7 @@ def test_what_slurm_refuses_is_said_in_its_words(one_node, tmp_path):
 def two_cores():
     """Ray is started once: that takes seconds."""
     ray = pytest.importorskip("ray", reason="ray is not installed: requirements-ray.txt")
-    from utils import engine_ray
+    from utils.engines import ray as engine_ray
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
@@ -416,7 +420,7 @@ def test_ctrl_c_stops_what_ray_runs_and_it_goes_on_later(two_cores, tmp_path):
 def test_a_cluster_that_is_not_there(tmp_path, monkeypatch):
     import ray
 
-    from utils import engine_ray
+    from utils.engines import ray as engine_ray
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda **options: (_ for _ in ()).throw(ConnectionError("Could not find any Ray")))

@@ -3,37 +3,37 @@
 import pytest
 from conftest import learn_and_score, toy_stream
 
-from utils import errors
-from utils.report import RunRecord, results_json
+from utils.evaluation import error_parts
+from utils.run.record import RunRecord, results_json
 
 
 def test_wrong_tasks_are_counted_by_side():
-    assert errors.wrong_task([[5, 2, 1], [4, 3, 0], [1, 6, 2]]) == (4 + 1 + 6, 2 + 1 + 0)
-    assert errors.wrong_task([[5]]) == (0, 0)
+    assert error_parts.wrong_task([[5, 2, 1], [4, 3, 0], [1, 6, 2]]) == (4 + 1 + 6, 2 + 1 + 0)
+    assert error_parts.wrong_task([[5]]) == (0, 0)
 
 
 @pytest.mark.parametrize(
     ("counts", "bias"), [((0, 4), 100.0), ((4, 0), -100.0), ((2, 2), 0.0), ((1, 3), 50.0), ((0, 0), None)]
 )
 def test_head_bias(counts, bias):
-    assert errors.head_bias(*counts) == bias
+    assert error_parts.head_bias(*counts) == bias
 
 
 def test_the_parts_add_up():
-    split = errors.split(62.5, 87.5, [3, 1])
-    assert split == errors.Split(accuracy=62.5, known=87.5, confusion=25.0, within=12.5, bias=-50.0)
+    split = error_parts.split(62.5, 87.5, [3, 1])
+    assert split == error_parts.Split(accuracy=62.5, known=87.5, confusion=25.0, within=12.5, bias=-50.0)
     assert split.accuracy + split.confusion + split.within == 100
-    assert errors.split(None, None, [0, 0]) == errors.Split(None, None, None, None, None)
-    assert errors.split(50.0, None, None) == errors.Split(50.0, None, None, None, None)
+    assert error_parts.split(None, None, [0, 0]) == error_parts.Split(None, None, None, None, None)
+    assert error_parts.split(50.0, None, None) == error_parts.Split(50.0, None, None, None, None)
 
 
 def test_results_of_an_older_version_have_the_last_task_alone():
     older = {"top1_curve": [90.0, 60.0], "task_oracle_accuracy": 80.0}
-    assert errors.splits(older) == [
-        errors.Split(90.0, None, None, None, None),
-        errors.Split(60.0, 80.0, 20.0, 20.0, None),
+    assert error_parts.splits(older) == [
+        error_parts.Split(90.0, None, None, None, None),
+        error_parts.Split(60.0, 80.0, 20.0, 20.0, None),
     ]
-    assert errors.splits({"top1_curve": [], "task_oracle_accuracy": None}) == []
+    assert error_parts.splits({"top1_curve": [], "task_oracle_accuracy": None}) == []
 
 
 def test_a_run_records_counts_that_fit_its_accuracies(toy_learner):
@@ -44,9 +44,9 @@ def test_a_run_records_counts_that_fit_its_accuracies(toy_learner):
     results = results_json(record)
     matrix = results["task_confusion"]
     assert [sum(row) for row in matrix] == record.samples and len(matrix) == 3
-    assert results["wrong_task"][0] == [0, 0] and results["wrong_task"][2] == list(errors.wrong_task(matrix))
+    assert results["wrong_task"][0] == [0, 0] and results["wrong_task"][2] == list(error_parts.wrong_task(matrix))
     own = sum(matrix[k][k] for k in range(3))
     # finetune takes all for the newest classes: its errors between tasks lean that way
     assert sum(record.correct[-1]) <= own < sum(record.samples)
-    assert errors.splits(results)[-1].bias > 0
+    assert error_parts.splits(results)[-1].bias > 0
     assert results["task_oracle_curve"][-1] == results["task_oracle_accuracy"] >= results["last_accuracy"]

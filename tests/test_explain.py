@@ -7,7 +7,8 @@ from conftest import tiny_experiment
 
 import main
 import models
-from utils import cards, explain
+from commands import explain
+from commands import verify as cards
 
 RESULTS = {
     "model_name": "sema", "dataset": "digits", "seed": 7, "task_classes": [[4, 2], [7]],

@@ -7,9 +7,10 @@ import pytest
 import torch
 from test_saved import few_digits, tiny_run
 
-from backbone import routed, weights
-from backbone.peft_format import CONFIG, WEIGHTS, load_peft, save_peft
-from models import export_peft, saved
+from backbone import weights
+from backbone.adapters.peft_format import CONFIG, WEIGHTS, load_peft, save_peft
+from backbone.experts import routed
+from commands import export_peft, saved
 from utils import data
 
 # a rate and steps that take the experts well away from their start

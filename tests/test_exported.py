@@ -8,7 +8,7 @@ from conftest import tiny_experiment
 
 import main
 import models
-from models import exported, saved
+from commands import export, saved
 
 
 @pytest.mark.parametrize("method", models.available())
@@ -20,7 +20,7 @@ def test_an_exported_model_of_any_method_scores_as_its_run(method, tmp_path, mon
     assert main.main(["--export", str(folder)]) == 0
     assert f"{method} after task 2/2, 10 classes" in capsys.readouterr().out
     (folder / "export").rename(tmp_path / "elsewhere")
-    again, classes = exported.load(tmp_path / "elsewhere")
+    again, classes = export.load(tmp_path / "elsewhere")
     order = json.loads((folder / "results.json").read_text())["class_order"]
     assert classes == [str(c) for c in order]
     images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -35,7 +35,7 @@ def test_damage_is_told(file, damage, tmp_path, monkeypatch):
     run = tiny_experiment("simplecil", tmp_path, monkeypatch)
     assert main.main([*run, "--out", str(tmp_path / "logs")]) == 0
     (folder,) = (tmp_path / "logs").glob("*/*/seed_3")
-    exported.export(folder, tmp_path / "out")
+    export.export(folder, tmp_path / "out")
     path = tmp_path / "out" / file
     content = path.read_bytes()
     if damage == "gone":
@@ -44,7 +44,7 @@ def test_damage_is_told(file, damage, tmp_path, monkeypatch):
         bad = {"cut": content[:-3], "flip": content[:20] + b"\xff" + content[21:], "code": b"\x80\x04c__main__\nrun\n."}
         path.write_bytes(bad[damage])
     with pytest.raises(ValueError, match=r"out is no exported model that can be used: [^\n]+$"):
-        exported.load(tmp_path / "out")
+        export.load(tmp_path / "out")
 
 
 def test_an_export_never_replaces_files_and_takes_no_settings(tmp_path, capsys):

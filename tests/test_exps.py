@@ -7,7 +7,7 @@ import pytest
 
 import main
 from utils import data
-from utils.strict_json import read_json
+from utils.config.strict_json import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "exps").glob("*.json"))

@@ -5,8 +5,8 @@ import torch
 from conftest import toy_settings, toy_stream
 from test_methods import images_of, run
 
-from backbone import prefix_cache
-from utils import evaluation
+from backbone import vit
+from utils.evaluation import scores as evaluation
 
 FRESH = {"ffn_adapter_dropout": 0.0, "ffn_num": 3}
 CPU = torch.device("cpu")
@@ -17,14 +17,14 @@ IDS = ["aper", "ease", "ease, plain too"]
 @pytest.fixture
 def computed(monkeypatch):
     """Images of each pass through the blocks for a space that is kept."""
-    counts, real = [], prefix_cache.SlottedViT.prefix
+    counts, real = [], vit.SlottedViT.prefix
 
     def counting(self, images, layer, *args, **kwargs):
         if layer == self.depth:
             counts.append(len(images))
         return real(self, images, layer, *args, **kwargs)
 
-    monkeypatch.setattr(prefix_cache.SlottedViT, "prefix", counting)
+    monkeypatch.setattr(vit.SlottedViT, "prefix", counting)
     return counts
 
 

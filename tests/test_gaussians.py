@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from backbone.gaussians import RIDGE, ClassGaussians
+from backbone.heads.gaussians import RIDGE, ClassGaussians
 
 
 def test_statistics_are_those_of_numpy_and_factors_are_lower():

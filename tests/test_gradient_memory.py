@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from backbone.gradient_memory import GradientMemory
+from backbone.adapters.gradient_memory import GradientMemory
 
 
 def diagonal(*values):

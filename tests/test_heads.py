@@ -10,10 +10,11 @@ from conftest import learn_and_score, toy_backbone, toy_dataset, toy_settings, t
 from torch.nn import functional as F
 
 import models
-from backbone.heads import HELD_OUT, RIDGES, StatisticsHead
-from utils import evaluation
-from utils.report import RunRecord, results_json
-from utils.tasks import TaskStream
+from backbone.heads.heads import HELD_OUT, RIDGES, StatisticsHead
+from utils.data.tasks import TaskStream
+from utils.evaluation import head_drift
+from utils.evaluation import scores as evaluation
+from utils.run.record import RunRecord, results_json
 
 
 def head(kind, width=2, classes=3, projection_dim=None, seed=0):
@@ -64,7 +65,7 @@ def test_hand_worked_ridge():
 
 @pytest.mark.parametrize("dim", [None, 7])
 def test_ridge_task_by_task_is_the_direct_solution_over_all_images(dim, monkeypatch):
-    monkeypatch.setattr("backbone.heads.ROWS", 4)
+    monkeypatch.setattr("backbone.heads.heads.ROWS", 4)
     x, y = normal(30, 5), torch.arange(30) // 5
     ridge = head("ridge", 5, 6, dim)
     for part in (slice(0, 10), slice(10, 20), slice(20, 30)):
@@ -168,7 +169,7 @@ def test_frozen_features_with_ncm_are_simplecil(toy_learner):
 
 
 def test_ridge_of_simplecil_is_the_direct_solution_over_all_tasks(toy_learner, monkeypatch):
-    monkeypatch.setattr("backbone.heads.RIDGES", (1.0,))  # the toy picks 1e-8, at which 1e-10 is beyond rounding
+    monkeypatch.setattr("backbone.heads.heads.RIDGES", (1.0,))  # the toy picks 1e-8, at which 1e-10 is beyond rounding
     stream = toy_stream()
     learner = learned(toy_learner("simplecil", backbone=toy_backbone().double(), head="ridge"), stream)
     found = [learner.features_of(stream.task(t).train) for t in range(3)]
@@ -251,7 +252,7 @@ def test_statistics_of_frozen_features_do_not_age(kind, toy_learner):
     assert [r["task"] for r in told] == [1, 2]
     assert all(r["stale"] == r["recomputed"] and r["cosine"] == pytest.approx(1, abs=1e-12) for r in told)
     assert [r["stale"] for r in results["head_drift"]] == results["top1_curve"][1:]
-    renewed = evaluation.renewed_statistics(learner, toy_stream(), 2)
+    renewed = head_drift.renewed_statistics(learner, toy_stream(), 2)
     state = renewed.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in learner.statistics.state_dict().items())
 
@@ -262,7 +263,7 @@ def test_statistics_of_moving_adapters_age_and_recomputed_ones_do_not(kind, toy_
     learner = toy_learner("finetune", head=kind, epochs=4, init_lr=0.3)
     told, results = scored(learner, stream)
     assert all(-1 <= r["cosine"] < 0.9999 for r in told)
-    renewed, stale = evaluation.renewed_statistics(learner, stream, 2), learner.statistics
+    renewed, stale = head_drift.renewed_statistics(learner, stream, 2), learner.statistics
     assert torch.equal(renewed.sums[4:], stale.sums[4:])  # the last task is as it was gathered
     assert not torch.isclose(renewed.sums[:4], stale.sums[:4]).all(dim=1).any()
     cosines = F.cosine_similarity(renewed.sums[:4], stale.sums[:4])
@@ -311,7 +312,7 @@ def test_each_test_image_passes_the_backbone_once(toy_learner):
         return real(images, *rest)
 
     learner.backbone.forward = counting
-    renewed = evaluation.renewed_statistics(learner, stream, 2)
+    renewed = head_drift.renewed_statistics(learner, stream, 2)
     assert count.images == 60
     evaluation.evaluate(learner, stream, 2, torch.device("cpu"), renewed)
     assert count.images == 60 + 24

@@ -66,11 +66,11 @@ HEAVY = ("torch", "timm", "torchvision", "matplotlib", "sklearn", "safetensors")
         "main",
         "models",
         "backbone.catalogue",
-        "utils.config",
-        "utils.command",
+        "utils.config.schema",
+        "commands.options",
         "utils.data",
-        "utils.report",
-        "utils.runtime",
+        "utils.report.console",
+        "utils.process.machine",
     ],
 )
 def test_light_modules_import_nothing_heavy(module):

@@ -7,7 +7,8 @@ import pytest
 from conftest import assert_same_run, tiny_experiment, toy_stream
 
 import main
-from utils import interrupt, tasks
+from utils.data import batches as tasks
+from utils.process import interrupt
 
 
 @pytest.fixture(autouse=True)

@@ -7,10 +7,9 @@ import torch
 from conftest import tiny_experiment
 
 import main
-from models import running
-from utils import journal
-from utils.journal import Differs, Journal, pack, unpack
-from utils.runtime import rng_state, set_rng_state
+from utils.process.seeds import rng_state, set_rng_state
+from utils.run import journal, task
+from utils.run.journal import Differs, Journal, pack, unpack
 
 
 def test_nested_values_come_back_exactly():
@@ -124,11 +123,11 @@ def test_a_run_that_goes_another_way_learns_the_task_anew(tmp_path, monkeypatch,
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(running, "score", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(task, "score", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         patch.setattr(
-            running,
+            task,
             "learn",
-            lambda *args, learn=running.learn: (learn(*args), (_ for _ in ()).throw(KeyboardInterrupt)),
+            lambda *args, learn=task.learn: (learn(*args), (_ for _ in ()).throw(KeyboardInterrupt)),
         )
         assert main.main([*run, "--out", str(folder)]) == 75
     monkeypatch.setattr(Journal, "recall", stop)

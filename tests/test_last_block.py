@@ -8,12 +8,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from backbone import last_block
-from backbone.adapter import Adapter
-from backbone.expansion import ExpandableLayer
-from backbone.moe import SparseMoE
-from backbone.nested import NestedLoRAAdapter
-from backbone.routed import RoutedLayer, attach_router
-from backbone.router import RouterColumn
+from backbone.adapters.adapter import Adapter
+from backbone.adapters.nested import NestedLoRAAdapter
+from backbone.experts.expandable import ExpandableLayer
+from backbone.experts.moe import SparseMoE
+from backbone.experts.routed import RoutedLayer, attach_router
+from backbone.experts.router import RouterColumn
 from backbone.vit import BlockSlot, SlottedViT, Stream
 
 D = 16

@@ -6,15 +6,14 @@ import pytest
 
 import models
 from benchmarks import leaderboard
-from models import keys
-from utils import cards
-from utils.strict_json import read_json
+from commands import keys, verify
+from utils.config.strict_json import read_json
 
 README = (leaderboard.ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_readmes_tables_are_up_to_date():
-    assert keys.replaced(README) == README, "python -m models.keys"
+    assert keys.replaced(README) == README, "python -m commands.keys"
     assert leaderboard.replaced(README) == README, "python -m benchmarks.leaderboard --collect logs"
 
 
@@ -31,7 +30,7 @@ def test_an_arm_is_the_shipped_experiment():
     for arm in sweep["sweep"]:
         file = leaderboard.shipped("digits")[arm["prefix"]]
         own, alone = (leaderboard._resolved(values) for values in (base | arm, file))
-        assert cards.digest(own, models.settings_of) == cards.digest(alone, models.settings_of), arm["prefix"]
+        assert verify.digest(own, models.settings_of) == verify.digest(alone, models.settings_of), arm["prefix"]
 
 
 def test_every_card_is_made_from_the_kept_runs():
@@ -41,7 +40,7 @@ def test_every_card_is_made_from_the_kept_runs():
             own = [r for r in runs if (r["set"], r["method"]) == (name, method)]
             assert values.get("expected") == (leaderboard.card(own) if own else None), f"{method} on {name}"
             if own:  # a change of the file makes the runs kept of it those of something else
-                digest = cards.digest(leaderboard._resolved(values), models.settings_of)
+                digest = verify.digest(leaderboard._resolved(values), models.settings_of)
                 assert digest == own[0]["settings"], f"{method} on {name}: run it again"
                 ends = leaderboard.figures(own, values["seed"]) if name in leaderboard.SETS else ""
                 assert values["about"].endswith(ends), f"{method} on {name}"

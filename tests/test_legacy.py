@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-import main
-from utils import command, legacy
-from utils.config import NEVER_ACTED
-from utils.strict_json import ConfigError
+from commands import load as commands_load
+from commands import options
+from utils.config import nested_lora_files
+from utils.config.schema import NEVER_ACTED
+from utils.config.strict_json import ConfigError
 
 # The 22 files of exps/ in github.com/motsun1/Nested-LoRA, key by key.
 FILES = json.loads((Path(__file__).parent / "fixtures" / "nested_lora_files.json").read_text(encoding="utf-8"))
@@ -19,12 +20,12 @@ def load(values, folder, *overrides):
     path = folder / "old.json"
     path.write_text(json.dumps(values), encoding="utf-8")
     sets = [part for text in overrides for part in ("--set", text)]
-    (cell,) = main.load(command.parser("").parse_args(["--config", str(path), *sets])).cells
+    (cell,) = commands_load.load(options.parser("").parse_args(["--config", str(path), *sets])).cells
     return cell.resolved
 
 
 def translated(values):
-    found, notes, faults = legacy.translate(values)
+    found, notes, faults = nested_lora_files.translate(values)
     assert not faults
     return found, "\n".join(notes)
 
@@ -131,9 +132,9 @@ def test_defaults_inside_sema():
 
 def test_a_file_of_ours_is_left_alone():
     ours = {k: v for k, v in MARKED.items() if k != "memory_size"} | {"nested_lora_consolidation_method": "pam"}
-    assert legacy.translate(ours) == (ours, [], [])
+    assert nested_lora_files.translate(ours) == (ours, [], [])
     sema = MARKED | {"model_name": "sema"}
-    assert legacy.translate(sema) == (sema, [], [])
+    assert nested_lora_files.translate(sema) == (sema, [], [])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""utils/loading.py: what lives on a GPU, and how many processes decode; fakes stand for the GPU."""
+"""utils/data/workers.py: what lives on a GPU, and how many processes decode; fakes stand for the GPU."""
 
 from types import SimpleNamespace
 
@@ -10,20 +10,20 @@ from test_tasks import gather, on_disk  # noqa: F401  (a fixture)
 from test_tasks import stream as task_stream
 
 import main
-from utils import loading, tasks, transforms
+from utils.data import batches, transforms, workers
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 
 
 def test_what_takes_a_tenth_of_a_gpu_lives_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10, 1000))  # little is free: the whole counts
-    assert loading.fits(100, GPU) and not loading.fits(101, GPU)
-    assert not loading.fits(1, CPU) and not loading.fits(1, None)
+    assert workers.fits(100, GPU) and not workers.fits(101, GPU)
+    assert not workers.fits(1, CPU) and not workers.fits(1, None)
 
 
 def test_images_that_live_on_the_device_are_transformed_there(monkeypatch):
     """`meta` is a device of its own: a tensor of another one in the same operation is an error."""
-    monkeypatch.setattr(loading, "fits", lambda size, device: device is not None)
+    monkeypatch.setattr(workers, "fits", lambda size, device: device is not None)
     data = toy_stream(toy_dataset(), device=torch.device("meta")).task(0).train
     assert data.source.pixels.device.type == "meta" and data.source.pixels is data.source.pixels  # copied once
     for augment in (True, False):
@@ -34,7 +34,7 @@ def test_images_that_live_on_the_device_are_transformed_there(monkeypatch):
 
 
 def test_images_that_are_transformed_one_by_one_stay(monkeypatch):
-    monkeypatch.setattr(loading, "fits", lambda size, device: device is not None)
+    monkeypatch.setattr(workers, "fits", lambda size, device: device is not None)
     dataset = toy_dataset()
     dataset = type(dataset)(dataset.name, dataset.class_names, dataset.train, dataset.test, "imagenet")
     there, here = (toy_stream(dataset, device=d).task(0).train for d in (torch.device("meta"), None))
@@ -53,7 +53,7 @@ def test_the_draws_of_an_augmentation_are_made_on_the_cpu(monkeypatch):
 @pytest.mark.parametrize(("device", "pinned"), [(GPU, True), (CPU, False), (None, False)])
 def test_memory_is_pinned_for_a_gpu_alone(device, pinned, on_disk, monkeypatch):  # noqa: F811
     asked = {}
-    monkeypatch.setattr(tasks, "DataLoader", lambda fetch, **options: asked.update(options) or [])
+    monkeypatch.setattr(batches, "DataLoader", lambda fetch, **options: asked.update(options) or [])
     given = list(task_stream(on_disk, num_workers=1, device=device).task(0).train.batches(4))
     assert given == [] and asked["pin_memory"] is pinned
 
@@ -63,13 +63,13 @@ def test_memory_is_pinned_for_a_gpu_alone(device, pinned, on_disk, monkeypatch):
     [(0.04, 1, 8, 0), (0.06, 1, 8, 1), (1, 1, 8, 1), (3.1, 1, 8, 4), (100, 1, 8, 8), (1, 0, 2, 2), (0, 0, 2, 0)],
 )
 def test_workers_keep_up_with_the_step(decode, step, most, wanted):
-    assert loading.workers_for(decode, step, most) == wanted
+    assert workers.workers_for(decode, step, most) == wanted
 
 
 def test_files_are_measured_and_arrays_are_not(on_disk, monkeypatch):  # noqa: F811
     now = iter([0.0, 0.6, 10.0, 10.3])  # a batch decoded in 0.6 s, a pass in 0.3 s
-    monkeypatch.setattr(loading, "time", SimpleNamespace(perf_counter=lambda: next(now)))
-    monkeypatch.setattr(loading, "cores", lambda: 16)
+    monkeypatch.setattr(workers, "time", SimpleNamespace(perf_counter=lambda: next(now)))
+    monkeypatch.setattr(workers, "cores", lambda: 16)
     passes, cfg = [], SimpleNamespace(num_workers="auto", batch_size=4)
     stream = task_stream(on_disk)
     before = gather(stream.task(0).train.batches(4))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from utils import lock
-from utils.lock import Lock
-from utils.runlog import RunLog
+from utils.files import lock
+from utils.files.lock import Lock
+from utils.run.log import RunLog
 
 ROOT = Path(__file__).resolve().parent.parent
 

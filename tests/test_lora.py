@@ -8,10 +8,10 @@ import torch
 from conftest import toy_backbone
 from safetensors.torch import load_file, save_file
 
-from backbone import routed
-from backbone.lora import TARGETS, Bundle, LoRA, bundle, linear_of, merge, merge_bundles, mixture
-from backbone.peft_format import CONFIG, WEIGHTS, load_peft, save_peft
-from models.base import Learner
+from backbone.adapters.lora import TARGETS, Bundle, LoRA, bundle, linear_of, merge, merge_bundles, mixture
+from backbone.adapters.peft_format import CONFIG, WEIGHTS, load_peft, save_peft
+from backbone.experts import routed
+from models.learner.base import Learner
 
 ALL = list(TARGETS)
 IMAGES = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(5))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import toy_backbone
 
-from backbone.lora import LoRA
-from backbone.lora_qkv import FixedDown, QKVUpdates, sizes_of
+from backbone.adapters.lora import LoRA
+from backbone.adapters.lora_qkv import FixedDown, QKVUpdates, sizes_of
 
 IMAGES = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
 WIDTH = 16

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from utils import metrics as m
+from utils.evaluation import metrics as m
 
 # Three tasks of 10, 30 and 10 test samples.
 CORRECT = [[10], [8, 24], [5, 27, 7]]

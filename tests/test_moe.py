@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from backbone.adapter import Adapter
-from backbone.balance import assignments, balance_loss
-from backbone.moe import SparseMoE, SwiGLU, grouped_works, hidden_for, rank_for, within_capacity
-from backbone.router import one_expert
+from backbone.adapters.adapter import Adapter
+from backbone.experts.balance import assignments, balance_loss
+from backbone.experts.moe import SparseMoE, SwiGLU, grouped_works, hidden_for, rank_for, within_capacity
+from backbone.experts.router import one_expert
 
 WAYS = [
     "dense",

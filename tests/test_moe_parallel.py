@@ -10,8 +10,9 @@ from conftest import toy_backbone, toy_dataset, toy_stream
 from test_nested_lora import Sum, faults_of, images_of, largest, learn, rows, state
 from torch import nn
 
-import models.training
-from utils.tasks import TaskData
+import models
+from models.learner import fit
+from utils.data.batches import TaskData
 
 RATE, MULTIPLIERS = 0.05, (1.0, 0.5, 0.25)
 
@@ -125,13 +126,13 @@ def test_the_mean_loss_gives_every_expert_a_kth_of_the_gradient(contest):
 
 
 def test_rates_and_groups_of_the_experts(contest, monkeypatch):
-    seen, real = [], models.training.optimizer_for
+    seen, real = [], fit.optimizer_for
 
     def watched(learner, groups, cfg, **how):
         seen.append(list(groups))
         return real(learner, groups, cfg, **how)
 
-    monkeypatch.setattr(models.training, "optimizer_for", watched)
+    monkeypatch.setattr(fit, "optimizer_for", watched)
     for heads, more in (("shared", {}), ("per_expert", {"fast_lr_multipliers": (3.0, 1.0, 0.2)})):
         learner = contest(moe_heads=heads, nested_lora_lr_fast=0.08, nested_lora_lr_slow=0.01, epochs=1, **more)
         learner.learn(toy_stream().task(0))

@@ -5,8 +5,8 @@ import torch
 from conftest import toy_backbone
 from torch import nn
 
-from backbone.adapter import Adapter
-from backbone.nested import NestedLoRAAdapter
+from backbone.adapters.adapter import Adapter
+from backbone.adapters.nested import NestedLoRAAdapter
 
 D = 16
 

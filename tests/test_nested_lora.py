@@ -9,13 +9,13 @@ from conftest import toy_backbone, toy_settings, toy_stream
 from torch import nn
 
 import models
-import models.training
 from backbone import catalogue
-from backbone.consolidation import METHODS
-from models import nesting
-from models.base import slot_inputs
-from utils import config
-from utils.strict_json import ConfigError
+from backbone.adapters.consolidation import METHODS
+from models.families import nested as nesting
+from models.learner import fit
+from models.learner.layers import slot_inputs
+from utils.config import resolve
+from utils.config.strict_json import ConfigError
 
 EXACT = {  # settings with which a merge of alpha 1 keeps the function
     "concat relu": {"nested_lora_consolidation_method": "concat"},
@@ -77,14 +77,14 @@ def state(learner):
 @pytest.fixture
 def fits(monkeypatch):
     """The groups and the optimizer of every phase, with the optimizer's state as it was at its start."""
-    seen, real = [], models.training.optimizer_for
+    seen, real = [], fit.optimizer_for
 
     def watched(learner, groups, cfg, **how):
         optimizer, scheduler = real(learner, groups, cfg, **how)
         seen.append((list(groups), optimizer, dict(optimizer.state)))
         return optimizer, scheduler
 
-    monkeypatch.setattr(models.training, "optimizer_for", watched)
+    monkeypatch.setattr(fit, "optimizer_for", watched)
     return seen
 
 
@@ -451,7 +451,7 @@ def test_recalibration_lowers_the_loss_by_the_tasks_own_rows_alone(chain):
 def faults_of(method, **values):
     keys = {"model_name": method, "dataset": "digits", "init_cls": 2, "increment": 2} | values
     with pytest.raises(ConfigError) as caught:
-        config.resolve(
+        resolve.resolve(
             keys,
             source="x.json",
             settings_of=models.settings_of,

@@ -11,8 +11,8 @@ import torch
 from conftest import assert_same_run, tiny_experiment
 
 import main
-from models import running
-from utils import command, runlog
+from commands import failures
+from utils.run import log, task
 
 SETTINGS = SimpleNamespace(batch_size=48, eval_batch_size=256, image_size=None)  # of a method without detection
 
@@ -42,21 +42,21 @@ SETTINGS = SimpleNamespace(batch_size=48, eval_batch_size=256, image_size=None) 
     ],
 )  # fmt: skip
 def test_the_verdict_says_what_to_do(error, code, words, not_words):
-    found, text = command.verdict(error, SETTINGS)
+    found, text = failures.verdict(error, SETTINGS)
     assert found == code and "\n" not in text
     assert all(word in text for word in words), text
     assert not any(word in text for word in not_words), text
 
 
 def test_without_settings_all_keys_of_memory_are_named():
-    assert all(key in command.verdict(MemoryError())[1] for key in command.MEMORY_KEYS)
+    assert all(key in failures.verdict(MemoryError())[1] for key in failures.MEMORY_KEYS)
 
 
 def test_a_run_names_its_own_values_when_memory_is_out(tmp_path, monkeypatch, capsys):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB.")
 
-    monkeypatch.setattr(running, "learn", full)
+    monkeypatch.setattr(task, "learn", full)
     assert main.main([*tiny_experiment("finetune", tmp_path, monkeypatch), "--out", str(tmp_path / "logs")]) == 1
     assert "lower batch_size (now 32), eval_batch_size (now 256)" in capsys.readouterr().err.splitlines()[-1]
 
@@ -124,14 +124,14 @@ def test_a_disk_that_fills_up_costs_nothing(method, disk, tmp_path, monkeypatch,
     assert code == 0, last_line(capsys)
     assert stops > 3 and "task_00000.json" in kept
     assert_same_run(folder_of(place / "logs"), folder_of(tmp_path / "whole"))
-    runlog.RunLog(folder_of(place / "logs"), console=False).close()  # nobody holds it any more
+    log.RunLog(folder_of(place / "logs"), console=False).close()  # nobody holds it any more
 
 
 def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(disk, tmp_path, monkeypatch, capsys):
     run = tiny_experiment("simplecil", tmp_path, monkeypatch)
     assert main.main([*run, "--out", str(tmp_path / "whole")]) == 0
     place = disk("64m")
-    learn = running.learn
+    learn = task.learn
 
     def fill(learner, stream, index, *rest):
         if index == 1:
@@ -141,12 +141,12 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(disk, tmp_path, m
         return learn(learner, stream, index, *rest)
 
     kept = {}
-    monkeypatch.setattr(running, "learn", fill)
+    monkeypatch.setattr(task, "learn", fill)
     assert main.main([*run, "--out", str(place / "logs")]) == 1
     (line,) = last_line(capsys)
     assert "No space left on device; free space there" in line and "the same command goes on from there" in line
     assert kept and {p: p.read_bytes() for p in kept} == kept
-    monkeypatch.setattr(running, "learn", learn)
+    monkeypatch.setattr(task, "learn", learn)
     (place / "other").unlink()
     assert main.main([*run, "--out", str(place / "logs")]) == 0
     assert "resumed: tasks 1 to 1 are done" in capsys.readouterr().out

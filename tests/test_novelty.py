@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from backbone import novelty
-from backbone.novelty import Policy, decide, replay
+from backbone.experts import novelty
+from backbone.experts.novelty import Policy, decide, replay
 
 AXES = torch.eye(4, dtype=torch.float64)
 

@@ -5,9 +5,10 @@ import torch
 from conftest import toy_backbone
 from torch import nn
 
-from backbone import observe, routed
-from backbone.adapter import Adapter
-from backbone.moe import SparseMoE
+from backbone.adapters import adapter
+from backbone.adapters.adapter import Adapter
+from backbone.experts import probe, routed
+from backbone.experts.moe import SparseMoE
 
 IMAGES = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(1)).double()
 
@@ -67,18 +68,18 @@ def alone(backbone, expert):
 
 @every_kind
 def test_the_routed_layers(build):
-    assert observe.routed_blocks(build()) == [1, 2]
+    assert probe.routed_blocks(build()) == [1, 2]
 
 
 def test_layers_without_a_learned_router_are_not_routed():
-    assert observe.routed_blocks(toy_backbone()) == []
+    assert probe.routed_blocks(toy_backbone()) == []
     fixed = sparse()
     for slot in fixed.slots.values():
         slot.fix("uniform")
-    assert observe.routed_blocks(fixed) == []
+    assert probe.routed_blocks(fixed) == []
     summed = mixed()
     routed.detach_router(summed)
-    assert observe.routed_blocks(summed) == []
+    assert probe.routed_blocks(summed) == []
 
 
 @every_kind
@@ -86,7 +87,7 @@ def test_what_is_collected_is_what_acted_layer_by_layer_and_changes_nothing(buil
     backbone = build()
     plain, inputs = features(backbone), []
     hooks = [backbone.slots[n].register_forward_pre_hook(lambda m, x: inputs.append(x[0])) for n in ("1", "2")]
-    with observe.collecting(backbone) as found:
+    with probe.collecting(backbone) as found:
         assert torch.equal(features(backbone), plain)
         assert len(found) == 2
         features(backbone)
@@ -94,7 +95,7 @@ def test_what_is_collected_is_what_acted_layer_by_layer_and_changes_nothing(buil
     for hook in hooks:
         hook.remove()
     shared = backbone.router is not None
-    for routing, x, router in zip(found[:2], inputs[:2], observe._routers(backbone), strict=True):
+    for routing, x, router in zip(found[:2], inputs[:2], probe._routers(backbone), strict=True):
         assert torch.equal(routing.gates, router(inputs[0] if shared else x).gates)
     features(backbone)
     assert len(found) == 4
@@ -103,7 +104,7 @@ def test_what_is_collected_is_what_acted_layer_by_layer_and_changes_nothing(buil
 @every_kind
 def test_collecting_ends_after_an_error_too(build):
     backbone = build()
-    with pytest.raises(RuntimeError, match="stop"), observe.collecting(backbone) as found:
+    with pytest.raises(RuntimeError, match="stop"), probe.collecting(backbone) as found:
         raise RuntimeError("stop")
     features(backbone)
     assert found == []
@@ -113,7 +114,7 @@ def test_collecting_ends_after_an_error_too(build):
 @pytest.mark.parametrize("expert", [0, 2])
 def test_forced_to_one_expert_is_that_expert_alone(build, expert):
     backbone = build()
-    with observe.forced(backbone, expert):
+    with probe.forced(backbone, expert):
         torch.testing.assert_close(features(backbone), features(alone(backbone, expert)), rtol=0, atol=1e-12)
 
 
@@ -133,7 +134,7 @@ def test_forced_uniform_is_the_mean_of_the_experts(build):
     for layer in (1, 2):
         slot = backbone.slots[str(layer)]
         mean.fill(layer, Mean(slot.experts if isinstance(slot, SparseMoE) else slot.adapters))
-    with observe.forced(backbone, "uniform"):
+    with probe.forced(backbone, "uniform"):
         torch.testing.assert_close(features(backbone), features(mean), rtol=0, atol=1e-12)
 
 
@@ -142,7 +143,7 @@ def test_random_choices_come_from_the_seed_alone_whatever_the_batch(build):
     backbone = build()
 
     def drawn(seed, *batches):
-        with observe.forced(backbone, "random", seed):
+        with probe.forced(backbone, "random", seed):
             return torch.cat([features(backbone, batch) for batch in batches])
 
     torch.manual_seed(5)
@@ -150,7 +151,7 @@ def test_random_choices_come_from_the_seed_alone_whatever_the_batch(build):
     assert torch.equal(drawn(3, IMAGES), drawn(3, IMAGES))
     torch.testing.assert_close(drawn(3, IMAGES), drawn(3, IMAGES[:2], IMAGES[2:]), rtol=0, atol=1e-12)
     assert torch.equal(torch.get_rng_state(), state)
-    every = observe._routers(backbone)[0].top_k is None  # then random is uniform
+    every = probe._routers(backbone)[0].top_k is None  # then random is uniform
     assert torch.allclose(drawn(4, IMAGES), drawn(3, IMAGES)) == every
 
 
@@ -158,13 +159,13 @@ def test_random_choices_come_from_the_seed_alone_whatever_the_batch(build):
 @pytest.mark.parametrize("scope", ["shared", "layer"])
 def test_random_gates_are_on_as_many_experts_as_the_router_chooses(scope, top_k):
     backbone, seen = mixed(scope, top_k=top_k), []
-    real = routed.mixture
-    routed.mixture = lambda x, experts, gates: seen.append(gates) or real(x, experts, gates)
+    real = adapter.mixture
+    adapter.mixture = lambda x, experts, gates: seen.append(gates) or real(x, experts, gates)
     try:
-        with observe.forced(backbone, "random"):
+        with probe.forced(backbone, "random"):
             features(backbone)
     finally:
-        routed.mixture = real
+        adapter.mixture = real
     for gates in seen:
         assert ((gates > 0).sum(dim=-1) == (top_k or 3)).all()
     if top_k is not None:  # the layers draw on their own
@@ -174,12 +175,12 @@ def test_random_gates_are_on_as_many_experts_as_the_router_chooses(scope, top_k)
 @pytest.mark.parametrize("how", ["uniform", "random", 1])
 def test_a_top_1_router_gives_its_gate_to_whoever_is_forced(how):
     backbone = sparse(top_k=1)
-    with observe.collecting(backbone) as learned:
+    with probe.collecting(backbone) as learned:
         features(backbone)
     given = []
     slot = backbone.slots["1"]
     slot.register_forward_pre_hook(lambda m, x: given.append(m.route(x[0]).gates.sum(dim=-1)))
-    with observe.forced(backbone, how):
+    with probe.forced(backbone, how):
         features(backbone)
     torch.testing.assert_close(given[0], learned[0].gates.sum(dim=-1), rtol=0, atol=1e-12)
     assert (given[0] < 0.999).any()
@@ -190,10 +191,10 @@ def test_a_top_1_router_gives_its_gate_to_whoever_is_forced(how):
 def test_nothing_stays_behind(build, how):
     backbone = build()
     plain, state = features(backbone), {k: v.clone() for k, v in backbone.state_dict().items()}
-    with observe.forced(backbone, how):
+    with probe.forced(backbone, how):
         features(backbone)
     assert torch.equal(features(backbone), plain)
-    with pytest.raises(RuntimeError, match="stop"), observe.forced(backbone, how):
+    with pytest.raises(RuntimeError, match="stop"), probe.forced(backbone, how):
         raise RuntimeError("stop")
     assert torch.equal(features(backbone), plain)
     assert all(torch.equal(v, backbone.state_dict()[k]) for k, v in state.items())
@@ -201,7 +202,7 @@ def test_nothing_stays_behind(build, how):
 
 
 def test_what_cannot_be_forced_is_refused_with_the_reason():
-    with pytest.raises(ValueError, match="no learned router"), observe.forced(toy_backbone(), "uniform"):
+    with pytest.raises(ValueError, match="no learned router"), probe.forced(toy_backbone(), "uniform"):
         pass
     with pytest.raises(ValueError, match=r"expert 3 does not exist, there are experts 0\.\.2"):
-        observe.forced(sparse(), 3).__enter__()
+        probe.forced(sparse(), 3).__enter__()

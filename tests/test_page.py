@@ -8,11 +8,12 @@ from html.parser import HTMLParser
 import pytest
 
 import models
-from utils import page, page_tables
-from utils.metrics import Score
-from utils.page import load_rows, write_report
-from utils.report import RunRecord, results_json
-from utils.runlog import RunLog
+from utils.evaluation.metrics import Score
+from utils.report import page, tables
+from utils.report.page import write_report
+from utils.report.results import load_rows
+from utils.run.log import RunLog
+from utils.run.record import RunRecord, results_json
 
 VOID = {"meta", "br", "hr", "link", "img"}
 
@@ -257,9 +258,9 @@ SCANS = [
 
 def test_what_other_thresholds_would_have_done():
     inf = float("inf")
-    assert page_tables.would_expand(SCANS) == {1: {3: 1.5, 4: 0.75}, 2: {3: inf, 4: -inf, 5: 4.0}}
-    assert page_tables.threshold_rows([{"kind": "epoch"}]) == ""
-    html = page_tables.threshold_rows(SCANS)
+    assert tables.would_expand(SCANS) == {1: {3: 1.5, 4: 0.75}, 2: {3: inf, 4: -inf, 5: 4.0}}
+    assert tables.threshold_rows([{"kind": "epoch"}]) == ""
+    html = tables.threshold_rows(SCANS)
     assert (
         "3 of 5 scanned layers expanded at 1. By the same scores they would have expanded at 0.5: 4, at 1: 3, at 2: 2, "
         in html
@@ -293,12 +294,12 @@ def test_defaults_are_as_a_resolved_file_has_them():
 
 def test_commands_name_the_commit_and_whether_more_was_changed():
     git = {"commit": "abc", "dirty": True}
-    assert page_tables.again({"git": git, "command": "python main.py"}) == [
+    assert tables.again({"git": git, "command": "python main.py"}) == [
         "git checkout abc   # with changes that are in no commit",
         "pip install -r requirements.txt",
         "python main.py",
     ]
-    assert page_tables.again({"git": None, "command": "x"}) == ["pip install -r requirements.txt", "x"]
+    assert tables.again({"git": None, "command": "x"}) == ["pip install -r requirements.txt", "x"]
 
 
 def test_rows_of_a_killed_run(tmp_path):

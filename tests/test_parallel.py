@@ -18,9 +18,10 @@ from conftest import assert_same_run, rows_of, timeless, tiny_experiment
 
 import main
 import models
-from utils import parallel, storage
-from utils.runlog import RunLog
-from utils.strict_json import read_json
+from utils.config.strict_json import read_json
+from utils.files import storage
+from utils.process import parallel
+from utils.run.log import RunLog
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

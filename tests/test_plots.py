@@ -6,7 +6,7 @@ import matplotlib
 import pytest
 from matplotlib.image import imread
 
-from utils import plots, plots_nested
+from utils.report import plots, plots_nested
 
 
 def results(tasks, layers=3):

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
 
-from utils import page, plots, plots_routing, routing
-from utils.metrics import Score
-from utils.report import RunRecord, results_json
+from utils.evaluation import routing
+from utils.evaluation.metrics import Score
+from utils.report import page, plots, plots_routing
+from utils.run.record import RunRecord, results_json
 
 NAMES = ["routing_heatmap", "routing_over_time", "routing_drift", "routing_controls"]
 

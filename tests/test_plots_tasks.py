@@ -2,7 +2,7 @@
 
 import pytest
 
-from utils import plots_tasks
+from utils.report import plots_tasks
 
 
 def results(tasks, peaks=True):

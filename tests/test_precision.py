@@ -11,12 +11,13 @@ from torch.nn import functional as F
 
 import main
 import models
-from backbone import computing
-from backbone.adapter import Adapter
+from backbone import precision as computing
+from backbone.adapters.adapter import Adapter
 from backbone.prefix_cache import GIB, PrefixCache
-from models import exported, saved
-from utils import interrupt, storage
-from utils.strict_json import read_json
+from commands import export, saved
+from utils.config.strict_json import read_json
+from utils.files import storage
+from utils.process import interrupt
 
 METHODS = models.available()
 IMAGES = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -169,7 +170,7 @@ def test_a_bf16_run_comes_back_bit_for_bit_and_is_exported_as_it_is(method, tiny
     assert "every number is as recorded" in capsys.readouterr().out
     learner = saved.load(folder).learner
     assert main.main(["--export", str(folder)]) == 0
-    again, _ = exported.load(folder / "export")
+    again, _ = export.load(folder / "export")
     images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         scores = learner.logits(images)

@@ -8,12 +8,12 @@ import torch
 from conftest import toy_backbone, toy_dataset, toy_stream
 from torch import nn
 
-from backbone import prefix_cache
-from backbone.adapter import Adapter
-from backbone.nested import NestedLoRAAdapter
+from backbone import prefix_cache, vit
+from backbone.adapters.adapter import Adapter
+from backbone.adapters.nested import NestedLoRAAdapter
 from backbone.prefix_cache import PrefixCache
+from backbone.rowstore import RowStore
 from backbone.vit import Stream
-from utils.rowstore import RowStore
 
 ROW = 5 * 16 * 4  # bytes of one toy stream: 5 tokens, width 16, float32
 PLENTY = 10**6
@@ -32,13 +32,13 @@ def backbone_with(layers=(1, 2), slot=lambda: Adapter(16, 2)):
 @pytest.fixture
 def computed(monkeypatch):
     """Images whose prefix was computed, call by call."""
-    counts, real = [], prefix_cache.SlottedViT.prefix
+    counts, real = [], vit.SlottedViT.prefix
 
     def counting(self, images, *args, **kwargs):
         counts.append(len(images))
         return real(self, images, *args, **kwargs)
 
-    monkeypatch.setattr(prefix_cache.SlottedViT, "prefix", counting)
+    monkeypatch.setattr(vit.SlottedViT, "prefix", counting)
     return counts
 
 
@@ -326,7 +326,7 @@ def test_what_a_killed_process_left_is_never_used(when, tmp_path, monkeypatch):
         yield torch.ones(1, 3, 2).bfloat16()
 
     with monkeypatch.context() as patch:
-        patch.setattr("utils.rowstore.np.save", dying)
+        patch.setattr("backbone.rowstore.np.save", dying)
         patch.setattr("pathlib.Path.unlink", lambda *_, **__: None)
         with pytest.raises(KeyboardInterrupt):
             store.put(np.array([0, 1]), parts())

@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 
-from backbone import export, pretrain, weights
+from backbone import weights
+from backbone.pretrain import __main__ as pretrain
+from backbone.pretrain import export
 from backbone.vit import SlottedViT
-from utils.config import Experiment
+from utils.config.schema import Experiment
 from utils.data.views import Views, ViewSource
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="pre-training needs torch 2.9")

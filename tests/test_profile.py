@@ -9,11 +9,15 @@ import torch
 from conftest import TINY, rows_of, timeless, tiny_experiment
 
 import main
-from models import running
-from models.base import Learner
-from utils import page, plots, profile, storage
-from utils.profile import PARTS, Profile
-from utils.strict_json import read_json
+from commands import running
+from models.learner.base import Learner
+from utils.config.strict_json import read_json
+from utils.files import storage
+from utils.process import stopwatch
+from utils.process.stopwatch import PARTS, Profile
+from utils.report import page, plots
+from utils.report import profile as report_profile
+from utils.run import task as run_task
 
 
 class Clock:
@@ -38,7 +42,7 @@ def clock():
 def measured(clock, monkeypatch):
     """The profile that the marks find; its prefix ends at layer 2."""
     made = Profile(lambda: 2, clock.wait, clock)
-    monkeypatch.setattr(profile, "current", made)
+    monkeypatch.setattr(stopwatch, "current", made)
     return made
 
 
@@ -51,9 +55,9 @@ def spent(made):
 
 def test_a_second_belongs_to_the_innermost_part(measured, clock):
     clock.now += 1
-    with profile.part("consolidation"):
+    with stopwatch.part("consolidation"):
         clock.now += 2
-        with profile.part("data"):
+        with stopwatch.part("data"):
             clock.now += 4
         clock.now += 8
     clock.now += 16
@@ -64,25 +68,25 @@ def test_a_second_belongs_to_the_innermost_part(measured, clock):
 
 def test_a_pass_leaves_the_prefix_at_its_border(measured, clock):
     def one_pass():
-        with profile.part("prefix", 5):
+        with stopwatch.part("prefix", 5):
             clock.now += 1  # the stem
             for layer in range(4):
-                profile.current.block(layer)
+                stopwatch.current.block(layer)
                 clock.now += 10
         clock.now += 100  # head and loss
 
-    with profile.part("adapters", 5):
+    with stopwatch.part("adapters", 5):
         one_pass()
-    with profile.part("backward", 5):
+    with stopwatch.part("backward", 5):
         clock.now += 1000
     assert spent(measured) == (
         {"prefix": 21, "adapters": 120, "backward": 1000},
         {"prefix": 5, "adapters": 5, "backward": 5},
     )
-    with profile.part("detection"):  # what it trains is its own; the prefix is told apart everywhere
-        with profile.part("adapters", 5):
+    with stopwatch.part("detection"):  # what it trains is its own; the prefix is told apart everywhere
+        with stopwatch.part("adapters", 5):
             one_pass()
-        with profile.part("backward", 5):
+        with stopwatch.part("backward", 5):
             clock.now += 1000
     assert spent(measured) == ({"prefix": 21, "detection": 1120}, {"prefix": 5})
 
@@ -97,13 +101,13 @@ def test_waiting_for_batches_is_data_and_working_on_them_is_not(measured, clock)
             clock.now += 10
             yield torch.zeros(size), torch.zeros(size), torch.zeros(size)
 
-    for _ in profile.waited(load):
+    for _ in stopwatch.waited(load):
         clock.now += 100
     assert spent(measured) == ({"data": 21, "rest": 200}, {"data": 5})
 
 
 def test_an_error_closes_its_parts(measured, clock):
-    with pytest.raises(KeyError), profile.part("evaluation"), profile.part("data"):
+    with pytest.raises(KeyError), stopwatch.part("evaluation"), stopwatch.part("data"):
         clock.now += 1
         raise KeyError
     clock.now += 2
@@ -111,17 +115,17 @@ def test_an_error_closes_its_parts(measured, clock):
 
 
 def test_the_device_is_waited_for_only_where_the_part_changes(measured, clock):
-    with profile.part("adapters"):
+    with stopwatch.part("adapters"):
         for layer in (2, 3, 4):
-            with profile.part("adapters"):
-                profile.current.block(layer)
+            with stopwatch.part("adapters"):
+                stopwatch.current.block(layer)
     assert clock.waits == 2  # into adapters and out again
 
 
 def test_off_a_mark_is_one_thing_that_does_nothing():
-    assert profile.current is None and profile.part("data") is profile.part("backward", 7)
+    assert stopwatch.current is None and stopwatch.part("data") is stopwatch.part("backward", 7)
     batches = iter([1, 2])
-    assert profile.waited(lambda: batches) is batches
+    assert stopwatch.waited(lambda: batches) is batches
 
 
 def row(task, whole=True, **seconds):
@@ -135,8 +139,8 @@ ROWS = [row(0, data=1.0, adapters=6.0, backward=3.0), row(1, whole=False, adapte
 
 
 def test_table_of_the_run():
-    assert profile.of_run([{"kind": "task"}], 3) is None
-    assert profile.of_run([{"kind": "task"}, *ROWS], 3).split("\n") == [
+    assert report_profile.of_run([{"kind": "task"}], 3) is None
+    assert report_profile.of_run([{"kind": "task"}, *ROWS], 3).split("\n") == [
         "time of 2 of 3 tasks               seconds   percent  images/s",
         "  data                                1.00       5.0         -",
         "  adapters                           10.00      50.0         6",
@@ -183,7 +187,7 @@ def without_profiles(folder):
 @pytest.mark.parametrize("method", ["sema", "dylora_moe", "finetune", "simplecil"])
 def test_a_profiled_run_is_the_same_run(method, tmp_path, monkeypatch, capsys):
     ticks = itertools.count()
-    monkeypatch.setattr(profile, "Profile", partial(Profile, clock=lambda: float(next(ticks))))
+    monkeypatch.setattr(stopwatch, "Profile", partial(Profile, clock=lambda: float(next(ticks))))
     run = tiny_experiment(method, tmp_path, monkeypatch, head="ncm")
     plain, profiled = (tmp_path / name for name in ("plain", "profiled"))
     assert main.main([*run, "--out", str(plain)]) == 0
@@ -191,7 +195,7 @@ def test_a_profiled_run_is_the_same_run(method, tmp_path, monkeypatch, capsys):
     assert main.main([*run, "--profile", "--out", str(profiled)]) == 0
     printed = capsys.readouterr().out
     assert all(f"time of {what} " in printed for what in ("task 1/2", "task 2/2", "2 of 2 tasks"))
-    assert profile.current is None
+    assert stopwatch.current is None
 
     ours, theirs = folder_of(profiled), folder_of(plain)
     assert ours.parent.name == theirs.parent.name  # no key, hence no other settings hash
@@ -224,7 +228,7 @@ def test_a_resumed_task_counts_what_this_process_spent(place, tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(*place, stop)
         assert main.main([*run, "--profile"]) == 75
-    assert profile.current is None
+    assert stopwatch.current is None
     assert main.main([*run, "--profile"]) == 0
     rows = [row for row in rows_of(folder_of(tmp_path / "logs")) if row["kind"] == "profile"]
     assert [(row["task"], row["whole"]) for row in rows] == [(0, False), (1, True)]
@@ -236,7 +240,7 @@ def test_a_resumed_task_counts_what_this_process_spent(place, tmp_path, monkeypa
 
 def test_rows_of_finished_tasks_survive_an_interruption(tmp_path, monkeypatch):
     run = [*tiny_experiment("finetune", tmp_path, monkeypatch), "--out", str(tmp_path / "logs"), "--profile"]
-    learn = running.learn
+    learn = run_task.learn
 
     def stop(learner, stream, index, *rest):
         if index == 1:
@@ -244,7 +248,7 @@ def test_rows_of_finished_tasks_survive_an_interruption(tmp_path, monkeypatch):
         return learn(learner, stream, index, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(running, "learn", stop)
+        patch.setattr(run_task, "learn", stop)
         assert main.main(run) == 75
     assert main.main(run) == 0
     rows = [row for row in rows_of(folder_of(tmp_path / "logs")) if row["kind"] == "profile"]
@@ -280,8 +284,8 @@ def test_on_a_gpu_the_run_waits_for_it(monkeypatch):
     waited = []
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
     for name, expected in (("cpu", []), ("cuda:1", [torch.device("cuda:1")] * 2)):
-        with profile.running(True, lambda: 0, torch.device(name)), profile.part("data"):
+        with stopwatch.running(True, lambda: 0, torch.device(name)), stopwatch.part("data"):
             pass
         assert waited == expected
-    with profile.running(False, lambda: 0, torch.device("cpu")):
-        assert profile.current is None
+    with stopwatch.running(False, lambda: 0, torch.device("cpu")):
+        assert stopwatch.current is None

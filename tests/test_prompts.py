@@ -9,12 +9,14 @@ from conftest import toy_backbone, toy_settings, toy_stream
 from torch.nn import functional as F
 
 import models
-from backbone import catalogue, prompts
-from backbone.prompts import PrefixTuning, PromptPool, Queried, attend, choose, pull, scrambled
+from backbone import catalogue
+from backbone.prompts import prefixes
+from backbone.prompts.prefixes import PrefixTuning, PromptPool, Queried, attend, choose, pull, scrambled
 from backbone.vit import SlottedViT, Stream
-from models.prompting import chosen_in_training, hand_down, keeping, mask_of, pool_recipe
-from utils.config import resolve
-from utils.strict_json import read_json
+from models.families.prompts import chosen_in_training, hand_down, mask_of, pool_recipe
+from models.learner.losses import keeping
+from utils.config.resolve import resolve
+from utils.config.strict_json import read_json
 
 KINDS = [
     {},
@@ -59,7 +61,7 @@ def test_attention_with_a_prefix_equals_a_slow_one(kind, fused):
 @torch.no_grad()
 def test_a_pass_with_prefixes_equals_one_whose_blocks_are_written_out(kind):
     backbone, images = toy_backbone(**kind).double(), noise(2, 3, 8, 8).sigmoid()
-    prompts.fill(backbone, (0, 2), "layers")  # the last block too, whose pooled token alone is wanted elsewhere
+    prefixes.fill(backbone, (0, 2), "layers")  # the last block too, whose pooled token alone is wanted elsewhere
     first, last = noise(2, 2, 3, 16, seed=1), noise(2, 2, 1, 16, seed=2)
     found = backbone(images, route=lambda x: [first, last])
     vit = backbone.vit
@@ -83,14 +85,14 @@ def test_gradients_reach_the_prefix():
 @pytest.mark.parametrize("layers", [(3,), (0, 7)])
 def test_a_layer_that_is_not_there_is_refused(layers):
     with pytest.raises(ValueError, match=r"e_prompt_layer_idx: layer \d does not exist, the backbone has layers 0..2"):
-        prompts.fill(toy_backbone(), layers, "e_prompt_layer_idx")
+        prefixes.fill(toy_backbone(), layers, "e_prompt_layer_idx")
 
 
 def test_an_attention_of_another_kind_is_refused():
     backbone = toy_backbone()
     backbone.vit.blocks[1].attn = torch.nn.Identity()
     with pytest.raises(ValueError, match="layers: the attention of layer 1, Identity, takes no prefix"):
-        prompts.fill(backbone, (1,), "layers")
+        prefixes.fill(backbone, (1,), "layers")
 
 
 # ---------------------------------------------------------------- pool and choice

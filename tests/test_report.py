@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils.metrics import Score
-from utils.report import RunRecord, banner, number, results_json, seed_table, task_table
+from utils.evaluation.metrics import Score
+from utils.report.console import banner, seed_table, task_table
+from utils.run.record import RunRecord, results_json
+from utils.text import number
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = {"train": 2.0, "detect": 0.5, "evaluate": 0.25}

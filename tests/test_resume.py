@@ -9,7 +9,8 @@ from conftest import assert_same_run, tiny_experiment
 
 import main
 import models
-from utils import interrupt, storage
+from utils.files import storage
+from utils.process import interrupt
 
 METHODS = models.available()
 # what makes a method take paths that the plain tiny run does not: random draws in training, growth, refits, accumulation

@@ -7,9 +7,10 @@ import torch
 from conftest import toy_backbone
 from torch import nn
 
-from backbone import lora, routed
-from backbone.adapter import Adapter
-from backbone.router import one_expert, uniform
+from backbone.adapters import lora
+from backbone.adapters.adapter import Adapter
+from backbone.experts import routed
+from backbone.experts.router import one_expert, uniform
 
 
 def adapter(rank, width=16):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from backbone.router import CLOSED, MOST_SURE, Router, one_expert, random_experts, temperature, uniform
+from backbone.experts.router import CLOSED, MOST_SURE, Router, one_expert, random_experts, temperature, uniform
 
 
 def router_of(width=6, experts=4, top_k=None, seed=0, **settings):

@@ -7,12 +7,15 @@ import torch
 from conftest import learn_and_score, toy_backbone, toy_settings, toy_stream
 
 import models
-from backbone.router import Routing
-from models.base import SeededInit
-from utils import checkpoint, evaluation, parallel, routing
-from utils.page import load_rows
-from utils.report import RunRecord, results_json
-from utils.runlog import RunLog
+from backbone.experts.router import Routing
+from models.learner.base import SeededInit
+from utils.evaluation import routing, routing_controls
+from utils.evaluation import scores as evaluation
+from utils.process import parallel
+from utils.report.results import load_rows
+from utils.run import checkpoint
+from utils.run.log import RunLog
+from utils.run.record import RunRecord, results_json
 
 CPU = torch.device("cpu")
 
@@ -166,7 +169,7 @@ def test_scores_are_bit_equal_and_each_image_passes_once(method, keys, toy_learn
     learner.backbone.forward = lambda images, *rest: calls.append(len(images)) or real(images, *rest)
     plain = evaluation.evaluate(learner, stream, 1, CPU)
     assert sum(calls) == 16
-    gates = evaluation.gates_of(learner, stream, 1)
+    gates = routing_controls.gates_of(learner, stream, 1)
     assert evaluation.evaluate(learner, stream, 1, CPU, gates=gates) == plain
     assert sum(calls) == 32
     images = torch.cat([batch[0] for task in (0, 1) for batch in stream.test(task).batches(3, augment=False)])
@@ -238,7 +241,7 @@ def test_random_routing_draws_other_experts_on_each_rank(toy_learner, monkeypatc
     monkeypatch.setattr(learner, "forced", lambda how, seed: seeds.append(seed) or real(how, seed))
     for rank in range(3):
         monkeypatch.setattr(parallel, "own_seed", lambda rank=rank: ("rank", rank) if rank else ())
-        evaluation.routing_controls(learner, stream, [0, 1, 2], torch.device("cpu"), scores, 5)
+        routing_controls.routing_controls(learner, stream, [0, 1, 2], torch.device("cpu"), scores, 5)
     used = [set(seeds[5 * rank : 5 * rank + 5]) for rank in range(3)]
     assert used[0] == {5} and all(len(one) == 1 for one in used) and len(set.union(*used)) == 3
 

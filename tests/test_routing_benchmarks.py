@@ -9,8 +9,9 @@ from conftest import toy_backbone, toy_stream
 from test_saved import few_digits, tiny_run
 from torch import nn
 
-from backbone import routed
-from backbone.router import one_expert
+from backbone.adapters import adapter
+from backbone.experts import routed
+from backbone.experts.router import one_expert
 from benchmarks import routing, validate_routing
 from utils import data
 
@@ -190,8 +191,8 @@ def test_a_finished_run_is_validated(method, runs, capsys):
 
 @pytest.mark.parametrize("damage", [1 + 1e-8, float("nan")])
 def test_a_pass_that_differs_ends_with_1(damage, runs, monkeypatch, capsys):
-    right = routed.mixture
-    monkeypatch.setattr(routed, "mixture", lambda *args: right(*args) * damage)
+    right = adapter.mixture
+    monkeypatch.setattr(adapter, "mixture", lambda *args: right(*args) * damage)
     assert validate_routing.main([str(runs["dylora_moe"]), "--images", "2", "--rounds", "1"]) == 1
     assert "ABOVE 1e-10" in capsys.readouterr().out
 

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from utils import runlog
-from utils.runlog import RunLog
+from utils.run import log as runlog
+from utils.run import progress
+from utils.run.log import RunLog
+from utils.text import clock
 
 
 @pytest.fixture
@@ -242,7 +244,7 @@ def test_console_without_utf8(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3661, "1:01:01")])
 def test_clock(seconds, text):
-    assert runlog.clock(seconds) == text
+    assert clock(seconds) == text
 
 
 def test_what_stopped_a_run_stands_in_its_log(tmp_path):
@@ -262,8 +264,8 @@ def test_a_terminal_without_a_size_is_told_from_one_with():
         with open(slave, "w", closefd=False) as stream:
             for lines, columns, known in ((0, 0, False), (0, 100, False), (24, 80, True)):
                 fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-                assert runlog._has_size(stream) is known
+                assert progress._has_size(stream) is known
     finally:
         os.close(master)
         os.close(slave)
-    assert not runlog._has_size(io.StringIO())
+    assert not progress._has_size(io.StringIO())

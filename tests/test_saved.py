@@ -9,9 +9,11 @@ from conftest import few_digits, tiny_experiment
 
 import main
 import models
-from models import saved
-from utils import checkpoint, data, evaluation
-from utils.runlog import RunLog
+from commands import saved
+from utils import data
+from utils.evaluation import scores as evaluation
+from utils.run import checkpoint
+from utils.run.log import RunLog
 
 
 def tiny_run(method, place, monkeypatch, **settings):

@@ -5,7 +5,7 @@ import torch
 from conftest import toy_backbone, toy_settings, toy_stream
 
 from benchmarks import plain_sema, sema_run
-from models.base import SeededInit
+from models.learner.base import SeededInit
 
 
 @pytest.mark.parametrize(

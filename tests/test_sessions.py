@@ -9,10 +9,10 @@ from conftest import toy_backbone, toy_dataset, toy_stream
 from test_methods import images_of, run
 
 import main
-from backbone.heads import RIDGES
-from backbone.subspaces import PLAIN, features_in
-from models import session
-from models.training import fit
+from backbone.heads.heads import RIDGES
+from backbone.heads.subspaces import PLAIN, features_in
+from models.learner import fit as learner_fit
+from models.learner.fit import fit
 
 FRESH = {"ffn_adapter_dropout": 0.0, "ffn_num": 3}
 PILOT = {
@@ -42,7 +42,7 @@ def sessions(monkeypatch):
         found.append((options["epochs"], options["lr"], names))
         return fit(learner, task, step, parameters, **options)
 
-    monkeypatch.setattr(session, "fit", watched)
+    monkeypatch.setattr(learner_fit, "fit", watched)
     return found
 
 

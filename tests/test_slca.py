@@ -8,8 +8,8 @@ from torch.nn import functional as F
 import models
 from backbone import catalogue
 from models.slca import normalised
-from utils import config
-from utils.journal import Journal
+from utils.config import resolve
+from utils.run.journal import Journal
 
 
 def learned(learner, stream, tasks):
@@ -138,5 +138,5 @@ def test_files_of_the_originals_load(method, keys, acting):
     }
     common |= {"shuffle": True, "init_cls": 10, "increment": 10, "device": ["0"], "seed": [1993], "weight_decay": 5e-4}
     names = {"methods": models.available(), "backbones": catalogue.names, "settings_of": models.settings_of}
-    found = config.resolve(common | keys | {"model_name": method, "batch_size": 64}, source="x.json", **names)
+    found = resolve.resolve(common | keys | {"model_name": method, "batch_size": 64}, source="x.json", **names)
     assert {key: getattr(found.settings, key) for key in acting} == acting

@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import toy_settings, toy_stream
 
-from backbone.adapter import Adapter
-from models.base import slot_inputs
+from backbone.adapters.adapter import Adapter
+from models.learner.layers import slot_inputs
 
 
 def rows(learner, kind):

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils import storage
-from utils.storage import read_state, write_json, write_state
+from utils.files import storage
+from utils.files.storage import read_state, write_json, write_state
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "empty": torch.zeros(0, 4), "half": torch.ones(3, dtype=torch.float16)}
 

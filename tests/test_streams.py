@@ -7,9 +7,9 @@ from test_methods import HEADS, METHODS
 from torch.nn import functional as F
 
 from backbone.vit import SlottedViT, Stream
-from models.feature_spaces import SpacesLearner
-from models.prompting import PromptLearner
-from utils import evaluation
+from models.families.prompts import PromptLearner
+from models.families.spaces import SpacesLearner
+from utils.evaluation import head_drift, scores
 
 TRAINED = [m for m in METHODS if m != "simplecil"]
 # whose passes begin at the images, or whose features are several
@@ -36,8 +36,8 @@ def through(learner, stream):
         task = stream.task(index, with_past=learner.uses_past, with_test=learner.uses_test)
         learner.learn(task)
         learner.consolidate(task)
-        renewed = evaluation.renewed_statistics(learner, stream, index)
-        evaluation.evaluate(learner, stream, index, CPU, renewed)
+        renewed = head_drift.renewed_statistics(learner, stream, index)
+        scores.evaluate(learner, stream, index, CPU, renewed)
         learner.eval()
         with torch.inference_mode():
             for earlier in range(index + 1):
@@ -140,7 +140,7 @@ def test_a_test_image_enters_the_network_once(method, toy_learner, stems):
         learner.consolidate(task)
         for again in range(2):
             stems.clear()
-            evaluation.evaluate(learner, stream, index, CPU)
+            scores.evaluate(learner, stream, index, CPU)
             if isinstance(
                 learner, SpacesLearner
             ):  # each space is a pass of its own: the new images in all, older ones in new

@@ -8,9 +8,9 @@ from conftest import toy_backbone
 from torch import nn
 from torch.nn import functional as F
 
-from backbone.adapter import Adapter
-from backbone.heads import CosineHead, StatisticsHead
-from backbone.subspaces import PLAIN, SubspaceHead, SubspaceSlot, features_in
+from backbone.adapters.adapter import Adapter
+from backbone.heads.heads import CosineHead, StatisticsHead
+from backbone.heads.subspaces import PLAIN, SubspaceHead, SubspaceSlot, features_in
 
 IMAGES = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 

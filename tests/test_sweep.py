@@ -15,9 +15,13 @@ import pytest
 import scipy.stats
 
 import main
-from utils import command, comparison, pool
-from utils.metrics import paired_difference
-from utils.strict_json import ConfigError, read_json
+from commands import load as commands_load
+from commands import options as command
+from utils.compare import table
+from utils.config.strict_json import ConfigError, read_json
+from utils.engines import jobs as pool
+from utils.engines import local
+from utils.evaluation.metrics import paired_difference
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = {
@@ -34,7 +38,9 @@ def write(folder, spec, **changes):
 
 
 def load(folder, spec, *options, **changes):
-    return main.load(command.parser("").parse_args(["--config", str(write(folder, spec, **changes)), *options]))
+    return commands_load.load(
+        command.parser("").parse_args(["--config", str(write(folder, spec, **changes)), *options])
+    )
 
 
 def alone_in(folder, **changes):
@@ -97,7 +103,7 @@ def test_without_a_sweep_there_is_one_cell(tmp_path):
 
 def test_jobs_run_the_seeds_of_a_plain_file_beside_each_other(tmp_path, monkeypatch):
     started = []
-    monkeypatch.setattr(pool, "run", lambda jobs, at_once, accuracy_of: started.extend((at_once, job) for job in jobs))
+    monkeypatch.setattr(local, "run", lambda jobs, at_once, accuracy_of: started.extend((at_once, job) for job in jobs))
     assert main.main(["--config", str(write(tmp_path, None)), "--out", str(tmp_path), "--jobs", "2"]) == 0
     place = tmp_path / "small" / alone_in(tmp_path).hash
     for seed, (at_once, job) in zip((1, 2), started, strict=True):
@@ -213,7 +219,7 @@ def results(last, forgetting=1.0):
     return {"last_accuracy": last, "average_accuracy": last + 1, "forgetting": forgetting}
 
 
-ROWS = comparison.compare(
+ROWS = table.compare(
     [
         ("a_1 & 50%", "0" * 12, {1: results(70.0), 2: results(72.0)}),
         ("b|c", "1" * 12, {1: results(71.0, None), 2: results(74.5, None), 3: results(90.0, None)}),
@@ -227,16 +233,16 @@ def test_a_row_that_selected_on_test_data_says_so():
     honest, peeked = (
         {**results(70.0), "selection_history": [{"split": split}, {"task": 1}]} for split in ("held-out", "test")
     )
-    rows = comparison.compare([("a", "0" * 12, {1: honest, 2: honest}), ("b", "1" * 12, {1: honest, 2: peeked})])
+    rows = table.compare([("a", "0" * 12, {1: honest, 2: honest}), ("b", "1" * 12, {1: honest, 2: peeked})])
     assert [row.shown for row in rows] == ["a", "b (selected on TEST data)"]
-    assert "| b (selected on TEST data) |" in comparison.as_markdown(rows)
-    assert "b (selected" in comparison.as_text(rows) and "b (selected" in comparison.as_latex(rows)
-    lines = list(csv.DictReader(io.StringIO(comparison.as_csv(rows))))  # names as they are: --compare reads them again
+    assert "| b (selected on TEST data) |" in table.as_markdown(rows)
+    assert "b (selected" in table.as_text(rows) and "b (selected" in table.as_latex(rows)
+    lines = list(csv.DictReader(io.StringIO(table.as_csv(rows))))  # names as they are: --compare reads them again
     assert [(line["cell"], line["selected_on_test"]) for line in lines] == [("a", "no"), ("b", "yes")]
 
 
 def test_csv_has_every_number_in_full():
-    lines = list(csv.DictReader(io.StringIO(comparison.as_csv(ROWS))))
+    lines = list(csv.DictReader(io.StringIO(table.as_csv(ROWS))))
     assert [line["cell"] for line in lines] == ["a_1 & 50%", "b|c", "one", "none"]
     second, third, fourth = lines[1:]
     assert (second["settings"], second["last_accuracy_n"], second["last_accuracy_pairs"]) == ("1" * 12, "3", "2")
@@ -252,7 +258,7 @@ def test_csv_has_every_number_in_full():
 
 
 def test_text_has_a_dash_where_nothing_is_defined():
-    first, second, third, fourth = comparison.as_text(ROWS).splitlines()[1:5]
+    first, second, third, fourth = table.as_text(ROWS).splitlines()[1:5]
     assert first.split()[3:] == ["71.00", "1.41", "2", "-", "-", "-"]
     # differences 1 and 2.5: mean 1.75, std 1.0607, t(0.975, 1) = 12.706
     assert second.split() == ["b|c", "78.50", "10.11", "3", "+1.75", "[-7.78,", "+11.28]", "2"]
@@ -261,18 +267,18 @@ def test_text_has_a_dash_where_nothing_is_defined():
 
 
 def test_markdown_and_latex_are_escaped():
-    lines = comparison.as_markdown(ROWS).splitlines()
+    lines = table.as_markdown(ROWS).splitlines()
     assert lines[2].startswith("| a_1 & 50% | 2 | - | 71.00 ± 1.41 | - | 72.00 ± 1.41 | - |")
     assert lines[3].startswith("| b\\|c | 3 | 2 | 78.50 ± 10.11 | +1.75 [-7.78, +11.28] |")
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines[:6]}) == 1
     assert (
         lines[4] == "| one | 1 | 1 | 72.12 | +0.12 | 73.12 | +0.12 | 1.00 | +0.00 |"
     )  # no deviation, no interval of one
-    text = comparison.as_latex(ROWS)
+    text = table.as_latex(ROWS)
     assert r"one & $1$ & $1$ & $72.12$ & $+0.12$ &" in text
     assert r"a\_1 \& 50\% & $2$ & - & $71.00 \pm 1.41$ & - &" in text
     assert len({len(re.findall(r"(?<!\\)&", line)) for line in text.splitlines() if line.endswith(r"\\")}) == 1
-    assert comparison.latex_escape(r"\^~{#$") == r"\textbackslash{}\textasciicircum{}\textasciitilde{}\{\#\$"
+    assert table.latex_escape(r"\^~{#$") == r"\textbackslash{}\textasciicircum{}\textasciitilde{}\{\#\$"
 
 
 # ---------------------------------------------------------------- processes
@@ -291,13 +297,13 @@ def test_failures_are_collected_and_stop_none_of_the_others(tmp_path, capsys):
         job(tmp_path, "import os; print(os.environ['OMP_NUM_THREADS'])", "good"),
         job(tmp_path, "raise RuntimeError('was finished before')", "old", state="done"),
     ]
-    pool.run(jobs, 2, lambda folder: 87.125)
+    local.run(jobs, 2, lambda folder: 87.125)
     assert [j.state for j in jobs] == ["failed", "failed", "failed", "done", "done"]
     assert jobs[0].reason.startswith("exit 3: it said nothing")
     assert jobs[1].reason.startswith("exit 2: error: no such thing") and str(jobs[1].console) in jobs[1].reason
     assert jobs[2].reason.startswith("interrupted, resumable")
     assert jobs[3].accuracy == 87.125 and jobs[3].console.read_text().strip() == os.environ.get(
-        "OMP_NUM_THREADS", str(pool.threads(2))
+        "OMP_NUM_THREADS", str(local.threads(2))
     )
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4 and all("\x1b" not in line for line in lines)
@@ -314,14 +320,14 @@ print(len(list(mine.parent.glob("running_*"))))
 mine.unlink()
 """
     jobs = [job(tmp_path, code, seed=seed) for seed in range(5)]
-    pool.run(jobs, 2, lambda folder: 1.0)
+    local.run(jobs, 2, lambda folder: 1.0)
     counts = [int(j.console.read_text()) for j in jobs]
     assert max(counts) == 2 and all(j.state == "done" for j in jobs)
 
 
 def test_threads_share_the_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    assert [pool.threads(jobs) for jobs in (1, 2, 3, 8, 9)] == [8, 4, 2, 1, 1]
+    assert [local.threads(jobs) for jobs in (1, 2, 3, 8, 9)] == [8, 4, 2, 1, 1]
 
 
 class Terminal(io.StringIO):

@@ -1,13 +1,13 @@
-"""utils/tasks.py: published class orders, ragged tasks, and batches that depend on seeds alone."""
+"""utils/data/batches.py: published class orders, ragged tasks, and batches that depend on seeds alone."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from utils.data import Dataset
+from utils.data.dataset import Dataset
 from utils.data.images import ImageArray, ImageFiles
-from utils.tasks import TaskStream, drawn_order, task_sizes
+from utils.data.tasks import TaskStream, drawn_order, task_sizes
 
 
 def toy(per_class=6, classes=5, kind="small", side=32):

@@ -6,8 +6,8 @@ import pytest
 from conftest import rows_of, tiny_experiment
 
 import main
-from utils import tracker
-from utils.runlog import RunLog
+from utils.run import tracker
+from utils.run.log import RunLog
 
 pytest.importorskip("tensorboard", reason="pip install tensorboard: the tracker's package is optional")
 

@@ -9,8 +9,9 @@ import torch
 from conftest import toy_stream
 from torch import nn
 
-from models.training import Group, Recipe, fit, optimizer_for
-from utils.journal import Journal
+from models.learner.fit import fit
+from models.learner.groups import Group, Recipe, optimizer_for
+from utils.run.journal import Journal
 
 
 class Line(nn.Module):

@@ -1,11 +1,11 @@
-"""utils/transforms.py: ranges and sizes, agreement with torchvision, and draws that depend on the sample alone."""
+"""utils/data/transforms.py: ranges and sizes, agreement with torchvision, and draws that depend on the sample alone."""
 
 import numpy as np
 import pytest
 import torch
 from torchvision.transforms import v2
 
-from utils import transforms
+from utils.data import transforms
 
 KINDS = [(kind, size) for kind in transforms.KINDS for size in (32, 48)]
 

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from backbone.adapter import Adapter
+from backbone.adapters.adapter import Adapter
 from backbone.vit import SlottedViT
 
 SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 2, "img_size": 32, "num_classes": 0, "pretrained": False}

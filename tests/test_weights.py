@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from backbone import catalogue, weights
-from utils.config import Experiment
+from utils.config.schema import Experiment
 
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32, "num_classes": 10}
 

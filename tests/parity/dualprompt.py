@@ -6,7 +6,7 @@ import numpy as np
 from recorded import Recorded, close, learn_all
 from recorded_prompts import KEYS, POOL, check_choice, check_task, check_training, same_choice, watch_choices
 
-from models import prompting
+from models.families import prompts
 
 NAMES = {"general.values": "g_prompt", "pool.prompts": "e_prompt.prompt", "pool.keys": "e_prompt.prompt_key"}
 NAMES |= {"head.weight": "head.weight", "head.bias": "head.bias"}
@@ -31,7 +31,7 @@ def check(run: Recorded, tmp_path: Path, monkeypatch) -> None:
     settings |= {k: tuple(v) for k, v in settings.items() if isinstance(v, list)}
     settings |= {"decay_other_rows": True, "scrambled_e_prompt": True}
     losses: list[list[float]] = []
-    chosen = watch_choices(prompting, monkeypatch)
+    chosen = watch_choices(prompts, monkeypatch)
     for task, learner in learn_all(run, "dualprompt", settings, tmp_path, monkeypatch, losses):
         check_task(learner, task, run)
         check_choice(learner, task, run)

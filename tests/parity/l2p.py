@@ -5,7 +5,7 @@ from pathlib import Path
 from recorded import Recorded, close, learn_all
 from recorded_prompts import KEYS, POOL, check_choice, check_task, check_training, same_choice, watch_choices
 
-from models import prompting
+from models.families import prompts
 
 NAMES = {"pool.prompts": "prompt.prompt", "pool.keys": "prompt.prompt_key", "head.weight": "head.weight"}
 NAMES |= {"head.bias": "head.bias"}
@@ -15,7 +15,7 @@ def check(run: Recorded, tmp_path: Path, monkeypatch) -> None:
     run.arrays |= {f"init/{ours}": run.arrays[f"init/{theirs}"] for ours, theirs in NAMES.items()}
     settings = {k: run.config[k] for k in KEYS + POOL} | {"decay_other_rows": True}
     losses: list[list[float]] = []
-    chosen = watch_choices(prompting, monkeypatch)
+    chosen = watch_choices(prompts, monkeypatch)
     for task, learner in learn_all(run, "l2p", settings, tmp_path, monkeypatch, losses):
         check_task(learner, task, run)
         check_choice(learner, task, run)

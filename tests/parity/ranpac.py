@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from recorded import Recorded, check_first_session, close, first_session, learn_all, logits_of
 
-from backbone.heads import RIDGES
+from backbone.heads.heads import RIDGES
 
 
 def check(run: Recorded, tmp_path: Path, monkeypatch) -> None:

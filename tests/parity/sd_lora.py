@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from recorded import TOLERANCE, Recorded, close, learn_all, logits_of
 
-import models.sd_lora as method
+from models import sd_lora as method
+from models.learner import fit
 
 FACTORS = {"down": "A", "up": "B"}
 
@@ -25,7 +26,7 @@ def check(run: Recorded, tmp_path: Path, monkeypatch) -> None:
                     arrays[f"init/tasks.{t}.layers.{layer}.{part}.{ours}"] = value
 
     before: list[list[float]] = []  # magnitudes before every step
-    real = method.fit
+    real = fit.fit
 
     def watched(learner, task, step, *args, **options):
         def seen(images, labels):
@@ -34,7 +35,7 @@ def check(run: Recorded, tmp_path: Path, monkeypatch) -> None:
 
         return real(learner, task, seen, *args, **options)
 
-    monkeypatch.setattr(method, "fit", watched)
+    monkeypatch.setattr(fit, "fit", watched)
     phases: list[list[float]] = []
     for task, learner in learn_all(run, "sd_lora", settings, tmp_path, monkeypatch, phases):
         at = f"task{task.index}"

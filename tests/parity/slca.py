@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from recorded import TOLERANCE, Recorded, close, learn_all, logits_of
 
-import models.slca as method
+from models import slca as method
 
 
 def check(run: Recorded, tmp_path: Path, monkeypatch) -> None:

@@ -7,48 +7,11 @@ configuration is checked against `DATASETS` before any heavy import.
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
 
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
+from utils.data.dataset import Dataset, DatasetInfo
 
-
-class ImageSet(Protocol):
-    """Images with labels: `labels` is int64 [N], `image(i)` is uint8 [3, H, W] in RGB."""
-
-    labels: np.ndarray
-
-    def __len__(self) -> int: ...
-
-    def image(self, index: int) -> torch.Tensor: ...
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A loaded data set. Labels are positions in `class_names`; `transforms` is a kind that `utils.transforms.build`
-    knows."""
-
-    name: str
-    class_names: list[str]
-    train: ImageSet
-    test: ImageSet
-    transforms: str
-
-
-@dataclass(frozen=True)
-class DatasetInfo:
-    """What is known of a data set without opening it."""
-
-    name: str
-    num_classes: int | None  # None: counted from the folders
-    image_size: int  # side in pixels of the stored images, 0: varies
-    source: str  # what it is and where to get it
-    kind: Literal["embedded", "torchvision", "folders"]
-    folder: str | None  # its folder under the data root
-    transforms: str  # kind of utils.transforms
+# kind of utils.transforms
 
 
 _PILOT = "train/<class> and test/<class> as LAMDA-PILOT packs it: https://github.com/LAMDA-CL/LAMDA-PILOT#datasets"

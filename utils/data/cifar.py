@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from utils import lock
+from utils.files import lock
 
 if TYPE_CHECKING:
-    from utils.data import Dataset, DatasetInfo
+    from utils.data.dataset import Dataset, DatasetInfo
 
 _PIXELS = 3 * 32 * 32
 TRAIN_IMAGES, TEST_IMAGES = 50_000, 10_000
@@ -115,7 +115,7 @@ def load(info: DatasetInfo, root: Path, *, download: bool = True) -> Dataset:
 
     Raises FileNotFoundError if the files are neither there nor to be had, ValueError if they are not the official
     ones."""
-    from utils.data import Dataset
+    from utils.data.dataset import Dataset
     from utils.data.images import ImageArray
 
     layout = _layout(info)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from utils.data import Dataset, DatasetInfo
+    from utils.data.dataset import Dataset, DatasetInfo
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm")
 
@@ -59,7 +59,7 @@ def load(info: DatasetInfo, place: Path, *, test_ratio: float = 0.2) -> Dataset:
     the same one for the same file names, so that runs of every seed are tested on the same images.
     A train/ that holds images and no folders is a class of that name.
     Raises FileNotFoundError if the folder is missing, ValueError with both numbers if the count of classes is wrong."""
-    from utils.data import Dataset
+    from utils.data.dataset import Dataset
     from utils.data.images import ImageFiles
 
     fault = _absent(info, place)
@@ -165,7 +165,7 @@ def _split(images: dict[str, list[str]], ratio: float) -> tuple[dict[str, list[s
     """Holds out a share of every class. A class's draw depends on its own name and number of files only."""
     import torch
 
-    from utils.runtime import named_generator
+    from utils.process.seeds import named_generator
 
     if not 0 < ratio < 1:
         raise ValueError(f"test_ratio: must lie between 0 and 1, got {ratio}")

@@ -1,0 +1,3 @@
+"""What turns features into class scores: linear, nearest mean, ridge, Gaussians, subspaces.
+
+May import the ViT of backbone/ and utils; never adapters, experts, prompts or models."""

@@ -1,0 +1,160 @@
+"""What a run would do, found out before it starts: settings, tasks, parameters, and what is missing on this machine.
+
+Nothing is trained: a method is built over the backbone's shapes alone, which finds in a moment what does not fit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from textwrap import shorten, wrap
+from typing import TYPE_CHECKING, Any
+
+import models
+from utils import data, engines
+from utils.config import sweep
+from utils.config.resolve import Resolved
+from utils.process.machine import check_torchvision
+from utils.run import tracker
+from utils.text import WIDTH, printable
+
+if TYPE_CHECKING:
+    from models.learner.base import Learner
+
+
+def check(loaded: sweep.Sweep, engine: str = "local") -> None:
+    """Shows what a run would do and what it lacks on this machine; of a sweep the first cell in full, and all cells."""
+    check_torchvision()
+    counts = fitted(loaded)
+    show(loaded.cells[0].resolved)
+    if loaded.declared:
+        print(f"the above is cell 1 of {len(loaded.cells)}")
+        rows = [(cell.label, cell.resolved.hash, count) for cell, count in zip(loaded.cells, counts, strict=True)]
+        print(cell_table(rows, len(loaded.seeds)))
+    missing = [lacking(cell.resolved) for cell in loaded.cells]
+    if lack := engines.missing(engine, loaded.cells[0].resolved.values):
+        missing = [[*texts, lack] for texts in missing]
+    notes = [
+        [*cell.resolved.notes, *engines.remarks(engine, cell.resolved.values), *lacks]
+        for cell, lacks in zip(loaded.cells, missing, strict=True)
+    ]
+    print(printable("\n".join(f"note: {line}" for line in loaded.gather(notes))))
+    print("the settings are valid" + ("; what is missing on this machine is listed above" if any(missing) else ""))
+
+
+def ready(swept: sweep.Sweep) -> None:
+    """ConfigError if a cell does not fit its backbone or lacks data or weights: said before the first run begins."""
+    fitted(swept)
+    swept.refuse([lacking(cell.resolved) for cell in swept.cells])
+
+
+def show(resolved: Resolved) -> None:
+    """Settings, and where the data are here also tasks and parameters."""
+    from utils.data.tasks import drawn_order, task_sizes
+
+    cfg, where = resolved.settings, places(resolved)
+    if (count := data.count_classes(cfg.dataset, **where)) is not None:
+        order_seed = cfg.seed[0] if cfg.class_order_seed is None else cfg.class_order_seed
+        sizes = task_sizes(count, cfg.init_cls, cfg.increment)
+        if cfg.class_order is not None:
+            order, source = list(cfg.class_order), "the given class order"
+        else:
+            order = drawn_order(count, order_seed, cfg.shuffle)
+            source = f"class order of seed {order_seed}" if cfg.shuffle else "in their natural order"
+        learner = outline(resolved, count)
+        print(settings_table(resolved.values, resolved.given, cfg.descriptions()))
+        print(split_table(sizes, order, source))
+        print(parameter_table(learner.planned_parameters(), sum(p.numel() for p in learner.parameters())))
+    else:
+        print(settings_table(resolved.values, resolved.given, cfg.descriptions()))
+
+
+def outline(resolved: Resolved, count: int) -> Learner:
+    """The method over the backbone's shapes alone: finds in a moment what does not fit, and counts parameters."""
+    import torch
+
+    from backbone import weights
+
+    cfg = resolved.settings
+    backbone, _ = weights.build(cfg, with_weights=False)
+    try:
+        with torch.device("meta"):  # nothing is allocated and nothing gets start values
+            return models.learner_of(cfg.model_name)(cfg, backbone, count, lambda name, module: None, None)
+    except ValueError as error:
+        raise ValueError(f"{error} (backbone_type {cfg.backbone_type})") from None
+
+
+def fitted(swept: sweep.Sweep) -> list[int | None]:
+    """Parameters that each cell trains in its first task, None without its data. ConfigError if one does not fit."""
+    check_torchvision()
+    faults: list[list[str]] = []
+    counts: list[int | None] = []
+    for cell in swept.cells:
+        counts.append(None)
+        faults.append([])
+        try:
+            if (count := data.count_classes(cell.resolved.settings.dataset, **places(cell.resolved))) is not None:
+                planned = outline(cell.resolved, count).planned_parameters()
+                counts[-1] = planned[0][1] if planned else 0
+        except ValueError as error:
+            faults[-1] = [str(error)]
+    swept.refuse(faults)
+    return counts
+
+
+def lacking(resolved: Resolved) -> list[str]:
+    """Data and weights that this machine lacks, each with the way to get it."""
+    from backbone import weights
+
+    cfg = resolved.settings
+    found = (data.missing(cfg.dataset, **places(resolved)), weights.missing(cfg), tracker.missing(cfg.tracker))
+    return [text for text in found if text]
+
+
+def places(resolved: Resolved) -> dict[str, Any]:
+    """Where the data are looked for: arguments of `data.load` and its relatives."""
+    root, path = resolved.settings.data_root, resolved.settings.data_path
+    return {"root": Path(root).expanduser(), "path": Path(path).expanduser() if path else None}
+
+
+def settings_table(values: Mapping[str, Any], given: Iterable[str], descriptions: Mapping[str, str]) -> str:
+    """Every key with its value and, below, its meaning; keys that are not in the file are marked as defaults."""
+    stated = set(given)
+    lines, width = ["settings"], max([24, *map(len, values)]) + 2
+    for key, value in values.items():
+        text = json.dumps(value, ensure_ascii=False)
+        text = text if len(text) <= 62 or key != "about" else f'{text[:57]} ..."'
+        lines.append(f"  {key:<{width}}{text}{'' if key in stated else '   (default)'}")
+        lines += wrap(descriptions.get(key, ""), WIDTH, initial_indent=" " * 30, subsequent_indent=" " * 30)
+    return "\n".join(lines)
+
+
+def split_table(sizes: Sequence[int], order: Sequence[int], source: str) -> str:
+    """Classes of each task in order of arrival, which `source` says; a last task of another size is pointed out."""
+    lines = [f"tasks ({len(order)} classes in {len(sizes)} tasks, {source})"]
+    first = 0
+    for task, size in enumerate(sizes, start=1):
+        ids = " ".join(str(c) for c in order[first : first + size])
+        ragged = "  (the rest)" if task == len(sizes) > 2 and size != sizes[1] else ""
+        lines.append(f"  {task:>3}: {size:>3} classes{ragged}  {shorten(ids, 72, placeholder=' ...')}")
+        first += size
+    return "\n".join(lines)
+
+
+def cell_table(cells: Sequence[tuple[str, str, int | None]], seeds: int) -> str:
+    """The cells of a sweep as (label, settings hash, parameters trained in the first task where known), and their count."""
+    lines = [f"cell  {'settings':<12}  {'trainable':>12}"]
+    for number, (label, run, count) in enumerate(cells, start=1):
+        lines.append(f"{number:>4}  {run:<12}  {'-' if count is None else format(count, ','):>12}  {label}")
+    each = f"{seeds} seed{'s' * (seeds != 1)}"
+    return "\n".join([*lines, f"{len(cells)} cells of {each}: {len(cells) * seeds} runs"])
+
+
+def parameter_table(planned: Sequence[tuple[str, int]], total: int) -> str:
+    """Trainable parameters by occasion, and all parameters at the start."""
+    lines = [
+        "trainable parameters",
+        *(f"  {count:>12,}  {what}" for what, count in planned or [("nothing is trained", 0)]),
+    ]
+    return "\n".join([*lines, f"  {total:>12,}  all parameters at the start, the frozen backbone included"])

@@ -1,0 +1,44 @@
+"""`main.py --compare RUN ...`: finished runs side by side, a table on the console and one HTML page."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from utils.compare import page, runs
+from utils.compare import rows as compare_rows
+from utils.compare import table as comparison
+from utils.files import storage
+
+MOST_PRINTED = 40  # rows of the console's table; the page has all
+
+
+def place_of(out: Path) -> Path:
+    """The page's file: `out` itself if it is named as one, else compare.html in that folder."""
+    return out if out.suffix.lower() in (".html", ".htm") and not out.is_dir() else out / "compare.html"
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prints the table and writes the page. ValueError where a folder given is no finished run and has none below it."""
+    if args.config is not None or args.set or args.check:
+        raise ValueError("--compare RUN ... takes runs as they are: --config, --set and --check do not go with it")
+    there = runs.find(args.compare)
+    rows = compare_rows.rows_of(there.runs)
+    notes = there.notes() + compare_rows.remarks(rows)
+    found = [
+        (f"{number}: {row.label}", row.name, {seed: run.results for seed, run in row.runs.items()})
+        for number, row in enumerate(rows, start=1)
+    ]
+    table = comparison.compare(found)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(comparison.as_text(table[:MOST_PRINTED]))
+    if len(table) > MOST_PRINTED:
+        print(f"the first {MOST_PRINTED} of {len(table)} rows; the page has all")
+    path = place_of(args.out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = page.page(rows, table, notes)
+    storage.write_bytes(path, text.encode(errors="backslashreplace"))
+    count = sum(len(row.runs) for row in rows)
+    print(f"\n{count} run{'s' * (count != 1)} in {len(rows)} row{'s' * (len(rows) != 1)}: {path}")

@@ -1,0 +1,93 @@
+"""The command line: its options, and what it says apart from a run's log: `--list`, `--check`, one line for an error."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from pathlib import Path
+
+EXAMPLES = """five commands to start with:
+  python main.py --config exps/quickstart.json
+  python main.py --config exps/sema_glyphs.json --check
+  python main.py --config exps/quickstart.json --set exp_threshold=1 --set seed=[1,2,3]
+  python main.py --config exps/sema_cifar.json --data-root ~/data --device cuda
+  python main.py --list"""
+
+
+def parser(about: str) -> argparse.ArgumentParser:
+    """Options of main.py; `about` opens the help."""
+    ask = argparse.ArgumentParser(
+        prog="main.py", description=about, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    ask.add_argument("--config", type=Path, metavar="FILE", help="experiment JSON")
+    ask.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key (JSON value, else string)"
+    )
+    ask.add_argument(
+        "--out", type=Path, default=Path("logs"), metavar="DIR", help="where run folders go (default: logs)"
+    )
+    ask.add_argument("--data-root", metavar="DIR", help="folder that holds the data sets (overrides the key data_root)")
+    ask.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (overrides the key device)")
+    ask.add_argument("--check", action="store_true", help="validate, show settings, tasks and parameters, and stop")
+    ask.add_argument(
+        "--resume", choices=("auto", "never"), default="auto", help="never: start afresh, old folders are kept"
+    )
+    ask.add_argument(
+        "--jobs",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="runs at a time, for a sweep or several seeds (default: 1)",
+    )
+    ask.add_argument(
+        "--engine",
+        choices=("local", "slurm", "ray"),
+        default="local",
+        help="where the runs of a sweep go: this machine, or a cluster as the keys slurm_* and ray_* say",
+    )
+    ask.add_argument(
+        "--evaluate",
+        type=Path,
+        metavar="RUN",
+        help="score a saved run's model again on every task it learned, and compare",
+    )
+    ask.add_argument(
+        "--export",
+        type=Path,
+        metavar="RUN",
+        help="write a saved run's adapted model as RUN/export/model.safetensors and config.json",
+    )
+    ask.add_argument("--explain", type=Path, metavar="RUN", help="say in plain sentences what happened in a run")
+    ask.add_argument(
+        "--verify", type=Path, metavar="RUN", help="compare a run of a shipped experiment with its expected numbers"
+    )
+    ask.add_argument(
+        "--compare",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="finished runs side by side: a table and a page (--out FILE.html, default: compare.html in --out's folder). RUN: "
+        "a seed's folder, or any folder with runs below it",
+    )
+    ask.add_argument("--list", action="store_true", help="show methods, data sets, backbones and experiment files")
+    ask.add_argument(
+        "--profile",
+        action="store_true",
+        help="measure where the time of each task goes: a table, a picture, no other number",
+    )
+    ask.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return ask
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number of at least 1 is expected, got {text!r}")
+    return int(text)
+
+
+def speak_any_encoding() -> None:
+    """Text that the terminal's encoding lacks is printed as escapes instead of ending the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

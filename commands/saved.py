@@ -1,0 +1,110 @@
+"""A run folder as a learner again: `load` rebuilds the method of a finished or checkpointed run, ready for evaluation.
+
+It only reads: a run that is still going on may be loaded too. The run's own program stays main.py, which also resumes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import models
+from backbone import catalogue, weights
+from models.learner.base import Learner, SeededInit
+from utils import data
+from utils.config import resolve, schema
+from utils.config.strict_json import read_json
+from utils.data.tasks import TaskStream
+from utils.run import checkpoint
+from utils.run.log import RunLog
+from utils.text import nearest
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A run as its newest whole checkpoint has it.
+
+    `task`: the last one learned (from 0); `record`: results so far, as `report.RunRecord.from_dict` reads them; `notes`: a
+    line for each newer checkpoint that is damaged.
+    """
+
+    folder: Path
+    learner: Learner
+    stream: TaskStream
+    task: int
+    record: dict[str, Any]
+    notes: list[str]
+
+
+def load(
+    folder: Path, device: torch.device | None = None, data_root: str | None = None, log: RunLog | None = None
+) -> SavedRun:
+    """The learner and the tasks of the run in `folder` (OUT/<config name>/<settings hash>/seed_<seed>), on `device`, frozen
+    and in evaluation mode as the end of a task left it.
+
+    `data_root` replaces the run's own. Without `log` the learner can predict but not learn on.
+    Raises ValueError if the folder is no run, has no whole checkpoint, or backbone weights, classes or the method's code are
+    no longer those of the run; FileNotFoundError without its data."""
+    cfg = _settings(folder, data_root)
+    saved, notes = checkpoint.newest(folder / "checkpoints", learned=False)
+    if saved is None:
+        raise ValueError(
+            "; ".join([f"{folder}: the run has no whole checkpoint, so no task of it is finished", *notes])
+        )
+    backbone, facts = weights.build(cfg)
+    if facts.weight_hash != saved.facts["weight_hash"]:
+        raise ValueError(
+            f"{folder}: the run was made with backbone weights {saved.facts['weight_hash']}, "
+            f"{cfg.backbone_type} ({facts.source}) here is {facts.weight_hash}"
+        )
+    path = Path(cfg.data_path).expanduser() if cfg.data_path else None
+    dataset = data.load(cfg.dataset, root=Path(cfg.data_root).expanduser(), path=path, test_ratio=cfg.test_ratio)
+    (seed,) = cfg.seed
+    stream = TaskStream.of(cfg, dataset, seed, facts.image_size, device)
+    record = saved.facts["record"]
+    if record["class_order"] != stream.order:
+        raise ValueError(
+            f"{folder}: the run had {len(record['class_order'])} classes in another order than the {len(stream.order)} of "
+            f"{cfg.dataset} here; the data set has changed"
+        )
+    backbone = backbone.to(device or torch.device("cpu"))
+    learner: Learner = models.learner_of(cfg.model_name)(cfg, backbone, len(stream.order), SeededInit(seed), log)
+    learner.restore(saved.facts["structure"])
+    learner.load_own_state(saved.tensors)
+    learner.eval()
+    learner.requires_grad_(False)
+    stream.measure_workers(cfg, backbone, device or torch.device("cpu"))
+    return SavedRun(folder, learner, stream, saved.task, record, notes)
+
+
+def _settings(folder: Path, data_root: str | None) -> schema.Experiment:
+    """The run's settings from its config.json, checked as an experiment's are; one seed."""
+    path = folder / "config.json"
+    if not path.is_file():
+        seeds = sorted(str(p.parent) for p in folder.glob("**/seed_*/config.json")) if folder.is_dir() else []
+        near = [str(p) for p in folder.parent.glob("*") if p.is_dir()] if folder.parent.is_dir() else []
+        hint = f"; it holds the runs {', '.join(seeds[:3])}" if seeds else nearest(str(folder), near)
+        raise ValueError(f"{folder} is no run folder: it has no config.json{hint}")
+    values, faults = read_json(path)
+    if data_root is not None:
+        values["data_root"] = data_root
+    cfg = checked(values, str(path), faults)
+    if len(cfg.seed) != 1:
+        raise ValueError(f"{path} names {len(cfg.seed)} seeds: it is an experiment file, not a run's, which has one")
+    return cfg
+
+
+def checked(values: dict[str, Any], source: str, faults: Sequence[str] = ()) -> schema.Experiment:
+    """Settings from a file of this program, checked as an experiment's are."""
+    return resolve.resolve(
+        values,
+        source=source,
+        settings_of=models.settings_of,
+        methods=models.available(),
+        backbones=catalogue.names,
+        faults=faults,
+    ).settings

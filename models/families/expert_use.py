@@ -1,0 +1,91 @@
+"""What routing did: of each epoch of training, the use and gradients of every expert; of a set of images, its use of them.
+
+Shapes: E experts, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backbone.experts import balance
+from backbone.experts.router import Routing
+from models.learner.base import Learner
+from utils.data.tasks import Task
+
+
+class Watch:
+    """Writes an `experts` row a layer and epoch: means over the steps of share, gate, entropy and gradient of each expert [E]
+    (as `balance.utilisation`), of the tokens' own entropy, and of the router's gradient.
+
+    `layers`: a layer's experts and its router. `routings` takes the Routings of a step, one a layer. Tell `fit` of it as
+    stateful, since it adds up step by step."""
+
+    def __init__(
+        self, learner: Learner, task: Task, phase: str, layers: Mapping[int, tuple[Sequence[nn.Module], nn.Module]]
+    ):
+        self.learner, self.task, self.phase, self.layers = learner, task, phase, layers
+        self.epoch, self.steps = 1, 0
+        self.sums: dict[int, dict[str, Tensor]] = {}
+        self.routings: list[Routing] = []
+
+    @torch.no_grad()
+    def end_step(self) -> None:
+        """Adds up what the step used and the gradients it left; called after the optimizer's step."""
+        self.steps += 1
+        for (layer, (experts, router)), routing in zip(self.layers.items(), self.routings, strict=True):
+            use = balance.utilisation([routing])
+            found = {
+                "share": use.share,
+                "gate": use.gate,
+                "entropy": use.entropy,
+                "token_entropy": token_entropy([routing]),
+            }
+            found = {name: self.learner.averaged(value) for name, value in found.items()}
+            found["gradient"] = torch.stack([_gradient(expert) for expert in experts])
+            found["router_gradient"] = _gradient(router)
+            sums = self.sums.setdefault(layer, {})
+            for name, value in found.items():
+                sums[name] = sums[name] + value if name in sums else value
+
+    def end_epoch(self) -> None:
+        """Writes the rows of the epoch that ended."""
+        where = {"task": self.task.index, "phase": self.phase, "epoch": self.epoch}
+        for layer, sums in self.sums.items():
+            means = {name: (value / self.steps).tolist() for name, value in sums.items()}
+            self.learner.log.row("experts", **where, layer=layer, **means)
+        self.epoch, self.sums, self.steps = self.epoch + 1, {}, 0
+
+    def state_dict(self) -> Any:
+        sums = {str(layer): dict(own) for layer, own in self.sums.items()}
+        return {"epoch": self.epoch, "steps": self.steps, "sums": sums}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.epoch, self.steps = state["epoch"], state["steps"]
+        for layer, own in state["sums"].items():
+            device = next(self.layers[int(layer)][1].parameters()).device
+            self.sums[int(layer)] = {name: value.to(device) for name, value in own.items()}
+
+
+def use_of(routings: Sequence[Sequence[Routing]]) -> dict[str, Any]:
+    """`share` and `gate` [L][E] and `entropy` [L], the tokens' mean, of each layer's routings: plain numbers to be logged."""
+    uses = [balance.utilisation(own) for own in routings]
+    return {
+        "share": [use.share.tolist() for use in uses],
+        "gate": [use.gate.tolist() for use in uses],
+        "entropy": [float(token_entropy(own)) for own in routings],
+    }
+
+
+def token_entropy(routings: Sequence[Routing]) -> Tensor:
+    """Mean entropy in nats of one layer's softmax, over all tokens: 0 sure, log E undecided."""
+    return torch.cat([torch.special.entr(r.probabilities.flatten(0, -2)).sum(dim=-1) for r in routings]).mean()
+
+
+def _gradient(module: nn.Module) -> Tensor:
+    """Euclidean norm of a module's gradient; 0 where it has none."""
+    squares = [p.grad.square().sum() for p in module.parameters() if p.grad is not None]
+    return torch.stack(squares).sum().sqrt() if squares else next(module.parameters()).new_zeros(())

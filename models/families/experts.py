@@ -1,0 +1,203 @@
+"""A small memory of training images: which of a class are kept, and where they are found again.
+
+Shapes: n images of a class, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backbone.experts import balance, novelty
+from backbone.experts.router import Routing
+from backbone.vit import SlottedViT
+from models.settings.experts import GateSettings, NoveltySettings
+from utils.data.batches import TaskData
+
+
+def herd(features: Tensor, count: int) -> list[int]:
+    """Positions of `count` of the features [n, D], all if there are fewer: one after the other, each such that the mean of
+    those chosen so far comes closest to the mean of all (herding; iCaRL, Rebuffi et al. 2017, algorithm 4). In float64; of
+    equals the first."""
+    rows = features.double()
+    mean, total = rows.mean(dim=0), torch.zeros_like(rows[0])
+    chosen: list[int] = []
+    while len(chosen) < min(count, len(rows)):
+        distance = (mean - (total + rows) / (len(chosen) + 1)).norm(dim=1)
+        distance[chosen] = torch.inf
+        chosen.append(int(distance.argmin()))
+        total += rows[chosen[-1]]
+    return chosen
+
+
+def herd_classes(features: Tensor, labels: Tensor, count: int) -> list[int]:
+    """Positions of `count` images of each class by `herd`, from features [n, D] and labels [n]; class after class."""
+    found = [torch.nonzero(labels == label).flatten() for label in labels.unique()]
+    return [int(own[position]) for own in found for position in herd(features[own], count)]
+
+
+def at_rows(past: Sequence[TaskData], rows: Sequence[int]) -> list[TaskData]:
+    """The images of earlier tasks that lie at these rows of the data set; tasks without any are left out."""
+    parts = [data.subset(np.flatnonzero(np.isin(data.rows, rows))) for data in past]
+    return [part for part in parts if len(part)]
+
+
+LWF_TEMPERATURE = 2.0
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The model as it was before a task, over the same frozen ViT."""
+
+    backbone: SlottedViT
+    head: nn.Module
+
+
+@dataclass
+class Expert:
+    """What is known of an expert beside its weights."""
+
+    tasks: int = 0  # in which it learned
+    steps: int = 0
+    young: bool = True
+    frozen: bool = False
+    peak: float = 0.0  # largest mean gate in any task since it was there
+
+    def is_mature(self, cfg: GateSettings) -> bool:
+        """By the tasks it learned or by its steps, whichever comes first; a frozen one is as mature as it gets."""
+        by_tasks = cfg.maturity_tasks is not None and self.tasks >= cfg.maturity_tasks
+        by_steps = cfg.maturity_steps is not None and self.steps >= cfg.maturity_steps
+        return self.frozen or by_tasks or by_steps
+
+
+@dataclass
+class Course:
+    """What the steps of a phase change beside weights, as `fit` saves it: steps `done`, held-out losses `measured`, and what is
+    known of the `experts`; `changed` is called after the experts came back."""
+
+    experts: list[Expert]
+    measured: list[float]
+    changed: Callable[[], None]
+    done: int = 0
+
+    def state_dict(self) -> Any:
+        return {"done": self.done, "measured": self.measured, "experts": [asdict(e) for e in self.experts]}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.done, self.measured[:] = state["done"], state["measured"]
+        self.experts[:] = [Expert(**facts) for facts in state["experts"]]
+        self.changed()
+
+
+def all_act(experts: Sequence[Expert], cfg: GateSettings) -> bool:
+    """Whether the mixture is dense: young experts act always, `top_k_experts` of the mature."""
+    return cfg.top_k_experts + sum(e.young for e in experts) >= len(experts)
+
+
+def plateau(losses: Sequence[float], epochs: int, tolerance: float) -> bool:
+    """Whether the last `epochs` losses bring no improvement by the share `tolerance` over the best before them."""
+    if len(losses) <= epochs:
+        return False
+    return min(losses[-epochs:]) >= (1 - tolerance) * min(losses[:-epochs])
+
+
+def routing_loss(
+    routings: Sequence[Routing], experts: Sequence[Expert], learning: Sequence[int], cfg: GateSettings
+) -> Tensor | float:
+    """Balance, or entropy while all experts act, among the experts that learn; and the z-loss. Mean over layers.
+
+    Young experts beside top-k act always: their share says nothing, so they stay out of the balance."""
+    if not routings or len(experts) == 1:
+        return 0.0
+    dense = all_act(experts, cfg)
+    among = torch.zeros(len(experts), dtype=torch.bool, device=routings[0].gates.device)
+    for e in learning:
+        among[e] = dense or not experts[e].young
+    loss = cfg.router_z_loss_coef * balance.over_layers(balance.z_loss, routings)
+    if among.sum() > 1:
+        kind = balance.entropy_loss if dense else balance.balance_loss
+        weight = cfg.router_entropy_coef if dense else cfg.router_aux_loss_coef
+        loss = loss + weight * balance.over_layers(kind, routings, [among] * len(routings))
+    return loss
+
+
+def score_distance(before: Tensor, now: Tensor) -> Tensor:
+    """How far scores moved, [B, C] and [B, C] -> scalar: T^2 KL(before, now) at temperature T (Hinton et al. 2015, as Learning
+    without Forgetting). No gradient reaches `before`."""
+    was, is_now = ((scores / LWF_TEMPERATURE).log_softmax(dim=1) for scores in (before, now))
+    return F.kl_div(is_now, was.detach(), reduction="batchmean", log_target=True) * LWF_TEMPERATURE**2
+
+
+THRESHOLDS = (-0.2, 0.0, 0.2, 0.4, 0.6, 0.8)
+
+
+def policy_of(cfg: NoveltySettings) -> novelty.Policy:
+    """The keys that decide on a spawn."""
+    return novelty.Policy(
+        cfg.novelty_threshold,
+        cfg.novelty_threshold_mode,
+        cfg.novelty_delta,
+        cfg.novelty_min_samples,
+        cfg.novelty_cooldown,
+        cfg.num_experts if cfg.grow_experts else 1,  # all that are there from the start are one skill
+    )
+
+
+def facts_of(
+    cfg: NoveltySettings,
+    tokens: Tensor,
+    labels: Tensor,
+    stored: Tensor,
+    images: Tensor,
+    owners: Sequence[tuple[int, int]],
+    generator: torch.Generator,
+) -> dict[str, Any]:
+    """What `novelty.decide` asks of a task with mean tokens [n, D] and labels [n], beside stored embeddings [S, D] of `images`
+    [S] each and (task, skill) of each in `owners`: similarities, their interval, a calibrated threshold. Empty without any."""
+    facts: dict[str, Any] = {}
+    if not owners:
+        return facts
+    tasks, skills = zip(*owners, strict=True)
+    middle = novelty.centre(stored, images)
+    known = stored, skills, middle, cfg.novelty_similarity
+    facts["similar"] = novelty.similarities(novelty.class_means(tokens, labels)[0], *known).tolist()
+    if cfg.novelty_threshold_mode == "calibrated":
+        facts["calibrated"] = novelty.calibrate(stored, tasks, middle, cfg.novelty_similarity, cfg.novelty_quantile)
+    if cfg.novelty_confidence:
+        how: dict[str, Any] = {
+            "confidence": cfg.novelty_confidence,
+            "resamples": cfg.novelty_resamples,
+            "generator": generator,
+        }
+        facts["bounds"] = novelty.interval(tokens, labels, *known, **how)
+    return facts
+
+
+def told(decision: novelty.Decision, policy: novelty.Policy, facts: dict[str, Any]) -> str:
+    """A decision in a line, with the thresholds at which it would have been a spawn: any above the interval, unless
+    something else stands against it."""
+    free = novelty.decide(replace(policy, mode="fixed", threshold=math.inf), **facts)
+    would = f"any threshold above {decision.high:.3f}" if free.spawn else f"no threshold ({free.reason})"
+    return (
+        f"task {decision.task + 1}: similarity {decision.best:.3f} ({decision.low:.3f} to {decision.high:.3f}) against "
+        f"threshold {decision.threshold:.3f}: {decision.reason}, expert {decision.skill} "
+        f"{'is new' if decision.spawn else 'goes on'}; would spawn at {would}"
+    )
+
+
+def spawned_at(decisions: Sequence[novelty.Decision], policy: novelty.Policy) -> dict[float, list[int]]:
+    """The tasks after the first at which each of THRESHOLDS, fixed, would have spawned, all else as in `policy`."""
+    fixed = (replace(policy, mode="fixed", threshold=threshold) for threshold in THRESHOLDS)
+    return {policy.threshold: novelty.replay(decisions, policy)[1:] for policy in fixed}
+
+
+def in_words(spawned: dict[float, list[int]]) -> str:
+    parts = [f"{t:g}: {', '.join(str(task + 1) for task in tasks) or 'none'}" for t, tasks in spawned.items()]
+    return f"a fixed threshold would have spawned at tasks ({'; '.join(parts)})"

@@ -1,0 +1,170 @@
+"""Settings of adapters with several time scales: rates, intervals, consolidation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from models.settings.rates import LayerSettings
+from utils.config.schema import Trained
+
+
+class NestedSettings(Trained):
+    """Keys of slow and fast adapters, of what merges them, and of rates by parameter group."""
+
+    head_lr: float | None = Field(None, gt=0, le=100, description="learning rate of the head; null: init_lr")
+    nested_lora_rank: int = Field(16, ge=1, le=4096, description="rank of each slow and each fast adapter")
+    nested_lora_activation: Literal["relu", "none"] = Field(
+        "relu", description="between the two projections: relu, as SEMA's adapter, or none, the true LoRA"
+    )
+    nested_lora_levels: int = Field(
+        2,
+        ge=1,
+        le=8,
+        description="time scales: 1 a single adapter (the control), 2 slow and fast, more: some in between",
+    )
+    nested_lora_lr_fast: float | None = Field(
+        None, ge=0, le=100, description="learning rate of the fast adapters; null: init_lr, 0: frozen"
+    )
+    nested_lora_lr_slow: float | None = Field(
+        None,
+        ge=0,
+        le=100,
+        description="learning rate of the slow adapter; null: a tenth of the fast rate (init_lr with 1 level), 0: frozen",
+    )
+    nested_lora_update_interval_slow: int = Field(1, ge=1, description="the slow adapter steps at every n-th step only")
+    nested_lora_skipped_gradients: Literal["drop", "accumulate"] = Field(
+        "drop", description="slow gradients of the steps between: dropped, or accumulated and their mean taken"
+    )
+    nested_lora_level_lrs: tuple[float, ...] | None = Field(
+        None, description="rates of the levels between, from slow to fast; null: geometric between slow and fast"
+    )
+    nested_lora_level_intervals: tuple[int, ...] | None = Field(
+        None, description="step intervals of the levels between, from slow to fast; null: geometric, rounded"
+    )
+    nested_lora_use_consolidation: bool = Field(
+        True, description="merge fast into slow at the end of a task; false: both go on as they are"
+    )
+    nested_lora_consolidation_method: Literal["task_arithmetic", "pam_lite", "concat", "svd", "ema", "ties", "pam"] = (
+        Field("concat", description="how fast is merged into slow, see backbone/adapters/consolidation.py")
+    )
+    nested_lora_consolidation_alpha: float = Field(
+        1.0,
+        ge=0,
+        le=10,
+        description="weight of fast in the merge; 1 keeps the function the head was trained on, but ema at 1 keeps fast alone",
+    )
+    nested_lora_consolidation_interval: int = Field(1, ge=1, description="tasks between two merges")
+    nested_lora_consolidation_rank: int | None = Field(
+        None,
+        ge=1,
+        description="largest rank of slow after concat, svd, ema or ties; null: concat grows, the others keep slow's",
+    )
+    nested_lora_reset: Literal["fresh", "zero"] = Field(
+        "fresh",
+        description="fast after a merge: fresh LoRA start values, or all zero as the original, which can never learn again",
+    )
+    nested_lora_eval: Literal["combined", "slow", "fast"] = Field(
+        "combined", description="which part is evaluated: slow and fast together, or one alone"
+    )
+    head_recalibration: bool = Field(
+        False, description="refit the task's rows of the linear head on the merged features of its training images"
+    )
+
+    @property
+    def rate_slow(self) -> float:
+        default = self.init_lr if self.nested_lora_levels == 1 else self.rate_fast / 10
+        return default if self.nested_lora_lr_slow is None else self.nested_lora_lr_slow
+
+    @property
+    def rate_fast(self) -> float:
+        return self.init_lr if self.nested_lora_lr_fast is None else self.nested_lora_lr_fast
+
+    @property
+    def rate_head(self) -> float:
+        return self.init_lr if self.head_lr is None else self.head_lr
+
+    def remarks(self) -> Iterator[str]:
+        yield from super().remarks()
+        why, keys = "", [f"nested_lora_consolidation_{name}" for name in ("method", "alpha", "interval", "rank")]
+        keys.append("nested_lora_reset")
+        if self.nested_lora_levels == 1:
+            why, keys = "nested_lora_levels 1", ["nested_lora_use_consolidation", *keys]
+        elif not self.nested_lora_use_consolidation:
+            why = "nested_lora_use_consolidation false"
+        elif self.nested_lora_consolidation_method == "ema" and self.nested_lora_consolidation_alpha == 1:
+            yield "nested_lora_consolidation_alpha 1 with ema keeps fast alone: every merge throws slow away; 0.5 is usual"
+        if why and (given := [key for key in keys if self.departs(key)]):
+            yield f"these keys do not act with {why}: {', '.join(given)}"
+        if self.nested_lora_eval == "fast" and self.nested_lora_use_consolidation:
+            yield (
+                "nested_lora_eval fast: right after a merge fast has output 0, so those tasks are scored without adapters; "
+                "set nested_lora_use_consolidation to false to see what fast learned"
+            )
+        every = self.nested_lora_update_interval_slow == 1 and self.nested_lora_level_intervals is None
+        if self.nested_lora_skipped_gradients == "accumulate" and every:
+            yield "nested_lora_skipped_gradients does not act: with nested_lora_update_interval_slow 1 no step is skipped"
+
+    def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        yield from super().cross_checks()
+        method, activation = self.nested_lora_consolidation_method, self.nested_lora_activation
+        if method == "ties" and activation == "relu" and self.nested_lora_use_consolidation:
+            yield (
+                ("nested_lora_consolidation_method", "nested_lora_activation"),
+                "nested_lora_consolidation_method: ties elects signs in the product of the two projections, which is the "
+                'function only for nested_lora_activation "none"; set that, or take concat, svd or ema',
+            )
+        if method == "ema" and self.nested_lora_consolidation_alpha > 1 and self.nested_lora_use_consolidation:
+            yield (
+                ("nested_lora_consolidation_alpha", "nested_lora_consolidation_method"),
+                "nested_lora_consolidation_alpha: ema averages slow and fast, so at most 1 is expected; got "
+                f"{self.nested_lora_consolidation_alpha:g}",
+            )
+        if self.nested_lora_consolidation_rank is not None and method in ("task_arithmetic", "pam_lite", "pam"):
+            yield (
+                ("nested_lora_consolidation_rank", "nested_lora_consolidation_method"),
+                f"nested_lora_consolidation_rank: {method} never changes the rank; remove it, or take concat, svd or ema",
+            )
+        between = max(self.nested_lora_levels - 2, 0)
+        for key in ("nested_lora_level_lrs", "nested_lora_level_intervals"):
+            values = getattr(self, key)
+            if values is not None and len(values) != between:
+                yield (
+                    (key, "nested_lora_levels"),
+                    f"{key}: {len(values)} values, but nested_lora_levels {self.nested_lora_levels} has {between} "
+                    f"level{'s' * (between != 1)} between slow and fast",
+                )
+            elif values is not None and min(values, default=1) <= 0:
+                yield (key,), f"{key}: every value must be above 0; got {list(values)}"
+            elif key == "nested_lora_level_lrs" and max(values or (0,)) > 100:
+                yield (key,), f"{key}: every rate must be at most 100; got {list(values or ())}"
+        if self.nested_lora_levels == 1:
+            for key in ("nested_lora_lr_fast", "nested_lora_eval", "nested_lora_consolidation_method"):
+                if self.departs(key):
+                    yield (
+                        (key, "nested_lora_levels"),
+                        f"{key}: acts on fast adapters, and with nested_lora_levels 1 there are none",
+                    )
+        if self.head_recalibration and self.head != "linear":
+            yield (
+                ("head_recalibration", "head"),
+                f"head_recalibration: refits the linear head, which head {self.head!r} does not predict with",
+            )
+        for key in ("head_lr", "nested_lora_lr_slow", "nested_lora_lr_fast", "nested_lora_level_lrs"):
+            rates = getattr(self, key)
+            for rate in rates if isinstance(rates, tuple) else (rates,):
+                yield from self.falls(key, rate)
+        nested = getattr(self, "ffn_adapter_type", "nested_lora") == "nested_lora"
+        if nested and self.nested_lora_lr_slow is None and self.min_lr <= self.rate_fast:
+            yield from self.falls("nested_lora_lr_slow", self.rate_slow, f"{self.rate_slow:g}, the slow rate")
+
+
+class SharedAdapterSettings(NestedSettings, LayerSettings):
+    """Keys of methods with one nested adapter a layer that all tasks share. SEMA's keys that their files carry never act."""
+
+    ignored: ClassVar[frozenset[str]] = frozenset(
+        {"ffn_adapter_type", "ffn_num", "func_epoch", "rd_epoch", "rd_lr", "rd_dim", "buffer_size"}
+        | {"detect_batch_size", "exp_threshold"}
+    )

@@ -1,0 +1,30 @@
+"""Settings of methods that train in the first task alone, as APER and RanPAC do."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from utils.config.schema import Trained
+
+# what a session of training takes, by the keys' names
+SESSION_KEYS = (
+    "optimizer",
+    "init_lr",
+    "min_lr",
+    "weight_decay",
+    "ffn_num",
+    "ffn_adapter_scalar",
+    "ffn_adapter_dropout",
+)
+
+
+class SessionSettings(Trained):
+    """Keys of methods that train one AdaptFormer adapter in every layer, with a cosine head that is dropped afterwards."""
+
+    ffn_num: int = Field(64, ge=1, le=4096, description="rank of the adapter in each layer")
+    ffn_adapter_scalar: float = Field(
+        0.1, gt=0, le=1e6, description="factor on every adapter's output, a constant in the originals"
+    )
+    ffn_adapter_dropout: float = Field(
+        0.1, ge=0, lt=1, description="dropout in the bottleneck, in training; a constant in the originals"
+    )

@@ -1,0 +1,3 @@
+"""Many runs side by side: rows, paired tables, the comparison page.
+
+May import utils.report, utils.evaluation, utils.run and below."""

@@ -1,0 +1,110 @@
+"""Rows of a comparison: the seeds of equal settings form one; what sets rows apart gives them their names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from utils.compare.runs import Run
+from utils.config.schema import NOT_HASHED
+from utils.text import printable, shortened
+
+LABEL = 60  # characters of a row's label
+
+
+@dataclass
+class Row:
+    """Runs of equal settings by seed; `name` is the folder above the seeds, mostly the settings' hash."""
+
+    settings: Mapping[str, Any]
+    name: str
+    label: str = ""
+    folders: list[Path] = field(default_factory=list)
+    runs: dict[int, Run] = field(default_factory=dict)
+
+
+def rows_of(runs: Sequence[tuple[Run, str]]) -> list[Row]:
+    """Rows from runs and their labels (empty: what sets a row apart). The seeds of one folder stay together: where two
+    folders of equal settings share a seed, as after the same experiment in two versions, each is a row of its own."""
+    units: dict[Path, list[tuple[Run, str]]] = {}
+    for run, label in runs:
+        units.setdefault(run.folder.parent, []).append((run, label))
+    rows: list[Row] = []
+    by_key: dict[str, list[Row]] = {}
+    for folder, unit in units.items():
+        seeds = {run.seed for run, _ in unit}
+        for run, label in unit:
+            kept = {k: v for k, v in run.settings.items() if k not in NOT_HASHED}
+            alike = by_key.setdefault(json.dumps(kept, sort_keys=True), [])
+            row = next((r for r in alike if folder in r.folders and run.seed not in r.runs), None)
+            row = row or next((r for r in alike if folder not in r.folders and not seeds & r.runs.keys()), None)
+            if row is None:
+                row = Row(run.settings, folder.resolve().name, label)
+                alike.append(row)
+                rows.append(row)
+            if folder not in row.folders:
+                row.folders.append(folder)
+            row.runs[run.seed] = replace(run, settings=row.settings)  # equal in what counts: held once
+    name_rows(rows)
+    return rows
+
+
+def differences(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """Settings in which the rows differ: {key: a value a row, None where its method lacks the key}. What says only where and
+    how a run happens is left out."""
+    keys = dict.fromkeys(key for row in rows for key in row.settings if key not in NOT_HASHED)
+    table = {key: [row.settings.get(key) for row in rows] for key in keys}
+    return {key: values for key, values in table.items() if any(value != values[0] for value in values)}
+
+
+def name_rows(rows: Sequence[Row]) -> None:
+    """Gives rows without a label one: the method where they differ, and what sets a row apart from others of its method."""
+    several = [key for key in ("model_name", "dataset") if len({str(row.settings.get(key)) for row in rows}) > 1]
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(str(row.settings.get(key)) for key in several), []).append(row)
+    own_names = [str(row.settings.get("prefix") or "") for row in rows]
+    if all(own_names) and len(set(own_names)) == len(rows):
+        for row, name in zip(rows, own_names, strict=True):
+            row.label = row.label or shortened(name, LABEL)
+    for names, alike in groups.items():
+        apart = differences(alike)
+        for index, row in enumerate(alike):
+            own = [f"{key}={_short(values[index])}" for key, values in apart.items()]
+            first = list(names) or ([] if own else [str(row.settings.get("model_name", "run"))])
+            row.label = printable(row.label or shortened(", ".join([*first, *own]), LABEL)).replace("\n", " ")
+    labels: dict[str, list[Row]] = {}
+    for row in rows:
+        labels.setdefault(row.label, []).append(row)
+    for twins in labels.values():
+        if len(twins) > 1:
+            for row in twins:
+                row.label += printable(f" ({shortened(str(row.folders[0]), LABEL)})")
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def remarks(rows: Sequence[Row]) -> list[str]:
+    """What makes rows hard to compare, in sentences."""
+    runs = [run for row in rows for run in row.runs.values()]
+    notes = []
+    if len(sets := dict.fromkeys(run.results["dataset"] for run in runs)) > 1:
+        notes.append(f"different data sets ({', '.join(sets)}): their accuracies cannot be set against each other")
+    if len(cuts := dict.fromkeys(run.results["sizes"] for run in runs)) > 1:
+        texts = [f"{len(cut)} tasks of {shortened('+'.join(map(str, cut)), 30)}" for cut in cuts]
+        notes.append(
+            f"different tasks ({'; '.join(texts[:4])}{'; ...' * (len(texts) > 4)}): the curves have other steps"
+        )
+    first = rows[0].runs
+    orders = {seed: run.results["order"] for seed, run in first.items()}
+    if any(run.results["order"] != orders[run.seed] for run in runs if run.seed in orders) and len(sets) == 1:
+        notes.append("equal seeds with different class orders: their difference is no pair on equal tasks")
+    if alone := [row.label for row in rows[1:] if not first.keys() & row.runs.keys()]:
+        more = f" and {len(alone) - 1} more" * (len(alone) > 1)
+        notes.append(f"no seed in common with the first row, so no paired difference: {alone[0]}{more}")
+    return [printable(note) for note in notes]

@@ -1,0 +1,211 @@
+"""Finished runs, found in and below folders and read for a comparison.
+
+Of a run, results.json and config.json alone are read, and of those only what a comparison shows is kept, so that ten thousand
+runs take seconds and little memory; environment.json is read where it is shown.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from utils.evaluation import error_parts, metrics
+from utils.text import shortened
+
+# numbers in percent, bytes or images a second, or null; then lists with an entry a task
+NUMBERS = (
+    "last_accuracy",
+    "average_accuracy",
+    "forgetting",
+    "task_oracle_accuracy",
+    "peak_memory_bytes",
+    "images_per_second",
+)
+LISTS = ("top1_curve", "trainable_parameters", "total_parameters")
+SKIPPED = {"cells", "console", "checkpoints", "plots", "samples", "cache", "export"}  # folders that hold no runs
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished seed. `results`: NUMBERS, LISTS and, by task, `forgetting_by_task`, `splits`, `adapters` (their number),
+    `seconds` (by phase), `peaks` (bytes or None); `layers` (adapters by layer at the end), `sizes` (classes of each task),
+    `order` (a hash of the class order) and `selection_history` as far as `utils.compare.table` reads it."""
+
+    folder: Path
+    seed: int
+    settings: Mapping[str, Any]
+    results: Mapping[str, Any]
+
+    def environment(self) -> dict[str, Any]:
+        """Its environment.json, empty where there is none that can be read."""
+        try:
+            found = json.loads((self.folder / "environment.json").read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+
+def read(folder: Path) -> Run:
+    """The finished run in `folder`; ValueError with the reason if there is none or its files are damaged."""
+    path = folder / "results.json"
+    try:
+        results = _load(path)
+        settings = _load(path := folder / "config.json")
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {shortened(str(error), 200)}") from None
+    try:
+        return Run(folder, _whole(results["seed"]), settings, _slim(results))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        text = shortened(f"{type(error).__name__}: {error}", 200)
+        raise ValueError(f"{folder / 'results.json'} holds no results ({text})") from None
+
+
+def _load(path: Path) -> dict[str, Any]:
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is no number")
+
+    found = json.loads(path.read_bytes(), parse_constant=refuse)
+    if not isinstance(found, dict):
+        raise ValueError("an object was expected")
+    return found
+
+
+def _whole(value: Any) -> int:
+    if not isinstance(value, int):
+        raise TypeError(f"{value!r} is no whole number")
+    return value
+
+
+def _number(value: Any) -> float | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise TypeError(f"{value!r} is no number")
+    return value
+
+
+def _slim(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What a comparison shows of a results.json; an exception where it is not one."""
+    kept: dict[str, Any] = {key: str(results[key]) for key in ("model_name", "dataset")}
+    kept |= {key: _number(results[key]) for key in NUMBERS}
+    kept |= {key: [_number(value) for value in results[key]] for key in LISTS}
+    tasks = len(kept["top1_curve"])
+    adapters = [{str(layer): _whole(n) for layer, n in entry.items()} for entry in results["adapters_per_layer"]]
+    seconds = [{str(phase): _number(s) or 0.0 for phase, s in entry.items()} for entry in results["seconds"]]
+    peaks = [_number(value) for value in results.get("peak_memory_by_task") or [None] * tasks]
+    if {tasks} != set(map(len, (adapters, seconds, peaks, *(kept[key] for key in LISTS)))):
+        raise ValueError("its lists have different lengths")
+    history = results.get("selection_history") or ()
+    peeked = any(isinstance(entry, Mapping) and entry.get("split") == "test" for entry in history)
+    return kept | {
+        "forgetting_by_task": metrics.forgetting_by_task(results["accuracy_matrix"]),
+        "splits": error_parts.splits(results),
+        "adapters": [sum(entry.values()) for entry in adapters],
+        "layers": adapters[-1] if adapters else {},
+        "seconds": seconds,
+        "peaks": peaks,
+        "sizes": tuple(len(classes) for classes in results["task_classes"]),
+        "order": hash(tuple(results["class_order"])),
+        "selection_history": [{"split": "test"}] if peeked else [],
+    }
+
+
+# ------------------------------------------------------------------------------------------------ finding them
+
+
+def _natural(name: str) -> list[Any]:
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.findall(r"\d+|\D+", name)]
+
+
+def below(folder: Path) -> Iterator[tuple[Path, bool]]:
+    """(run folder, whether it is finished) for all runs in or below `folder`, in the order of their names.
+
+    Links are not followed (`latest` names a run a second time); what `--resume never` moved aside is left out."""
+    try:
+        with os.scandir(folder) as entries:
+            found = list(entries)
+    except OSError:
+        return
+    names = {entry.name for entry in found}
+    if "results.json" in names or "metrics.jsonl" in names:
+        yield folder, "results.json" in names
+        return
+    inner = [e.name for e in found if e.is_dir(follow_symlinks=False) and e.name not in SKIPPED]
+    for name in sorted(inner, key=_natural):
+        if not name.startswith(".") and ".old_" not in name:
+            yield from below(folder / name)
+
+
+def _cells(folder: Path) -> list[tuple[Path, str]]:
+    """(settings folder, label) of each cell of a sweep's folder, from its table."""
+    try:
+        with open(folder / "table.csv", encoding="utf-8", newline="") as file:
+            return [(folder.parent / line["settings"], line["cell"]) for line in csv.DictReader(file)]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
+        raise ValueError(
+            f"{folder} is a sweep without its table, which is written when the sweep ends; give {folder.parent} instead"
+        ) from None
+
+
+@dataclass
+class Found:
+    """Runs with their labels from a sweep's table (else empty), and notes on what was left out."""
+
+    runs: list[tuple[Run, str]] = field(default_factory=list)
+    unfinished: list[Path] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+
+    def notes(self) -> list[str]:
+        notes = []
+        if self.unfinished:
+            notes.append(f"{_count(self.unfinished)} not finished and left out, the first: {self.unfinished[0]}")
+        if self.broken:
+            notes.append(f"{_count(self.broken)} damaged and left out, the first: {self.broken[0]}")
+        return notes
+
+
+def find(given: Sequence[Path]) -> Found:
+    """All runs in and below the folders `given`, in their order, each once.
+
+    Raises ValueError where one of them is not a run, not finished, damaged, or holds no finished run."""
+    found, seen = Found(), set()
+    for top in given:
+        if not top.is_dir():
+            raise ValueError(f"{top}: there is no such folder; --compare takes folders of finished runs")
+        of_sweep = top.resolve().name.startswith("sweep_") and (top / "cells").is_dir()
+        finished, waiting = 0, 0
+        for place, label in _cells(top.resolve()) if of_sweep else [(top, "")]:
+            for folder, done in below(place):
+                finished, waiting = finished + done, waiting + (not done)
+                if not done and folder == top:
+                    raise ValueError(
+                        f"{top} is not finished: it has no results.json; the command that began it goes on"
+                    )
+                if (real := os.path.realpath(folder)) in seen:
+                    continue
+                seen.add(real)
+                if not done:
+                    found.unfinished.append(folder)
+                    continue
+                try:
+                    found.runs.append((read(folder), label))
+                except ValueError as error:
+                    if folder == top:
+                        raise
+                    found.broken.append(str(error))
+        if not finished:
+            more = f"; {waiting} below it are not finished" if waiting else ""
+            raise ValueError(f"{top} holds no finished run (a folder with results.json){more}")
+    if not found.runs:
+        raise ValueError(f"none of the runs can be read, the first: {found.broken[0]}")
+    return found
+
+
+def _count(items: Sequence[Any]) -> str:
+    return "1 run is" if len(items) == 1 else f"{len(items)} runs are"

@@ -1,0 +1,284 @@
+"""What an experiment's JSON may say: typed, closed and checked in full, every fault in one message, before any work starts.
+
+The file is flat and uses SEMA-CL's key names. `Experiment` holds the keys every method has; a method's `Settings` extends
+it beside the method's own code (`models/<name>.py`). Nothing downstream reads a raw dict or writes to the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from utils.text import shown
+
+# Keys of SEMA-CL and LAMDA-PILOT files that no rehearsal-free method ever read. Accepted, and answered by one line.
+NEVER_ACTED = frozenset({"memory_size", "memory_per_class", "fixed_memory", "vpt_type", "prompt_token_num"})
+MOST_SEEDS = 1000
+Precision = Literal["fp32", "tf32", "bf16"]
+# Keys that say where and how a run happens but not what it computes: they stay out of the settings hash.
+NOT_HASHED = frozenset(
+    {"about", "expected", "prefix", "seed", "device", "num_workers", "data_root", "eval_batch_size"}
+    | {"prefix_cache", "prefix_cache_gb", "tracker"}
+    | {"slurm_cluster", "slurm_partition", "slurm_time", "slurm_gpus", "slurm_cpus", "slurm_mem_gb", "slurm_account"}
+    | {"slurm_qos", "slurm_array_parallelism", "slurm_setup", "slurm_extra", "ray_address", "ray_gpus", "ray_cpus"}
+)
+
+LATER = {"batch_per_process": False}  # keys that came later: at these values runs stay where they were before
+
+
+def _as_seeds(value: Any) -> Any:
+    return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _as_device(value: Any) -> Any:
+    """SEMA-CL writes `["0"]` for GPU 0 and `["-1"]` for the CPU; we also take auto, cpu, cuda and cuda:N."""
+    if isinstance(value, list | tuple):
+        if len(value) != 1:
+            raise ValueError('one device is needed, such as ["0"], "auto" or "cpu"')
+        value = value[0]
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if isinstance(value, str) and value.lstrip("-").isdigit():
+        return "cpu" if int(value) < 0 else f"cuda:{int(value)}"
+    return value
+
+
+class Card(BaseModel):
+    """The numbers an experiment is known to give, see commands/verify.py."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    weights: str = Field(description="hash of the backbone's weights")
+    settings: str = Field(description="digest of the settings")
+    tolerance: float = Field(ge=0, le=100, description="points by which another machine's accuracy may differ")
+    top1_curve: dict[str, list[float]] = Field(description="for each seed the accuracy over all classes seen, by task")
+
+
+class Experiment(BaseModel):
+    """Keys every method understands."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    ignored: ClassVar[frozenset[str]] = frozenset()  # keys of other programs' files that never act for this method
+
+    about: str = Field("", description="what the experiment is: source, what it shows, expected number, time, hardware")
+    expected: Card | None = Field(
+        None, description="numbers this experiment gave before; main.py --verify RUN compares"
+    )
+    prefix: str = Field("", description="free label, shown in the banner")
+    model_name: str = Field(description="method: a file name in models/")
+    dataset: str = Field(description="data set, see --list")
+    data_root: str = Field("data", description="folder that holds the data sets")
+    data_path: str | None = Field(
+        None, description="dataset 'folder' only: directory of class folders, or of train/ and test/"
+    )
+    test_ratio: float = Field(
+        0.2, gt=0, lt=1, description="dataset 'folder' without test/: share of each class held out for test"
+    )
+    num_workers: Annotated[int, Field(ge=0, le=64)] | Literal["auto"] = Field(
+        0, description='processes that decode image files, or "auto": as measured; results do not depend on it'
+    )
+    init_cls: int = Field(ge=1, description="classes in the first task")
+    increment: int = Field(ge=1, description="classes in each later task; the last task may have fewer")
+    shuffle: bool = Field(
+        True, description="permute the classes (numpy legacy generator, as SEMA-CL); false: natural order"
+    )
+    class_order_seed: int | None = Field(
+        None, ge=0, lt=2**32, description="seed of the class order; null: the run's seed, as SEMA-CL"
+    )
+    class_order: tuple[int, ...] | None = Field(
+        None, description="the class order itself, original class numbers from 0; null: as class_order_seed says"
+    )
+    seed: Annotated[tuple[int, ...], BeforeValidator(_as_seeds)] = Field(
+        (1993,), description="run seeds; each is one run"
+    )
+    device: Annotated[str, BeforeValidator(_as_device)] = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description='auto, cpu, cuda, cuda:N, or SEMA-CL\'s ["N"]'
+    )
+    backbone_type: str = Field(
+        "embedded", description="embedded, a SEMA-CL backbone name, or any timm ViT (name or name.tag)"
+    )
+    backbone_weights: str = Field(
+        "pretrained", description="pretrained, random, or the path of a .safetensors/.pth file"
+    )
+    image_size: int | None = Field(
+        None, ge=8, le=1024, description="side of the input in pixels; null: the backbone's own"
+    )
+    input_normalisation: Literal["auto", "none", "backbone"] = Field(
+        "auto",
+        description="none: images in [0,1] as SEMA-CL; backbone: its mean and std; auto: none for SEMA-CL's names",
+    )
+    batch_size: int = Field(
+        32, ge=1, description="training images per step, of all processes together where torchrun starts several"
+    )
+    batch_per_process: bool = Field(
+        False,
+        description="batch_size counts for each process that torchrun starts: a step takes batch_size x processes; rates stay",
+    )
+    eval_batch_size: int = Field(256, ge=1, description="images per step in evaluation")
+    precision: Precision = Field(
+        "fp32",
+        description="of the backbone's matrix products: bf16 by autocast, tf32 on CUDA GPUs alone. Weights, optimizer, "
+        "routers, losses and class statistics stay in float32 or better",
+    )
+    compile: bool = Field(
+        False,
+        description="compile the frozen blocks by torch.compile, a minute or more at the start of a run; numbers differ by "
+        "rounding. Where that does not work the run is told so and goes on without",
+    )
+    prefix_cache: Literal["memory", "disk", "off"] = Field(
+        "memory",
+        description="where results of the frozen layers are kept, so that each image passes them once: the device's memory, "
+        "files in the run folder, or nowhere. Numbers differ by rounding alone",
+    )
+    prefix_cache_gb: float = Field(
+        2.0,
+        gt=0,
+        description="most that prefix_cache keeps, GiB: test images first, then training images, then train_views",
+    )
+    tracker: Literal["tensorboard"] | None = Field(
+        None,
+        description="tensorboard also writes every number of metrics.jsonl to RUN/tensorboard (pip install tensorboard)",
+    )
+    slurm_cluster: Literal["slurm", "local"] = Field(
+        "slurm", description="with --engine slurm: local starts the jobs on this machine without SLURM, to try it out"
+    )
+    slurm_partition: str | None = Field(None, description="partition (sbatch --partition); null: the cluster's default")
+    slurm_time: int = Field(
+        1440,
+        ge=3,
+        description="minutes a job may take; a run that needs more is saved and queued again, two minutes before the end",
+    )
+    slurm_gpus: int = Field(0, ge=0, description="GPUs of each job")
+    slurm_cpus: int = Field(4, ge=1, description="CPU cores of each job")
+    slurm_mem_gb: int | None = Field(None, ge=1, description="memory of each job, GB; null: the cluster's default")
+    slurm_account: str | None = Field(None, description="account that is charged (sbatch --account)")
+    slurm_qos: str | None = Field(None, description="quality of service (sbatch --qos)")
+    slurm_array_parallelism: int = Field(256, ge=1, description="most jobs of an array that run at the same time")
+    slurm_setup: tuple[str, ...] = Field(
+        (), description="shell lines a job begins with, such as module load cuda or the activation of an environment"
+    )
+    slurm_extra: dict[str, str | int] = Field(
+        {}, description='further options of sbatch, as {"constraint": "a100"} for --constraint=a100'
+    )
+    ray_address: str | None = Field(
+        None, description="running Ray cluster; null: RAY_ADDRESS, else one on this machine for the time of the sweep"
+    )
+    ray_gpus: float | None = Field(
+        None,
+        ge=0,
+        description="GPUs of each run, 0.5 for two on one; null: 1 where the cluster has GPUs and device allows",
+    )
+    ray_cpus: float = Field(1, gt=0, description="CPU cores of each run")
+    head: Literal["linear", "ncm", "ridge"] = Field(
+        "linear",
+        description="what predicts: the trained linear head, the nearest class mean, or ridge regression on class statistics",
+    )
+    head_projection_dim: int | None = Field(
+        None,
+        ge=1,
+        le=50_000,
+        description="random ReLU features P that ncm and ridge work on, as RanPAC; null: the features themselves. "
+        "ridge keeps 8 P^2 bytes, 800 MB for 10,000",
+    )
+    head_drift: bool = Field(
+        True,
+        description="with ncm and ridge, measure what the age of the class statistics costs; takes one forward pass over all "
+        "past training images per task",
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: Any) -> Any:
+        """JSON has lists where the settings, being frozen, have tuples."""
+        return tuple(value) if isinstance(value, list) else value
+
+    def descriptions(self) -> dict[str, str]:
+        """What each key means, with unit and source."""
+        return {key: field.description or "" for key, field in type(self).model_fields.items()}
+
+    def departs(self, key: str) -> bool:
+        """Whether a key has another value than its default; a resolved file states every key, so presence says nothing."""
+        return getattr(self, key) != type(self).model_fields[key].default
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """The value of each key that need not be given, as a resolved file has it."""
+        known = {key: field.default for key, field in cls.model_fields.items() if not field.is_required()}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in known.items()}
+
+    def remarks(self) -> Iterator[str]:
+        """Lines on given keys that do not act beside the others; harmless, so no faults, but never silent."""
+        yield from ()
+
+    def idle(self, why: str, holds: bool, *keys: str) -> Iterator[str]:
+        """For `remarks`: where `holds`, a line on those of `keys` that are given."""
+        if holds and (given := [key for key in keys if self.departs(key)]):
+            yield f"these keys do not act with {why}: {', '.join(given)}"
+
+    def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Yields (keys involved, fault) for rules that span several keys. Skipped when one of the keys is itself faulty."""
+        if len(set(self.seed)) != len(self.seed) or not self.seed:
+            yield (
+                ("seed",),
+                f"seed: a list of different whole numbers is expected, such as [1993, 1994]; got {shown(self.seed)}",
+            )
+        elif not all(0 <= s < 2**32 for s in self.seed):
+            yield ("seed",), f"seed: every seed must lie in 0..{2**32 - 1}; got {shown(self.seed)}"
+        elif len(self.seed) > MOST_SEEDS:
+            yield (
+                ("seed",),
+                f"seed: each of the {len(self.seed)} seeds is a run of its own; at most {MOST_SEEDS} are taken",
+            )
+        if self.class_order is not None:
+            if sorted(self.class_order) != list(range(len(self.class_order))):
+                yield (
+                    ("class_order",),
+                    f"class_order: each class number 0..n-1 is expected once; got {shown(list(self.class_order))}",
+                )
+            for key in ("class_order_seed", "shuffle"):
+                if self.departs(key):
+                    yield (
+                        ("class_order", key),
+                        f"{key}: does not act beside class_order, which is the order; leave one out",
+                    )
+        elif not self.shuffle and self.class_order_seed is not None:
+            yield (
+                ("class_order_seed", "shuffle"),
+                "class_order_seed: does not act beside shuffle false, which keeps the natural order; leave one out",
+            )
+        if (self.data_path is not None) != (self.dataset == "folder"):
+            yield ("data_path", "dataset"), "data_path: is needed by, and only by, dataset 'folder'"
+        if self.head == "linear" and self.head_projection_dim is not None:
+            yield (
+                ("head_projection_dim", "head"),
+                'head_projection_dim: acts on the class statistics of head "ncm" and "ridge", not on head "linear"',
+            )
+
+
+class Trained(Experiment):
+    """Keys of every method that takes gradient steps."""
+
+    optimizer: Literal["sgd", "adam"] = Field(
+        "sgd", description="sgd (momentum 0.9) or adam, which means AdamW as in SEMA-CL"
+    )
+    init_lr: float = Field(0.01, gt=0, le=100, description="learning rate at the start of each phase")
+    min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the per-epoch cosine")
+    weight_decay: float = Field(0.0005, ge=0, le=10, description="L2 penalty (sgd) or decoupled decay (adam)")
+    train_views: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="augmented views of an image in a task: epoch e shows view e mod n, and prefix_cache keeps them; 0: a "
+        "fresh one in every epoch, as the originals",
+    )
+
+    def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        yield from super().cross_checks()
+        if self.min_lr > self.init_lr:
+            yield ("min_lr", "init_lr"), f"min_lr: {self.min_lr} is above init_lr {self.init_lr}"
+
+    def falls(self, key: str, rate: float | None, what: str = "") -> Iterator[tuple[tuple[str, ...], str]]:
+        """For `cross_checks`: a fault if `rate`, which `key` decides, would rise to min_lr. Null and 0 are no rates."""
+        if rate is not None and 0 < rate < self.min_lr:
+            yield ("min_lr", key), f"min_lr: {self.min_lr} is above {what or f'{key} {rate}'}"

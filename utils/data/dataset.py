@@ -1,0 +1,45 @@
+"""What a data set is: images with labels for training and for test, class names, and how it is transformed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+class ImageSet(Protocol):
+    """Images with labels: `labels` is int64 [N], `image(i)` is uint8 [3, H, W] in RGB."""
+
+    labels: np.ndarray
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A loaded data set. Labels are positions in `class_names`; `transforms` is a kind that `utils.data.transforms.build`
+    knows."""
+
+    name: str
+    class_names: list[str]
+    train: ImageSet
+    test: ImageSet
+    transforms: str
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What is known of a data set without opening it."""
+
+    name: str
+    num_classes: int | None  # None: counted from the folders
+    image_size: int  # side in pixels of the stored images, 0: varies
+    source: str  # what it is and where to get it
+    kind: Literal["embedded", "torchvision", "folders"]
+    folder: str | None  # its folder under the data root
+    transforms: str

@@ -1,0 +1,72 @@
+"""Runs of a sweep as processes of this machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from utils.engines.jobs import POLL, Board, Job, end, notices, sentence, table
+
+
+def threads(jobs: int) -> int:
+    """Threads of each of `jobs` processes on the cores that this process may use, at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // jobs)
+
+
+def run(jobs: Sequence[Job], at_once: int, accuracy_of: Callable[[Path], float | None]) -> None:
+    """Runs what is waiting, `at_once` at a time, in order; each job's state, reason and accuracy are set.
+
+    `accuracy_of(run folder)` is the last accuracy of a finished run, None if it is not finished. Ctrl-C and SIGTERM are
+    handed to the processes, which end resumable; then KeyboardInterrupt is raised. A second notice kills them."""
+    # OpenMP threads beyond the cores cost more than they bring; who sets the variable knows better
+    environment = {"OMP_NUM_THREADS": str(threads(at_once)), **os.environ}
+    board, start = Board(sys.stdout), time.monotonic()
+    waiting = deque(job for job in jobs if job.state == "waiting")
+    running: list[tuple[Job, subprocess.Popen[bytes]]] = []
+    try:
+        with notices() as seen:
+            told = 0
+            while True:
+                while waiting and len(running) < at_once and not seen:
+                    running.append((job := waiting.popleft(), _start(job, environment)))
+                for job, process in [pair for pair in running if pair[1].poll() is not None]:
+                    running.remove((job, process))
+                    end(job, process.returncode, accuracy_of)
+                    board.line(sentence(job, jobs))
+                if len(seen) > told:
+                    for _, process in running:
+                        process.kill() if told else process.terminate()
+                    told = len(seen)
+                if board.live:
+                    board.show(table(jobs, time.monotonic() - start, shutil.get_terminal_size().columns))
+                if not running and (seen or not waiting):
+                    break
+                time.sleep(POLL)
+    finally:  # whatever went wrong here, such as a console that is gone, nothing goes on unwatched
+        for _, process in running:
+            process.terminate()
+            process.wait()
+    if seen:
+        raise KeyboardInterrupt
+
+
+def _start(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    job.console.parent.mkdir(parents=True, exist_ok=True)
+    job.started, job.state = time.monotonic(), "running"
+    with job.console.open("wb") as console:
+        # a session of its own: Ctrl-C reaches the process once, from us, and not a second time from the terminal
+        return subprocess.Popen(
+            job.command,
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )

@@ -1,0 +1,200 @@
+"""What a run needs around the mathematics: named seeds, device choice, facts about the machine."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "pydantic", "safetensors", "matplotlib")
+
+
+class SetupError(ValueError):
+    """The installation is broken; the message is two lines: what is wrong, and the command that mends it."""
+
+
+# ------------------------------------------------------------------------------------------------ the machine
+
+
+def flush_denormals() -> None:
+    """Numbers below 1e-38 count as 0 on the CPU: it computes with them up to a hundred times slower, and losses that reach
+    1e-6 leave gradients and momentum full of them. Threads that start later inherit it, so it is called first."""
+    import torch
+
+    torch.set_flush_denormal(True)
+
+
+def pick_device(name: str = "auto") -> tuple[torch.device, str | None]:
+    """Device for `auto`, `cpu`, `cuda` or `cuda:N`, and one warning (or None) where it is not the one asked for.
+
+    A configuration written for a GPU machine still runs where there is none. Any other name raises ValueError.
+    """
+    import torch
+
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ValueError(f"device '{name}' is unknown: give auto, cpu, cuda or cuda:N (N counts from 0)")
+    if name == "cpu":
+        return torch.device("cpu"), None
+    if not torch.cuda.is_available():
+        why = "torch is a CPU-only build" if torch.version.cuda is None else "torch finds no CUDA GPU here"
+        return torch.device("cpu"), None if name == "auto" else f"device '{name}' asked for, but {why}: using the CPU"
+    index, count = int(name.partition(":")[2] or 0), torch.cuda.device_count()
+    if index >= count:
+        return torch.device("cuda:0"), f"device '{name}' asked for, but there are {count} GPUs here: using cuda:0"
+    return torch.device(f"cuda:{index}"), None
+
+
+@contextmanager
+def _compiler_later() -> Iterator[None]:
+    """Keeps torchvision's import from importing torch's compiler, which takes as long as torch itself.
+
+    One of its operators takes one function from there. It gets one that does the same, but imports when it is called."""
+    import torch  # imports what it needs of the compiler before anything stands in for it
+
+    names = ("torch._dynamo", "torch._dynamo.utils")
+    if torch and any(name in sys.modules for name in names):
+        yield
+        return
+    package, module = standing_in = [ModuleType(name) for name in names]
+
+    def is_compile_supported(device_type: Any) -> Any:
+        return importlib.import_module(names[1]).is_compile_supported(device_type)
+
+    vars(package)["utils"] = module
+    vars(module)["is_compile_supported"] = is_compile_supported
+    sys.modules.update(zip(names, standing_in, strict=True))
+    try:
+        yield
+    finally:
+        for name in names:
+            del sys.modules[name]
+
+
+def check_torchvision() -> None:
+    """Raise SetupError (two lines, with the fix) where torchvision is missing or built for another torch.
+
+    The usual cause is a CPU-only torch beside a CUDA torchvision: torch then lacks the operators that torchvision's
+    import registers, which shows as `RuntimeError: operator torchvision::nms does not exist`.
+    """
+    with suppress(Exception), _compiler_later():  # where that fails, a plain import says what is wrong, if anything is
+        importlib.import_module("torchvision")
+    try:
+        importlib.import_module("torchvision")
+    except ModuleNotFoundError as error:
+        missing = (error.name or "torchvision").partition(".")[0]
+        raise SetupError(f"{missing} is not installed.\nFix: pip install -r requirements.txt") from error
+    except (ImportError, RuntimeError, OSError, AttributeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        cuda = _torch_cuda()
+        ours = "CPU-only" if cuda is None else f"CUDA {cuda}"
+        raise SetupError(
+            f"torchvision cannot be imported beside this torch ({_version('torch')}, {ours}; torchvision"
+            f" {_version('torchvision')}): they are different builds ({reason}).\n"
+            "Fix: pip uninstall -y torch torchvision && pip install torch torchvision"
+        ) from error
+
+
+def _torch_cuda() -> str | None:
+    import torch
+
+    return torch.version.cuda
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def command_line() -> str:
+    """The command that started this process, quoted for a shell."""
+    return shlex.join(["python", *sys.argv])
+
+
+def environment(device: torch.device | None = None) -> dict[str, Any]:
+    """Facts for environment.json: versions, commit, device, threads, platform, command, time (UTC).
+
+    Holds no user name, host name or home folder, except what the command line itself contains.
+    """
+    import torch
+
+    gpu = device is not None and device.type == "cuda"
+    return {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": command_line(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "cuda": torch.version.cuda,
+        "git": _git(),
+        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "device": str(device or "cpu"),
+        "device_name": torch.cuda.get_device_name(device) if gpu else _cpu_name(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of this program and whether tracked files differ from it; None outside a repository of its own."""
+
+    def ask(*words: str) -> str:
+        # GIT_OPTIONAL_LOCKS=0: `git status` must not write to the index beside a user's own git command
+        return subprocess.run(
+            ["git", "-C", str(ROOT), *words],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+        ).stdout.strip()
+
+    try:
+        if Path(ask("rev-parse", "--show-toplevel")).resolve() != ROOT:  # unpacked inside somebody else's repository
+            return None
+        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def peak_memory(device: torch.device | str = "cpu") -> int:
+    """Largest memory so far in bytes: torch's allocations on a GPU, the process's resident set on the CPU.
+
+    The CPU figure never falls within a process, so a later seed reports at least the earlier ones'; 0 means unknown
+    (Windows has no such record in the standard library).
+    """
+    if str(device).startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB

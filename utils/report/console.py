@@ -1,0 +1,114 @@
+"""What a run leaves behind as data and text: its record, results.json, the console's banner and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from textwrap import wrap
+from typing import Any
+
+from utils.evaluation import metrics
+from utils.run.record import RunRecord, results_json
+from utils.text import WIDTH, clock, number
+
+# columns of console text; run folders and commands may stand out, since a broken path cannot be copied
+# keys of `seconds`
+# fields of a record that its first versions did not have
+
+
+# the record grows; the checkpoint it came from must not
+
+
+def _block(label: str, text: str, indent: int = 12) -> list[str]:
+    lines = wrap(text, WIDTH - indent, break_long_words=False, break_on_hyphens=False) or [""]
+    return [f"{label if i == 0 else '':<{indent}}{line}".rstrip() for i, line in enumerate(lines)]
+
+
+def banner(
+    *,
+    method: str,
+    data: str,
+    backbone: str,
+    weights: str,
+    device: str,
+    seeds: Iterable[int],
+    trainable: int,
+    total: int,
+    folder: Path,
+) -> str:
+    """Start of a run: what is trained on what, with which weights (name and hash), where, and where it is written."""
+    share = f" ({100 * trainable / total:.2f} %)" if total else ""
+    lines = [
+        *_block("method", method),
+        *_block("data", data),
+        *_block("backbone", f"{backbone}, weights {weights}"),
+        *_block("device", device),
+        *_block("seeds", " ".join(str(seed) for seed in seeds)),
+        *_block("parameters", f"{trainable:,} of {total:,} trainable{share}"),
+        f"{'run folder':<12}{folder}",
+    ]
+    return "\n".join(["=" * WIDTH, *lines, "=" * WIDTH])
+
+
+def task_table(record: RunRecord) -> str:
+    """After a task: accuracy (percent) on every task so far, last, average, forgetting, adapters per layer."""
+    results, t = results_json(record), len(record.correct)
+    row, layers = results["accuracy_matrix"][-1], record.adapters_per_layer[-1]
+    classes = [len(ids) for ids in record.task_classes]
+    head = f"after task {t}/{len(classes)}: {classes[t - 1]} new classes, {sum(classes[:t])} seen"
+    lines = [f"{head}, {clock(sum(record.seconds[-1].values()))}"]
+    per_line = (WIDTH - 12) // 7
+    for first in range(0, t, per_line):
+        some = range(first, min(first + per_line, t))
+        lines.append(f"{'  task':<12}" + "".join(f"{k + 1:>7}" for k in some))
+        lines.append(f"{'  accuracy':<12}" + "".join(f"{number(row[k]):>7}" for k in some))
+    names = {"last_accuracy": "last", "average_accuracy": "average", "forgetting": "forgetting"}
+    lines.append("  " + "   ".join(f"{name} {number(results[key])}" for key, name in names.items()))
+    if any(layers.values()):
+        counts = ", ".join(
+            f"layer\u00a0{layer}:\u00a0{n}" for layer, n in layers.items() if n
+        )  # wrap between layers only
+        lines += [line.replace("\u00a0", " ") for line in _block("  adapters", counts)]
+    return "\n".join(lines)
+
+
+def again_table(samples: Sequence[int], then: Sequence[int], now: Sequence[int]) -> str:
+    """A saved model scored again: right answers on each task's test images as recorded and now, and whether all are equal."""
+    lines = [f"{'task':<6}{'images':>8}{'recorded':>10}{'now':>8}{'percent':>10}"]
+    for task, (n, old, new) in enumerate(zip(samples, then, now, strict=True), start=1):
+        mark = "" if old == new else "   differs"
+        lines.append(f"{task:<6}{n:>8}{old:>10}{new:>8}{number(100 * new / n if n else None):>10}{mark}")
+    n, old, new = sum(samples), sum(then), sum(now)
+    lines.append(f"{'all':<6}{n:>8}{old:>10}{new:>8}{number(100 * new / n if n else None):>10}")
+    return "\n".join(lines)
+
+
+SEED_COLUMNS = {
+    "last_accuracy": "last",
+    "average_accuracy": "average",
+    "final_task_mean": "task mean",
+    "forgetting": "forgetting",
+    "backward_transfer": "transfer",
+    "task_oracle_accuracy": "task known",
+}
+
+
+def seed_table(results: Sequence[Mapping[str, Any]], folder: Path | None = None) -> str:
+    """End of a run: one line a seed (percent), then mean, standard deviation (divisor n-1), n, and the run folder."""
+    if not results:
+        return "no finished seeds"
+    first = results[0]
+    tasks = len(first["task_classes"])
+    names = f"{first['model_name']} on {first['dataset']}, {tasks} task{'s' * (tasks != 1)} (percent)"
+    lines = [*_block("", names, 0), f"{'seed':<12}" + "".join(f"{title:>12}" for title in SEED_COLUMNS.values())]
+    lines[-1] += f"{'time':>12}"
+    for result in results:
+        spent = sum(sum(entry.values()) for entry in result["seconds"])
+        cells = "".join(f"{number(result[key]):>12}" for key in SEED_COLUMNS)
+        lines.append(f"{result['seed']!s:<12}{cells}{clock(spent):>12}")
+    summaries = [metrics.summarise(result[key] for result in results) for key in SEED_COLUMNS]
+    lines.append("-" * (12 * (len(SEED_COLUMNS) + 2)))
+    lines.append(f"{'mean':<12}" + "".join(f"{number(s.mean):>12}" for s in summaries))
+    lines.append(f"{'std':<12}" + "".join(f"{number(s.std):>12}" for s in summaries))
+    lines.append(f"{'n':<12}" + "".join(f"{s.n:>12}" for s in summaries))
+    return "\n".join([*lines, *([f"run folder: {folder}"] if folder is not None else [])])

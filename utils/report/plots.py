@@ -1,0 +1,299 @@
+"""Pictures of one seed's run, from its results.json and the rows of metrics.jsonl, as PNG or as inline SVG."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from utils.process import stopwatch
+from utils.text import number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Rows = Sequence[Mapping[str, Any]]
+
+INK = "#010203"  # stands for "the text colour": black in the PNG files, the page's own (light or dark) in report.html
+# Okabe and Ito's palette, told apart with any colour vision; the ones that show on white and on black, strongest first
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MORE_COLOURS = ("#8A63D2", "#8C564B", "#8C8C8C")  # where nine are to be told apart, such as the parts of a profile
+
+
+# ------------------------------------------------------------------------------------------------ pictures
+
+
+def new_figure(height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # the object interface: no pyplot, so neither the backend nor the open figures of other code are touched
+    figure = Figure(figsize=(7.2, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def style(axes: Axes, xlabel: str, ylabel: str, title: str = "") -> None:
+    axes.set_xlabel(xlabel, color=INK)
+    axes.set_ylabel(ylabel, color=INK)
+    axes.set_title(title, color=INK, loc="left", fontsize=11)
+    axes.tick_params(colors=INK)
+    axes.patch.set_alpha(0)
+    for side, spine in axes.spines.items():
+        spine.set_color(INK)
+        spine.set_visible(side in ("left", "bottom"))
+
+
+def legend(axes: Axes, **options: Any) -> None:
+    axes.legend(labelcolor=INK, frameon=False, fontsize=9, **options)
+
+
+def legend_above(figure: Figure, ncols: int = 4) -> None:
+    """One legend for all panels, above them; equal labels are named once."""
+    found = {label: h for a in figure.axes for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
+    figure.legend(
+        list(found.values()),
+        list(found),
+        loc="outside upper left",
+        ncols=ncols,
+        frameon=False,
+        labelcolor=INK,
+        fontsize=9,
+    )
+
+
+def task_ticks(axes: Axes, tasks: int, most: int = 25) -> None:
+    """Task numbers from 1 at 0, 1, ...; where there are more than `most`, only some of them."""
+    step = 1 if tasks <= most else math.ceil(tasks / (0.8 * most))
+    axes.set_xticks(range(0, tasks, step), [str(t + 1) for t in range(0, tasks, step)])
+
+
+def _task_marks(axes: Axes, tasks: Sequence[int]) -> None:
+    """Fine lines where `tasks[i]`, the task of point i, changes, and each task's number above its stretch."""
+    starts = [i for i, task in enumerate(tasks) if i == 0 or tasks[i - 1] != task]
+    ends = [*starts[1:], len(tasks)]
+    step = math.ceil(len(starts) / 24)  # more numbers than this would touch
+    for place, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        if start:
+            axes.axvline(start - 0.5, color=INK, alpha=0.25, linewidth=0.6)
+        if place % step == 0:
+            text = f"task {tasks[start] + 1}" if len(starts) <= 8 else str(tasks[start] + 1)
+            axes.text(
+                (start + end - 1) / 2, 1.01, text, transform=axes.get_xaxis_transform(), ha="center", va="bottom",
+                fontsize=8, color=INK,
+            )  # fmt: skip
+    axes.set_xlim(-0.5, len(tasks) - 0.5)
+
+
+def colours_of(count: int) -> list[str]:
+    """A colour for each of `count` things: the palette for a few, else a ramp in which neighbours stay in order.
+
+    The ramp leaves out viridis' ends, of which one does not show on black and the other not on white."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    if count <= len(COLOURS):
+        return list(COLOURS[:count])
+    return [to_hex(colormaps["viridis"](0.15 + 0.7 * i / (count - 1))) for i in range(count)]
+
+
+def log_scale_if_wide(axes: Axes, values: Sequence[float]) -> None:
+    if values and min(values) > 0 and max(values) > 50 * min(values):
+        axes.set_yscale("log")
+
+
+def accuracy_matrix(results: Mapping[str, Any]) -> Figure:
+    """Heat map of a[t][k] in percent: row t after task t, column k a task's test classes."""
+    import numpy as np
+
+    matrix = results["accuracy_matrix"]
+    tasks = len(matrix)
+    table = np.full((tasks, tasks), np.nan)
+    for t, row in enumerate(matrix):
+        table[t, : len(row)] = [math.nan if value is None else value for value in row]
+    figure = new_figure(min(6.2, 1.6 + 0.5 * tasks))
+    axes = figure.add_subplot()
+    edges = np.arange(tasks + 1) - 0.5
+    # a mesh, not imshow: its cells stay vectors in the SVG; edges in the cells' colour leave no hairlines between them
+    image = axes.pcolormesh(edges, edges, table, vmin=0, vmax=100, cmap="viridis", edgecolors="face", linewidth=0.3)
+    axes.invert_yaxis()
+    style(axes, "accuracy on the classes of task", "after task")
+    axes.spines[:].set_visible(False)
+    task_ticks(axes, tasks)
+    axes.set_yticks(axes.get_xticks(), [label.get_text() for label in axes.get_xticklabels()])
+    digits, size = (1, 9) if tasks <= 10 else (0, 8 if tasks <= 16 else 7)
+    for (t, k), value in np.ndenumerate(table):
+        if tasks <= 25 and not math.isnan(value):
+            colour = "black" if value > 55 else "white"  # viridis turns light there
+            axes.text(k, t, number(value, digits), ha="center", va="center", fontsize=size, color=colour)
+    bar = figure.colorbar(image, ax=axes, label="percent", fraction=0.04, pad=0.02)
+    bar.ax.tick_params(colors=INK)
+    bar.ax.yaxis.label.set_color(INK)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.solids.set(rasterized=False, edgecolor="face")  # type: ignore[union-attr]
+    return figure
+
+
+def curves(results: Mapping[str, Any]) -> Figure:
+    """Accuracy over all seen classes after each task (top-1, top-5 where defined) and the top-1 average."""
+    figure = new_figure(3.4)
+    axes = figure.add_subplot()
+    lines = (("top1_curve", "top-1", "o", COLOURS[0]), ("top5_curve", "top-5", "s", COLOURS[1]))
+    for key, label, marker, colour in lines:
+        values = [math.nan if value is None else value for value in results[key]]
+        if not all(map(math.isnan, values)):
+            axes.plot(values, color=colour, marker=marker, markersize=4, label=label)
+    if (average := results["average_accuracy"]) is not None:
+        axes.axhline(average, color=COLOURS[0], linestyle="--", linewidth=1, label=f"top-1 average {number(average)}")
+    style(axes, "tasks learned", "accuracy on all seen classes (%)")
+    task_ticks(axes, len(results["top1_curve"]))
+    axes.set_xlim(-0.5, len(results["top1_curve"]) - 0.5)
+    axes.grid(axis="y", color=INK, alpha=0.15, linewidth=0.6)
+    legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def losses(rows: Rows) -> Figure | None:
+    """Mean loss of each epoch, one panel a phase (their losses have different scales); None without such rows."""
+    epochs = [row for row in rows if row["kind"] == "epoch" and row.get("loss") is not None]
+    phases = list(dict.fromkeys(str(row.get("phase", "train")) for row in epochs))
+    if not phases:
+        return None
+    from matplotlib.ticker import MaxNLocator
+
+    figure = new_figure(0.4 + 2.1 * len(phases))
+    for panel, phase in enumerate(phases):
+        own = [row for row in epochs if str(row.get("phase", "train")) == phase]
+        axes = figure.add_subplot(len(phases), 1, panel + 1)
+        start = 0
+        for i in range(1, len(own) + 1):  # a line breaks where a new round of epochs begins
+            if i == len(own) or own[i]["task"] != own[i - 1]["task"] or own[i]["epoch"] <= own[i - 1]["epoch"]:
+                values = [row["loss"] for row in own[start:i]]
+                axes.plot(range(start, i), values, color=COLOURS[panel % 6], marker=".", markersize=4, linewidth=1.2)
+                start = i
+        style(axes, "epochs (tasks above)" if panel + 1 == len(phases) else "", f"{phase} loss")
+        log_scale_if_wide(axes, [row["loss"] for row in own])
+        _task_marks(axes, [row["task"] for row in own])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+def adapters(results: Mapping[str, Any]) -> Figure | None:
+    """Number of adapters after each task, stacked by layer; None where the method has none."""
+    counts = results["adapters_per_layer"]
+    layers = list(dict.fromkeys(layer for entry in counts for layer, n in entry.items() if n))
+    if not layers:
+        return None
+    from matplotlib.ticker import MaxNLocator
+
+    colours = colours_of(len(layers))
+    figure = new_figure(3.2)
+    axes = figure.add_subplot()
+    base = [0] * len(counts)
+    for i, layer in enumerate(layers):
+        height = [entry.get(layer, 0) for entry in counts]
+        axes.bar(range(len(counts)), height, bottom=base, color=colours[i], width=0.8, label=f"layer {layer}")
+        base = [b + h for b, h in zip(base, height, strict=True)]
+    style(axes, "tasks learned", "adapters")
+    task_ticks(axes, len(counts))
+    axes.set_xlim(-0.6, len(counts) - 0.4)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    # reversed: the legend's order is that of the stack
+    legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0), reverse=True, ncols=1 if len(layers) <= 14 else 2)
+    return figure
+
+
+def detections(rows: Rows) -> Figure | None:
+    """Shift scores of every adapter at each detection, one panel a layer, with the threshold and the expansions."""
+    events = [row for row in rows if row["kind"] == "detect" and row.get("scores")]
+    layers = sorted({row["layer"] for row in events})
+    if not layers:
+        return None
+    figure = new_figure(0.6 + (1.9 if len(layers) <= 4 else 1.4) * len(layers))
+    for panel, layer in enumerate(layers):
+        own = [row for row in events if row["layer"] == layer]
+        # a score is null where a record without deviation made it infinite: there is no place for it on the axis
+        points = [(i, score) for i, row in enumerate(own) for score in row["scores"] if score is not None]
+        x, y = [i for i, _ in points], [score for _, score in points]
+        axes = figure.add_subplot(len(layers), 1, panel + 1)
+        many = len(y) > 1000  # then smaller dots, and in the SVG one embedded image instead of thousands of elements
+        axes.scatter(x, y, s=3 if many else 14, color=COLOURS[0], rasterized=many, label="score of an adapter")
+        if grown := [i for i, row in enumerate(own) if row["expanded"]]:
+            lowest = [min((s for s in own[i]["scores"] if s is not None), default=own[i]["threshold"]) for i in grown]
+            axes.scatter(grown, lowest, s=80, facecolors="none", edgecolors=COLOURS[1], zorder=4, label="expanded")
+        limits = [row["threshold"] for row in own]
+        axes.step(range(len(own)), limits, where="mid", color=COLOURS[2], linewidth=1.2, zorder=3, label="threshold")
+        if len(own) == 1:  # a step of one point is invisible
+            axes.axhline(limits[0], color=COLOURS[2], linewidth=1.2)
+        style(axes, "detections (tasks above)" if panel + 1 == len(layers) else "", f"layer {layer}")
+        log_scale_if_wide(axes, y)
+        _task_marks(axes, [row["task"] for row in own])
+        if len(own) <= 30:
+            axes.set_xticks([])  # few: the task numbers above say it all
+    legend_above(figure)
+    return figure
+
+
+def times(rows: Rows) -> Figure | None:
+    """Seconds of each task, stacked by part in a fixed order and in fixed colours; None without profile rows."""
+    own = [row for row in rows if row["kind"] == "profile"]
+    if not own:
+        return None
+    figure = new_figure(3.6)
+    axes = figure.add_subplot()
+    places, base = [row["task"] for row in own], [0.0] * len(own)
+    for name, colour in zip(stopwatch.PARTS, (*COLOURS, *MORE_COLOURS), strict=True):
+        height = [row["seconds"][name] for row in own]
+        if any(height):
+            axes.bar(places, height, bottom=base, color=colour, width=0.8, label=name)
+            base = [b + h for b, h in zip(base, height, strict=True)]
+    tasks = max(places) + 1
+    style(axes, "task", "seconds")
+    task_ticks(axes, tasks)
+    axes.set_xlim(-0.6, tasks - 0.4)
+    axes.grid(axis="y", color=INK, alpha=0.15, linewidth=0.6)
+    axes.set_axisbelow(True)
+    legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0), reverse=True)
+    return figure
+
+
+def draw(results: Mapping[str, Any], rows: Rows) -> dict[str, Figure]:
+    """Every picture there are data for, by file name without ending."""
+    made = {
+        "accuracy_matrix": accuracy_matrix(results) if results["accuracy_matrix"] else None,
+        "accuracy_curve": curves(results) if results["top1_curve"] else None,
+        "loss": losses(rows),
+        "adapters": adapters(results),
+        "detection": detections(rows),
+        "profile": times(rows),
+    }
+    return {name: figure for name, figure in made.items() if figure is not None}
+
+
+def png(figure: Figure) -> bytes:
+    """The picture on white, 150 dots an inch."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, facecolor="white")
+    return buffer.getvalue()
+
+
+def inline_svg(figure: Figure, name: str) -> str:
+    """The picture as an <svg> element that takes the page's text colour, links to nothing, and owns its ids."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": name}
+    ):  # text stays text; equal runs, equal file
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)  # HTML needs no name spaces, and they look like links
+    svg = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+    title = escape(name.replace("_", " "))
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+    return svg.replace(INK, "currentColor")

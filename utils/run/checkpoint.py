@@ -1,0 +1,157 @@
+"""Checkpoints of a run: what stands after each task, verified when read, the previous one kept.
+
+In `checkpoints/`, `task_T.json` stands for the end of task T, `task_T.learned.json` (the same tensors) for the moment before
+its evaluation, and the folder `task_T` for the phases of a task in progress, see utils/run/journal.py.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from utils.files.storage import Damaged, clear_temporary, read_state, write_state
+from utils.process import parallel
+from utils.run.journal import Journal
+from utils.run.log import RunLog
+
+KEPT = 2  # newest tasks that stay: if the last is damaged the one before it is used
+
+
+class Restorable(Protocol):
+    """The part of a learner that a checkpoint needs."""
+
+    def structure(self) -> dict[str, Any]: ...
+    def restore(self, structure: dict[str, Any]) -> None: ...
+    def own_state(self) -> dict[str, Tensor]: ...
+    def load_own_state(self, state: dict[str, Tensor]) -> None: ...
+    def eval(self) -> Any: ...
+    def requires_grad_(self, requires_grad: bool = True) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """State after `task` (from 0) is learned. `facts` is plain JSON data, `tensors` the learner's own state.
+
+    `facts["measured"]`: what the runner needs for the evaluation, if that is still to come, else None."""
+
+    task: int
+    facts: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Where a run goes on: `record` of the evaluated tasks, `measured` of a task that is learned but not evaluated, and how
+    many `rows` of metrics.jsonl belong to both."""
+
+    record: dict[str, Any]
+    measured: dict[str, Any] | None
+    rows: int
+
+
+def save(
+    folder: Path,
+    task: int,
+    learner: Restorable,
+    record: dict[str, Any],
+    log: RunLog,
+    weight_hash: str,
+    measured: dict[str, Any] | None = None,
+) -> None:
+    """Writes the state after `task` into the run's `checkpoints/`: evaluated, or with `measured` learned and to be evaluated.
+
+    OSError if the disk is full or read-only."""
+    if not parallel.is_first():
+        return
+    log.sync()
+    facts = {"structure": learner.structure(), "record": record, "rows": log.rows, "weight_hash": weight_hash}
+    write(folder / "checkpoints", Checkpoint(task, facts | {"measured": measured}, learner.own_state()))
+
+
+def journal_of(folder: Path, task: int, log: RunLog, weight_hash: str) -> Journal:
+    """The journal of the run's task `task`."""
+    return Journal(folder / "checkpoints" / f"task_{task:05d}", log, weight_hash)
+
+
+def resume(folder: Path, learner: Restorable, log: RunLog, weight_hash: str) -> Resumed | None:
+    """Brings `learner` to the newest whole checkpoint, None if there is none; the task after it may have a journal.
+
+    Raises ValueError if the run began with other backbone weights, another version of this program wrote it, or the
+    learner's code no longer fits."""
+    saved, complaints = _newest_of_first(folder)
+    for complaint in complaints:
+        log.warn(complaint)
+    if saved is None:
+        if complaints:
+            log.warn("no whole checkpoint is left: this run starts from its first task")
+            log.keep_rows_aside()
+        return None
+    if saved.facts["weight_hash"] != weight_hash:
+        raise ValueError(f"{folder}: the backbone's weights changed since this run began; --resume never starts afresh")
+    learner.restore(saved.facts["structure"])
+    learner.load_own_state(saved.tensors)
+    learner.eval()  # both as the end of a task left them: torch picks other kernels, hence other roundings, for parameters
+    learner.requires_grad_(False)  # that require gradients, even where none are taken
+    if log.rows < saved.facts["rows"]:
+        log.warn(f"{folder / 'metrics.jsonl'} has lost {saved.facts['rows'] - log.rows} rows of finished tasks")
+    measured = saved.facts["measured"]
+    what = "are done" if measured is None else "are learned, the last is still to be evaluated"
+    log.info(f"resumed: tasks 1 to {saved.task + 1} {what}, from the checkpoint in {folder / 'checkpoints'}")
+    return Resumed(saved.facts["record"], measured, saved.facts["rows"])
+
+
+def _newest_of_first(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint of a run folder as rank 0 finds it, which alone reads and writes files."""
+
+    def read() -> tuple[Any, dict[str, Tensor]]:
+        clear_temporary(folder)
+        saved, complaints = newest(folder / "checkpoints")
+        if saved is None:
+            return [complaints, None, None], {}
+        return [complaints, saved.task, saved.facts], saved.tensors
+
+    (complaints, task, facts), tensors = parallel.from_first(read)
+    return None if task is None else Checkpoint(task, facts, tensors), complaints
+
+
+def write(folder: Path, checkpoint: Checkpoint) -> None:
+    """Writes the checkpoint; if its task is over, removes what is older than the newest two and the task's journal."""
+    name = f"task_{checkpoint.task:05d}"
+    learned = checkpoint.facts.get("measured") is not None
+    head = folder / (f"{name}.learned.json" if learned else f"{name}.json")
+    write_state(head, checkpoint.facts, checkpoint.tensors, share=folder / f"{name}.safetensors")
+    if learned:
+        return
+    shutil.rmtree(folder / name, ignore_errors=True)
+    for old in _heads(folder)[KEPT:]:
+        old.unlink(missing_ok=True)
+        old.with_name(f"{old.stem}.learned.json").unlink(missing_ok=True)
+        old.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def _heads(folder: Path) -> list[Path]:
+    """JSON files of tasks that are over, the newest first."""
+    return sorted((p for p in folder.glob("task_*.json") if not p.stem.endswith(".learned")), reverse=True)
+
+
+def newest(folder: Path, learned: bool = True) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is whole, or None; and a line for each newer one that is damaged. With `learned` false only
+    of tasks that are evaluated. Raises OtherFormat for one that another version of this program wrote."""
+    complaints: list[str] = []
+    heads = [*_heads(folder), *(folder.glob("task_*.learned.json") if learned else ())]
+    for path in sorted(heads, key=lambda p: (p.name.partition(".")[0], ".learned" not in p.name), reverse=True):
+        try:
+            return read(path), complaints
+        except Damaged as error:
+            complaints.append(f"{error}; trying the one before it")
+    return None, complaints
+
+
+def read(path: Path) -> Checkpoint:
+    """The checkpoint behind `task_NNNNN.json`. Raises Damaged with path and cause if any bit of it is not as written."""
+    facts, tensors = read_state(path)
+    return Checkpoint(int(path.name.partition(".")[0].removeprefix("task_")), facts, tensors)

@@ -1,0 +1,204 @@
+"""What a run writes while it goes: run.log, metrics.jsonl and progress bars."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+import time
+import traceback
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from utils.files.lock import Lock
+from utils.files.storage import naming, plain
+from utils.run.progress import Bar, _say
+from utils.run.tracker import Mirror
+from utils.text import CONTROL
+
+
+class RunLog:
+    """`run.log` (time-stamped text, no control codes) and `metrics.jsonl` (a JSON object a line) of one run folder.
+
+    Opening an existing folder appends; a half-written last row of a killed run is dropped. Each RunLog owns its files
+    and locks the folder: a second writer raises ValueError, so no two runs ever share a log.
+    `rows` counts the complete lines of metrics.jsonl. While `muted`, rows and lines are neither written nor shown: a task is
+    replayed up to where it was (utils/run/journal.py). Python's `logging` is not used, hence no global state.
+    """
+
+    def __init__(self, folder: Path, console: bool = True):
+        self.folder, self.console, self.muted = Path(folder), console, False
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = Lock(self.folder)
+        try:
+            # a file name that is not UTF-8 is shown escaped instead of ending the run
+            self._text = open(self.folder / "run.log", "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+            # created if missing, and opened for reading too, since rows are counted and can be cut back
+            self._table = open(self.folder / "metrics.jsonl", "a+b")  # noqa: SIM115
+        except OSError:
+            self._lock.release()
+            raise
+        self.rows, self._offset, self._start = 0, 0.0, time.monotonic()
+        self.mirror: Mirror | None = None
+        try:
+            self._refuse_damage()
+            self.truncate_rows(None)
+            for note in self._lock.notes:
+                self.warn(note)
+        except (ValueError, OSError):
+            self.close()
+            raise
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.muted = False
+        if error is None:
+            self.close()
+            return
+        with contextlib.suppress(OSError):  # a disk that is full must not hide why the run ends
+            # the console gets one line, the log says where it happened
+            self._write("STOP ", "".join(traceback.format_exception(error)).rstrip())
+        with contextlib.suppress(OSError):
+            self.close()
+
+    def close(self) -> None:
+        """Close both files and give the folder free; harmless when repeated."""
+        try:
+            if self.mirror is not None:
+                self.mirror.close()
+            self._text.close()
+        finally:  # closing writes what is left, which a full disk refuses: the folder becomes free all the same
+            try:
+                self._table.close()
+            finally:
+                self._lock.release()
+
+    @property
+    def seconds(self) -> float:
+        """Running time in seconds: since the start, or since the last row's time in a resumed run."""
+        return self._offset + time.monotonic() - self._start
+
+    def info(self, text: str) -> None:
+        """To run.log and, if `console`, standard output."""
+        self._write("INFO ", text)
+        if self.console and not self.muted:
+            _say(text, sys.stdout)
+
+    def warn(self, text: str, console: bool = True) -> None:
+        """To run.log and, if the log has a console and `console` is not false, to standard error."""
+        self._write("WARN ", text)
+        if self.console and console and not self.muted:
+            _say(f"warning: {text}", sys.stderr)
+
+    def _write(self, level: str, text: str) -> None:
+        if self.muted:
+            return
+        stamp = f"{datetime.now().isoformat(sep=' ', timespec='seconds')} {level} "
+        first, *rest = CONTROL.sub("", text).split("\n")
+        with naming(self.folder / "run.log"):
+            self._text.write("\n".join([stamp + first, *(" " * len(stamp) + line for line in rest)]) + "\n")
+            self._text.flush()
+
+    def row(self, kind: str, **fields: Any) -> dict[str, Any]:
+        """Append one line to metrics.jsonl: `kind`, `time` (seconds of running time) and `fields`; returns it.
+
+        Numpy and torch numbers are converted; NaN or infinity raises ValueError naming kind and field, and nothing is
+        written. The line is flushed, so it survives a killed process.
+        """
+        if "time" in fields:
+            raise ValueError(f"metrics row '{kind}': the field 'time' is set by the log itself")
+        try:
+            values = plain(fields, "")
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"metrics row '{kind}': {error}") from error
+        line = {"kind": kind, "time": round(self.seconds, 3), **values}
+        if self.muted:
+            return line
+        with naming(self.folder / "metrics.jsonl"):
+            self._table.write(json.dumps(line, allow_nan=False, ensure_ascii=False).encode() + b"\n")
+            self._table.flush()
+        self.rows += 1
+        if self.mirror is not None:
+            self.mirror.row(self.rows - 1, line)
+        return line
+
+    def sync(self) -> None:
+        """Bring metrics.jsonl to the disk, so that it survives a power cut; a checkpoint counts its rows after this."""
+        self._table.flush()
+        os.fsync(self._table.fileno())
+
+    def truncate_rows(self, count: int | None) -> None:
+        """Cut metrics.jsonl back to its first `count` rows (None: to its complete rows); ValueError if it has fewer."""
+        self._table.flush()
+        self._table.seek(0)
+        lines = [line for line in self._table.read().splitlines(keepends=True) if line.endswith(b"\n")]
+        if count is not None and not 0 <= count <= len(lines):
+            path = self.folder / "metrics.jsonl"
+            raise ValueError(f"{path} has {len(lines)} rows, but {count} are to be kept: the file was changed by hand?")
+        lines = lines[:count]
+        self._table.truncate(sum(map(len, lines)))
+        self._table.seek(0, os.SEEK_END)
+        if self.mirror is not None and len(lines) != self.rows:
+            self.mirror.cut(len(lines))
+        self.rows, self._start = len(lines), time.monotonic()
+        self._offset = float(json.loads(lines[-1]).get("time", 0.0)) if lines else 0.0
+
+    def _refuse_damage(self) -> None:
+        """ValueError for the first complete row that is none: said at the start, not by the report at a run's end."""
+        path = self.folder / "metrics.jsonl"
+        for count, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+            try:
+                json.loads(line)["kind"]
+            except (ValueError, TypeError, KeyError, RecursionError):
+                hint = "mend it, or start afresh with --resume never, which keeps the old folder"
+                raise ValueError(f"{path}: row {count} is damaged; {hint}") from None
+
+    def keep_rows_aside(self) -> None:
+        """Copies metrics.jsonl to the first free metrics.old_1.jsonl, ...: rows that no checkpoint goes with any more."""
+        number = next(n for n in range(1, 10**6) if not (self.folder / f"metrics.old_{n}.jsonl").exists())
+        if self.rows:
+            shutil.copyfile(self.folder / "metrics.jsonl", self.folder / f"metrics.old_{number}.jsonl")
+
+    def bar(self, total: int, text: str, level: int = 0, every: float = 5.0, done: int = 0) -> Bar:
+        """Progress over `total` steps: level 0 for tasks within a run, 1 for epochs within a task, and so on.
+
+        `done` steps were finished by an earlier process (a resumed run) and do not count for the time left.
+
+        On a terminal a tqdm bar with the time left; elsewhere plain lines on standard error: the first step, the last,
+        and between them at most one in `every` seconds. Nothing goes to the log files.
+        """
+        return Bar(total, text, level, every, self.console, done)
+
+
+class SilentLog(RunLog):
+    """The log of a process that neither writes nor speaks, since another one of the run does (utils/process/parallel.py)."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.console, self.muted, self.mirror = Path(folder), False, False, None
+        self.rows, self._offset, self._start = 0, 0.0, time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        pass
+
+    def _write(self, level: str, text: str) -> None:
+        pass
+
+    def row(self, kind: str, **fields: Any) -> dict[str, Any]:
+        return {"kind": kind, "time": round(self.seconds, 3), **plain(fields, "")}
+
+    def sync(self) -> None:
+        pass
+
+    def truncate_rows(self, count: int | None) -> None:
+        pass
+
+    def keep_rows_aside(self) -> None:
+        pass

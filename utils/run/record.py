@@ -1,0 +1,175 @@
+"""The record of a run: counts by task, and the figures of results.json computed from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from utils.evaluation import error_parts, metrics
+from utils.evaluation.metrics import Score
+from utils.files.storage import plain
+
+PHASES = ("train", "detect", "evaluate")
+
+
+LATER = {"confusion", "wrong_task", "peak_by_task"}
+
+
+# ------------------------------------------------------------------------------------------------ record of a run
+
+
+@dataclass
+class RunRecord:
+    """Counts of one seed's run, one entry a finished task; every figure of results.json is computed from them.
+
+    `class_order[i]` is the original class that arrives i-th, `task_classes[t]` task t's original classes, for all
+    planned tasks. `correct[t][k]` counts the right answers on task k's `samples[k]` test samples after task t,
+    `confusion[k][j]` those taken for a class of task j after the newest task, `wrong_task[t]` all that were taken for a class
+    of an older and of a newer task than their own after task t. `peak_by_task[t]` is the largest memory in bytes of the
+    process up to the end of task t. Where a run began under a version that did not count these, None stands.
+    """
+
+    model_name: str
+    dataset: str
+    seed: int
+    class_order: list[int]
+    task_classes: list[list[int]]
+    samples: list[int] = field(default_factory=list)
+    correct: list[list[int]] = field(default_factory=list)
+    correct_top5: list[int | None] = field(default_factory=list)
+    correct_oracle: list[int] = field(default_factory=list)
+    adapters_per_layer: list[dict[str, int]] = field(default_factory=list)
+    trainable_parameters: list[int] = field(default_factory=list)
+    total_parameters: list[int] = field(default_factory=list)
+    seconds: list[dict[str, float]] = field(default_factory=list)
+    images: list[int] = field(default_factory=list)
+    selection_history: list[Any] = field(default_factory=list)
+    test_evaluations: int = 0
+    peak_memory_bytes: int = 0
+    head_drift: list[dict[str, Any]] = field(default_factory=list)
+    confusion: list[list[int]] | None = None
+    wrong_task: list[list[int] | None] = field(default_factory=list)
+    peak_by_task: list[int | None] = field(default_factory=list)
+
+    def add_task(
+        self,
+        scores: Sequence[Score],
+        *,
+        adapters_per_layer: Mapping[Any, int],
+        trainable_parameters: int,
+        total_parameters: int,
+        seconds: Mapping[str, float],
+        images: int,
+        selections: Sequence[Any] = (),
+        test_evaluations: int = 1,
+        peak_memory_bytes: int = 0,
+        head_drift: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Append the next task t: `scores[k]` for k = 0..t, adapters by layer, seconds of train, detect and evaluate.
+
+        `images` counts the training views shown (with repeats); `selections` join `selection_history`.
+        `head_drift`, where measured: `task`, `stale` and `recomputed` accuracies as fractions, `cosine`.
+        Raises ValueError where the number of scores, the sizes of earlier test sets or the phases do not fit.
+        """
+        t = len(self.correct)
+        if len(scores) != t + 1 or t >= len(self.task_classes):
+            raise ValueError(f"task {t} of {len(self.task_classes)} needs {t + 1} scores, got {len(scores)}")
+        if (sizes := [s.samples for s in scores])[:t] != self.samples:
+            raise ValueError(f"test sets changed size between tasks: {self.samples} before, {sizes[:t]} now")
+        if unknown := set(seconds) - set(PHASES):
+            raise ValueError(f"seconds has unknown phases {sorted(unknown)}; known are {', '.join(PHASES)}")
+        top5 = [s.correct_top5 for s in scores if s.correct_top5 is not None]
+        self.samples = sizes
+        self.correct.append([s.correct for s in scores])
+        self.correct_top5.append(sum(top5) if len(top5) == len(scores) else None)
+        self.correct_oracle.append(sum(s.correct_oracle for s in scores))
+        self.adapters_per_layer.append({str(layer): int(n) for layer, n in adapters_per_layer.items()})
+        self.trainable_parameters.append(int(trainable_parameters))
+        self.total_parameters.append(int(total_parameters))
+        self.seconds.append({phase: float(seconds.get(phase, 0.0)) for phase in PHASES})
+        self.images.append(int(images))
+        self.selection_history += plain(list(selections), "selections")
+        self.test_evaluations += test_evaluations
+        self.peak_memory_bytes = max(self.peak_memory_bytes, int(peak_memory_bytes))
+        self.peak_by_task.append(int(peak_memory_bytes) or None)
+        # the whole table is kept of the newest task alone: of all tasks it would grow with the cube of their number
+        self.confusion = [list(s.predicted) for s in scores] if all(len(s.predicted) == t + 1 for s in scores) else None
+        self.wrong_task.append(None if self.confusion is None else list(error_parts.wrong_task(self.confusion)))
+        self.head_drift += [] if head_drift is None else [plain(dict(head_drift), "head_drift")]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a checkpoint; `from_dict` gives an equal record back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RunRecord:
+        """Inverse of `to_dict`, also after a way through JSON; ValueError where a field is missing or unknown.
+
+        What older versions did not count is unknown for the tasks they ran: such a record is read, and its run goes on."""
+        names = {f.name for f in fields(cls)}
+        if names - set(data) == LATER and isinstance(data.get("correct"), list):
+            unknown = {key: [None] * len(data["correct"]) for key in ("wrong_task", "peak_by_task")}
+            data = {**data, "confusion": None, **unknown}
+        if names != set(data):
+            raise ValueError(f"not a run record: fields {sorted(names ^ set(data))} are missing or unknown")
+        return cls(**deepcopy(dict(data)))
+
+
+def _percent(value: float | None) -> float | None:
+    return None if value is None else 100.0 * value
+
+
+def results_json(record: RunRecord) -> dict[str, Any]:
+    """The content of results.json; accuracies, forgetting and transfer in percent, None (null) where undefined.
+
+    `accuracy_matrix[t]` has t+1 entries. `task_oracle_accuracy` is the one after the last task. `images_per_second` is
+    training views over training seconds, all tasks together. `head_drift` has an entry for every task from the second on
+    where class statistics can age, and is empty otherwise. `task_oracle_curve[t]` is the accuracy after task t if each
+    sample's task were known; `task_confusion[k][j]` counts test samples of task k that the finished model takes for a class
+    of task j; `wrong_task[t]` = [older, newer] counts those taken for another task's class after task t;
+    `peak_memory_by_task[t]` is the process's largest memory up to then. Formulas: `utils.evaluation.metrics`,
+    `utils.evaluation.error_parts`.
+    """
+    matrix = metrics.accuracy_rows(record.correct, record.samples)
+    curve = metrics.top1_curve(record.correct, record.samples)
+    seen = [sum(record.samples[: t + 1]) for t in range(len(matrix))]
+    train = sum(entry["train"] for entry in record.seconds)
+    return {
+        "model_name": record.model_name,
+        "dataset": record.dataset,
+        "seed": record.seed,
+        "class_order": record.class_order,
+        "task_classes": record.task_classes,
+        "accuracy_matrix": [[_percent(value) for value in row] for row in matrix],
+        "top1_curve": [_percent(value) for value in curve],
+        "top5_curve": [
+            None if hits is None or not n else 100.0 * hits / n
+            for hits, n in zip(record.correct_top5, seen, strict=True)
+        ],
+        "last_accuracy": _percent(metrics.last_accuracy(curve)),
+        "average_accuracy": _percent(metrics.average_accuracy(curve)),
+        "final_task_mean": _percent(metrics.final_task_mean(matrix)),
+        "forgetting": _percent(metrics.forgetting(matrix)),
+        "backward_transfer": _percent(metrics.backward_transfer(matrix)),
+        "task_oracle_accuracy": 100.0 * record.correct_oracle[-1] / seen[-1] if seen and seen[-1] else None,
+        "task_oracle_curve": [
+            100.0 * hits / n if n else None for hits, n in zip(record.correct_oracle, seen, strict=True)
+        ],
+        "task_confusion": record.confusion,
+        "wrong_task": record.wrong_task,
+        "adapters_per_layer": record.adapters_per_layer,
+        "trainable_parameters": record.trainable_parameters,
+        "total_parameters": record.total_parameters,
+        "selection_history": record.selection_history,
+        "test_evaluations": record.test_evaluations,
+        "seconds": record.seconds,
+        "images_per_second": sum(record.images) / train if train > 0 else None,
+        "peak_memory_bytes": record.peak_memory_bytes,
+        "peak_memory_by_task": record.peak_by_task,
+        "head_drift": [
+            {**entry, "stale": _percent(entry["stale"]), "recomputed": _percent(entry["recomputed"])}
+            for entry in record.head_drift
+        ],
+    }

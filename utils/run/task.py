@@ -1,0 +1,68 @@
+"""One task of a run: the learner learns it from its training data, then everything so far is scored."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from utils.data.tasks import TaskStream
+from utils.evaluation import head_drift, routing_controls
+from utils.evaluation import scores as evaluation
+from utils.process import parallel, stopwatch
+from utils.process.machine import peak_memory
+from utils.process.seeds import seed_everything
+from utils.run import record as run_record
+from utils.run.journal import Journal
+
+if TYPE_CHECKING:
+    pass
+
+
+def learn(learner: Any, stream: TaskStream, index: int, seed: int, journal: Journal) -> dict[str, Any]:
+    """One task: the learner sees its training data alone. Returns what the task's record needs beside its scores.
+
+    Phases that `journal` has are not trained again."""
+    seed_everything(seed, "task", index, *parallel.own_seed())
+    learner.begin_task()
+    learner.journal = journal
+    task = stream.task(index, with_past=learner.uses_past, with_test=learner.uses_test)
+    learner.learn(task)
+    with stopwatch.part("consolidation"):
+        learner.consolidate(task)
+    journal.finish()
+    detect = learner.seconds.get("detect", 0.0)
+    return {
+        "seconds": {"train": journal.seconds - detect, "detect": detect},
+        "trainable_parameters": sum(p.numel() for p in learner.trained.values()),
+        "images": learner.views,
+        "selections": learner.selections(),
+    }
+
+
+def score(
+    learner: Any, stream: TaskStream, index: int, record: run_record.RunRecord, measured: Mapping[str, Any]
+) -> None:
+    """Every task so far is scored once on its test data; the scores and what was `measured` in learning join the record."""
+    seed_everything(record.seed, "score", index, *parallel.own_seed())
+    device, start = next(learner.parameters()).device, time.perf_counter()
+    renewed = head_drift.renewed_statistics(learner, stream, index)
+    ready = time.perf_counter()
+    gates = routing_controls.gates_of(learner, stream, index)
+    scores, by_renewed = evaluation.evaluate(learner, stream, index, device, renewed, gates)
+    seconds = {**measured["seconds"], "evaluate": time.perf_counter() - ready}
+    controls = routing_controls.tell_routing(learner, stream, index, device, gates, scores, record.seed)
+    record.add_task(
+        scores,
+        adapters_per_layer=dict(enumerate(learner.adapters_per_layer())),
+        trainable_parameters=measured["trainable_parameters"],
+        total_parameters=sum(p.numel() for p in learner.parameters()),
+        seconds=seconds,
+        images=measured["images"],
+        selections=measured["selections"],
+        test_evaluations=1 + learner.uses_test + controls,
+        peak_memory_bytes=peak_memory(device),
+        head_drift=head_drift.drift_of(learner, stream, index, renewed, scores, by_renewed, seconds=ready - start),
+    )
+    accuracy = [s.correct / s.samples if s.samples else None for s in scores]
+    learner.log.row("task", task=index, accuracy=accuracy, adapters=learner.adapters_per_layer(), seconds=seconds)

@@ -1,0 +1,62 @@
+"""How values are written for people: numbers, times, values of foreign files, and the nearest valid name."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+WIDTH = 100
+
+
+# ------------------------------------------------------------------------------------------------ console text
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """`value` with `digits` decimals, `-` where it is undefined; never `-0.00`."""
+    return "-" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A did-you-mean clause of at most three names, empty if nothing is close; names that `name` begins come first."""
+    name, known = str(name)[:200], list(known)
+    if name not in known and name.lower() in known:
+        return f"; did you mean {name.lower()!r}?"
+    begun = sorted((k for k in known if len(name) >= 3 and k.startswith(name)), key=lambda k: (len(k), k))
+    close = list(dict.fromkeys([*begun, *difflib.get_close_matches(name, known, n=3, cutoff=0.6)]))[:3]
+    return f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+
+
+def shown(value: Any) -> str:
+    """A value as JSON for a message, cut where it is long."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:56] + " ..."
+
+
+def shortened(text: str, most: int) -> str:
+    """`text` with at most about `most` characters: of a longer one the middle is left out."""
+    return text if len(text) <= most else f"{text[: most * 2 // 3]} ... {text[-most // 3 :]}"
+
+
+def printable(text: str) -> str:
+    """`text` with whatever could act on a terminal (escape sequences, signs that change the direction of writing) or cannot
+    be encoded written as `\\x1b`; lines stay lines."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+WIDTH = 100
+
+
+# terminal sequences (colours, cursor moves, window titles) and every other control character but tab and newline
+CONTROL = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-_]|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+)
+
+
+def clock(seconds: float) -> str:
+    """Duration as `m:ss` or `h:mm:ss`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
