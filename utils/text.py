@@ -8,10 +8,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-WIDTH = 100
-
-
-# ------------------------------------------------------------------------------------------------ console text
+WIDTH = 100  # columns of console text; run folders and commands may be longer, since a broken path cannot be copied
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -44,9 +41,6 @@ def printable(text: str) -> str:
     """`text` with whatever could act on a terminal (escape sequences, signs that change the direction of writing) or cannot
     be encoded written as `\\x1b`; lines stay lines."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
-
-
-WIDTH = 100
 
 
 # terminal sequences (colours, cursor moves, window titles) and every other control character but tab and newline

@@ -135,7 +135,7 @@ def score_distance(before: Tensor, now: Tensor) -> Tensor:
     return F.kl_div(is_now, was.detach(), reduction="batchmean", log_target=True) * LWF_TEMPERATURE**2
 
 
-THRESHOLDS = (-0.2, 0.0, 0.2, 0.4, 0.6, 0.8)
+THRESHOLDS = (-0.2, 0.0, 0.2, 0.4, 0.6, 0.8)  # at which the decisions of a run are replayed after its last task
 
 
 def policy_of(cfg: NoveltySettings) -> novelty.Policy:

@@ -29,7 +29,6 @@ from utils.run.journal import Journal
 from utils.run.log import RunLog
 
 T = TypeVar("T")
-# about as many inputs of a layer are sampled for what is measured or fitted on them
 
 
 class Initialiser(Protocol):

@@ -12,7 +12,7 @@ from backbone.vit import SlottedViT
 from models.learner.base import Learner
 from utils.data.tasks import Task
 
-SAMPLED_TOKENS = 4096
+SAMPLED_TOKENS = 4096  # about as many inputs of a layer are sampled for what is measured or fitted on them
 
 
 def layer_range(start: int | None, end: int | None, backbone: SlottedViT) -> range:

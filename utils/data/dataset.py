@@ -29,7 +29,7 @@ class Dataset:
     class_names: list[str]
     train: ImageSet
     test: ImageSet
-    transforms: str
+    transforms: str  # kind of utils.data.transforms
 
 
 @dataclass(frozen=True)
@@ -42,4 +42,4 @@ class DatasetInfo:
     source: str  # what it is and where to get it
     kind: Literal["embedded", "torchvision", "folders"]
     folder: str | None  # its folder under the data root
-    transforms: str
+    transforms: str  # kind of utils.data.transforms

@@ -18,10 +18,6 @@ ENGINES = {"local": "utils.engines.jobs", "slurm": "utils.engines.slurm", "ray":
 PACKAGES = {"slurm": "submitit", "ray": "ray"}
 
 
-# seconds a stopped run has for its checkpoint; it is killed then and goes on from an older one
-# seconds between two looks at the process
-
-
 def load(engine: str) -> Any:
     """The engine's module; nothing of the others is imported."""
     return importlib.import_module(ENGINES[engine])

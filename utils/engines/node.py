@@ -16,10 +16,10 @@ ROOT = Path(__file__).resolve().parents[2]
 INTERRUPTED = 75
 
 
-STOP = 60.0
+STOP = 60.0  # seconds a stopped run has for its checkpoint; then it is killed and goes on from an older one
 
 
-LOOK = 0.1
+LOOK = 0.1  # seconds between two looks at the process
 
 
 def exit_file(console: Path) -> Path:

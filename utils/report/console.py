@@ -11,13 +11,6 @@ from utils.evaluation import metrics
 from utils.run.record import RunRecord, results_json
 from utils.text import WIDTH, clock, number
 
-# columns of console text; run folders and commands may stand out, since a broken path cannot be copied
-# keys of `seconds`
-# fields of a record that its first versions did not have
-
-
-# the record grows; the checkpoint it came from must not
-
 
 def _block(label: str, text: str, indent: int = 12) -> list[str]:
     lines = wrap(text, WIDTH - indent, break_long_words=False, break_on_hyphens=False) or [""]

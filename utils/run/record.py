@@ -11,10 +11,10 @@ from utils.evaluation import error_parts, metrics
 from utils.evaluation.metrics import Score
 from utils.files.storage import plain
 
-PHASES = ("train", "detect", "evaluate")
+PHASES = ("train", "detect", "evaluate")  # keys of `seconds`
 
 
-LATER = {"confusion", "wrong_task", "peak_by_task"}
+LATER = {"confusion", "wrong_task", "peak_by_task"}  # fields of a record that its first versions did not have
 
 
 # ------------------------------------------------------------------------------------------------ record of a run
@@ -114,7 +114,7 @@ class RunRecord:
             data = {**data, "confusion": None, **unknown}
         if names != set(data):
             raise ValueError(f"not a run record: fields {sorted(names ^ set(data))} are missing or unknown")
-        return cls(**deepcopy(dict(data)))
+        return cls(**deepcopy(dict(data)))  # the record grows; the checkpoint it came from must not
 
 
 def _percent(value: float | None) -> float | None:
