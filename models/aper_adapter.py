@@ -2,7 +2,7 @@
 
 Zhou et al., IJCV 2024, "Revisiting Class-Incremental Learning with Pre-Trained Models: Generalizability and Adaptivity are
 All You Need" (arXiv 2303.07338), its adapter variant; formerly ADAM. The first task trains an adapter in every layer with a
-cosine head that is then dropped; later tasks only add class means. tests/test_parity.py holds it to LAMDA-PILOT's code.
+cosine head that is then dropped; later tasks only add class means. tests/contract/parity holds it to LAMDA-PILOT's code.
 Shapes: B batch, D width.
 """
 

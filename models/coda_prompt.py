@@ -2,7 +2,7 @@
 
 Each task adds components, orthogonal to those before at the start, which then stay fixed; all act on every image, so nothing is
 selected. Trains the components and a linear head. With `cosine_off_by_one`, `drop_last` and `decay_other_rows` it is
-LAMDA-PILOT's to rounding (tests/test_parity.py). Shapes: B batch, D width, L length of a prompt.
+LAMDA-PILOT's to rounding (tests/contract/parity). Shapes: B batch, D width, L length of a prompt.
 """
 
 from __future__ import annotations

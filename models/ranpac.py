@@ -3,7 +3,7 @@
 McDonnell et al., NeurIPS 2023, "RanPAC: Random Projections and Pre-trained Models for Continual Learning" (arXiv 2307.02251).
 The first task trains as APER's does; then features are lifted to ReLU(x W) with a fixed random W of `M` columns, and one
 closed-form solution over all tasks predicts. Scores are the paper's, linear in the lifted features; LAMDA-PILOT's are a key.
-tests/test_parity.py holds both families to their code. Shapes: B batch, D width, C classes.
+tests/contract/parity holds both families to their code. Shapes: B batch, D width, C classes.
 """
 
 from __future__ import annotations

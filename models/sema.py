@@ -2,7 +2,7 @@
 
 Every layer has functional adapters; those in `adapt_start_layer..adapt_end_layer` also have descriptors that recognise
 their inputs and a router that mixes them. A new task is scanned: where all descriptors of a layer find a batch strange,
-that layer grows an adapter. The defaults reproduce the authors' code to rounding (tests/test_parity.py), its known faults
+that layer grows an adapter. The defaults reproduce the authors' code to rounding (tests/contract/parity), its known faults
 included; each fault is a key, see `Settings`. Shapes: B batch, N tokens, D width, E adapters of a layer.
 """
 

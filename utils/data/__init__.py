@@ -11,7 +11,6 @@ from pathlib import Path
 
 from utils.data.dataset import Dataset, DatasetInfo
 
-
 _PILOT = "train/<class> and test/<class> as LAMDA-PILOT packs it: https://github.com/LAMDA-CL/LAMDA-PILOT#datasets"
 _TORONTO = "https://www.cs.toronto.edu/~kriz/cifar.html"
 _KNOWN = (

@@ -1,0 +1,60 @@
+"""SD-LoRA against the authors' code: every loss, logit, feature, factor, magnitude and accuracy."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models import sd_lora as method
+from models.learner import fit
+from tests.helpers.recorded import TOLERANCE, Recorded, close, learn_all, logits_of
+
+FACTORS = {"down": "A", "up": "B"}
+
+
+def check(run: Recorded, tmp_path: Path, monkeypatch) -> None:
+    c, arrays = run.config, run.arrays
+    keys = ("rank", "batch_size", "init_epoch", "init_lr", "init_milestones", "init_lr_decay")
+    settings = {k: c[k] for k in (*keys, "epochs", "lrate", "milestones", "lrate_decay")} | {"restart_magnitudes": True}
+    for part in ("weight", "bias"):
+        arrays[f"init/head.{part}"] = np.concatenate([arrays[f"init/task{t}.fc.{part}"] for t in range(c["tasks"])])
+    for t in range(c["tasks"]):
+        for layer in range(c["depth"]):
+            for part in method.PARTS:
+                for ours, theirs in FACTORS.items():
+                    value = arrays[f"init/task{t}.{theirs}_{part}.{layer}"]
+                    arrays[f"init/tasks.{t}.layers.{layer}.{part}.{ours}"] = value
+
+    before: list[list[float]] = []  # magnitudes before every step
+    real = fit.fit
+
+    def watched(learner, task, step, *args, **options):
+        def seen(images, labels):
+            before.append([value.item() for value in learner.magnitudes])
+            return step(images, labels)
+
+        return real(learner, task, seen, *args, **options)
+
+    monkeypatch.setattr(fit, "fit", watched)
+    phases: list[list[float]] = []
+    for task, learner in learn_all(run, "sd_lora", settings, tmp_path, monkeypatch, phases):
+        at = f"task{task.index}"
+        logits = logits_of(learner, run)
+        close(logits, arrays[f"{at}/test_logits"], f"logits after task {task.index}")
+        images = torch.from_numpy(arrays["test_images"])
+        close(learner.features(images), arrays[f"{at}/test_features"], f"features after task {task.index}")
+        run.check_accuracies(logits, task.first, task.index)
+        close(torch.stack(list(learner.magnitudes)), arrays[f"{at}/magnitudes"], f"magnitudes after task {task.index}")
+        for part in ("weight", "bias"):
+            close(getattr(learner.head, part)[: task.total], arrays[f"{at}/fc.{part}"], f"head after task {task.index}")
+        for layer, slot in enumerate(learner.slots()):
+            for part, lora in slot.newest().items():
+                for ours, theirs in FACTORS.items():
+                    value = arrays[f"final/{at}.{theirs}_{part}.{layer}"]
+                    close(getattr(lora, ours), value, f"{theirs}_{part} of task {task.index}, layer {layer}")
+    assert len(phases) == len(run.facts["phases"])
+    for ours_losses, phase in zip(phases, run.facts["phases"], strict=True):
+        assert np.abs(np.array(ours_losses) - phase["losses"]).max() <= TOLERANCE, phase["task"]
+    expected = [values for phase in run.facts["phases"] for values in phase["magnitudes"]]
+    for ours_values, theirs_values in zip(before, expected, strict=True):
+        close(torch.tensor(ours_values, dtype=torch.float64), np.array(theirs_values), "magnitudes before a step")

@@ -1,0 +1,88 @@
+"""Every shipped experiment loads, explains itself, passes --check here, and differs from its twin where it says so."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import main
+from utils import data
+from utils.config.strict_json import read_json
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted((ROOT / "exps").glob("*.json"))
+NAMES = [path.stem for path in FILES]
+# the keys that undo faults of the original SEMA (README, "Methods")
+CORRECTIONS = {
+    "ffn_adapter_scalar": 0.1, "ffn_adapter_dropout": 0.1, "train_first_router_column": True, "detect_scope": "task",
+    "detect_sign": "signed", "detect_std_floor": 0.001, "record_when": "end", "decay_other_rows": False,
+    "input_normalisation": "backbone",
+}  # fmt: skip
+
+
+def test_the_promised_files_are_there():
+    sets = ("digits", "glyphs", "fractals")
+    published = ("cifar", "inr_5task", "inr_10task", "inr_20task", "ina", "vtab")
+    expected = {"quickstart", *(f"{m}_{s}" for m in ("finetune", "joint", "simplecil") for s in sets)}
+    expected |= {f"{m}_{s}" for m in ("sema", "sema_corrected") for s in sets + published}
+    nested = ("nested_lora", "moe_parallel")
+    expected |= {f"{m}_{s}" for m in nested for s in (*sets, "cifar", "inr_10task")} | {f"debug_{m}" for m in nested}
+    expected |= {f"dylora_moe_{s}" for s in (*sets, "cifar", "inr_10task")}
+    baselines = ("aper_adapter", "ranpac", "ease", "inflora", "sd_lora", "slca", "l2p", "dualprompt", "coda_prompt")
+    expected |= {f"{m}_{s}" for m in baselines for s in (*sets, "cifar")}
+    ablations = ("alpha", "interval", "rate_ratio", "experts", "consolidation", "chain_or_sema")
+    expected |= {f"ablate_{name}_digits" for name in ablations}
+    assert expected <= set(NAMES)
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_about_says_what_a_reader_needs(path):
+    about = read_json(path)[0]["about"]
+    assert len(about) > 150
+    for word in ("Shows", "Source:", "Expected:", "Time:"):
+        assert word in about, f"{path.name}: about lacks {word!r}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_check_accepts_every_file(path, capsys, tmp_path):
+    assert main.main(["--config", str(path), "--check", "--data-root", str(tmp_path)]) == 0
+    shown, errors = capsys.readouterr()
+    values, faults = read_json(path)
+    assert not faults and not errors
+    assert "the settings are valid" in shown and "trainable parameters" in shown
+    cells = values.pop("sweep", None)
+    if cells is not None:  # shown as cell 1 in full, then a line for each
+        assert "the above is cell 1 of" in shown
+    for key in values:
+        (line,) = [x for x in shown.splitlines() if x.startswith(f"  {key} ")]
+        assert line.endswith("(default)") is False, key
+    info = data.DATASETS[values["dataset"]]
+    if info.kind == "embedded":
+        assert "note:" not in shown
+    else:  # what is missing is listed with the place looked in and the way to get it
+        assert str(tmp_path) in shown and "https://" in shown
+        assert "what is missing on this machine is listed above" in shown
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("sema_corrected_")])
+def test_corrected_twin_differs_in_the_corrections_only(name):
+    twin, original = (read_json(ROOT / "exps" / f"{n}.json")[0] for n in (name, name.replace("corrected_", "")))
+    changed = {k: twin.get(k) for k in twin.keys() | original.keys() if twin.get(k) != original.get(k)}
+    assert changed.pop("about")
+    changed.pop("expected", None)
+    published = data.DATASETS[twin["dataset"]].kind != "embedded"  # the embedded backbone normalises anyway
+    assert changed == {k: v for k, v in CORRECTIONS.items() if published or k != "input_normalisation"}
+
+
+def test_list_shows_every_experiment(capsys):
+    assert main.main(["--list"]) == 0
+    shown = capsys.readouterr().out
+    for word in (*(f"exps/{name}.json" for name in NAMES), *data.DATASETS, "sema", "joint", "embedded"):
+        assert word in shown
+
+
+def test_files_are_written_alike():
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        assert text.startswith('{\n  "about": ') and text.endswith("\n}\n"), path.name
+        assert json.loads(text)

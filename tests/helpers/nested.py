@@ -1,0 +1,65 @@
+"""What tests of nested adapters share: learning toy tasks, states, log rows, refused settings."""
+
+import json
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+import models
+from backbone import catalogue
+from utils.config import resolve
+from utils.config.strict_json import ConfigError
+
+
+def learn(learner, stream, tasks, first=0, consolidate=True):
+    for index in range(first, tasks):
+        learner.begin_task()
+        learner.learn(stream.task(index))
+        if consolidate or index < tasks - 1:
+            learner.consolidate(stream.task(index))
+    return learner.eval()
+
+
+def images_of(stream, task=0):
+    return next(iter(stream.test(task).batches(100, augment=False, shuffle=False)))[0]
+
+
+def largest(values):
+    return values.detach().abs().max().item()
+
+
+def rows(learner, kind):
+    lines = (Path(learner.log.folder) / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["kind"] == kind]
+
+
+def state(learner):
+    return {k: v.clone() for k, v in learner.own_state().items()}
+
+
+class Sum(nn.Module):
+    """The plain sum of some adapters."""
+
+    def __init__(self, adapters):
+        super().__init__()
+        self.adapters = nn.ModuleList(adapters)
+
+    def forward(self, x):
+        return sum(adapter(x) for adapter in self.adapters)
+
+
+# Settings ---------------------------------------------------------------------------------------------------------------
+
+
+def faults_of(method, **values):
+    keys = {"model_name": method, "dataset": "digits", "init_cls": 2, "increment": 2} | values
+    with pytest.raises(ConfigError) as caught:
+        resolve.resolve(
+            keys,
+            source="x.json",
+            settings_of=models.settings_of,
+            methods=models.available(),
+            backbones=catalogue.names,
+        )
+    return caught.value.faults

@@ -1,0 +1,535 @@
+"""utils/data: the embedded sets are what they say, and files in the real formats are read right or refused."""
+
+import hashlib
+import itertools
+import os
+import pickle
+import resource
+import subprocess
+import sys
+import tarfile
+import urllib.error
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from tests.helpers.files import write_binary, write_python
+from utils import data
+from utils.data import cifar, digits, folders, fractals, glyphs
+
+
+def test_importing_is_light():
+    heavy = {"torch", "torchvision", "sklearn", "matplotlib", "PIL"}
+    code = f"import sys; from utils import data; print({heavy} & set(sys.modules))"
+    root = Path(data.__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    assert done.stdout == "set()\n"
+
+
+def test_facts():
+    assert {name: info.num_classes for name, info in data.DATASETS.items() if info.kind == "folders"} == {
+        **{"imagenetr": 200, "imageneta": 200, "vtab": 50, "cub": 200, "omnibenchmark": 300, "objectnet": 200},
+        "folder": None,
+    }
+    assert {"digits", "glyphs", "fractals", "cifar10", "cifar100", "cifar224"} < set(data.DATASETS)
+    assert data.count_classes("vtab") == 50 and data.count_classes("folder") is None
+    with pytest.raises(ValueError, match="dataset 'mnist' is not known; known are digits, glyphs"):
+        data.load("mnist")
+
+
+# -------------------------------------------------------------------------------------------------- embedded
+
+
+def test_digits():
+    loaded = data.load("digits")
+    assert data.missing("digits") is None
+    assert (len(loaded.train), len(loaded.test), len(loaded.class_names)) == (1438, 359, 10)
+    assert loaded.train.images.shape == (1438, 3, 32, 32) and loaded.train.images.dtype == torch.uint8
+    assert np.bincount(loaded.test.labels).tolist() == [36, 36, 35, 37, 36, 36, 36, 36, 35, 36]
+    everything = torch.cat([loaded.train.images, loaded.test.images])
+    assert len(torch.unique(everything.flatten(1), dim=0)) == 1797
+    assert (everything[:, 0] == everything[:, 2]).all() and everything.max() == 255
+    inner = torch.zeros(32, 32, dtype=torch.bool)
+    inner[4:28, 4:28] = True
+    assert (everything[:, :, ~inner] == 0).all()
+    assert torch.equal(loaded.train.images, data.load("digits").train.images)
+
+
+def test_digits_are_those_of_scikit_learn_wherever_it_keeps_them(monkeypatch):
+    theirs = load_digits()
+    for hidden in (False, True):
+        if hidden:
+            monkeypatch.setattr(digits.Path, "is_file", lambda path: False)
+        images, labels = digits._raw()
+        assert np.array_equal(images, theirs.images) and np.array_equal(labels, theirs.target)
+
+
+def test_digits_are_enlarged_bilinearly():
+    grey = np.zeros((1, 8, 8))
+    grey[0, 0, 0], grey[0, 0, 1] = 16, 8
+    # centres of the fine pixels lie at -1/3, 0, 1/3, 2/3, 1, 4/3, ... of the coarse ones; 127.5 and 42.5 round up
+    assert digits.enlarge(grey)[0, 1, 4, 4:12].tolist() == [255, 255, 213, 170, 128, 85, 43, 0]
+    random = np.random.RandomState(0).randint(0, 17, (3, 8, 8))
+    large = torch.nn.functional.interpolate(torch.tensor(random)[:, None] * 255 / 16, size=(24, 24), mode="bilinear")
+    assert np.abs(digits.enlarge(random)[:, :1, 4:28, 4:28] - large.numpy()).max() < 0.501
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return data.load("glyphs")
+
+
+def test_glyphs(drawn):
+    assert len(drawn.class_names) == len(set(drawn.class_names)) == 100
+    assert drawn.train.images.shape == (6000, 3, 32, 32) and drawn.test.images.shape == (1500, 3, 32, 32)
+    assert set(np.bincount(drawn.train.labels)) == {60} and set(np.bincount(drawn.test.labels)) == {15}
+    assert len(glyphs.TRAIN_FONTS) == 12 and len(glyphs.TEST_FONTS) == 4
+    assert not set(glyphs.TRAIN_FONTS) & set(glyphs.TEST_FONTS)
+    everything = torch.cat([drawn.train.images, drawn.test.images])
+    ink = everything.float().mean((1, 2, 3)) / 255
+    assert ink.min() > 0.015 and ink.max() < 0.6
+    assert len(torch.unique(everything.flatten(1), dim=0)) == 7500
+
+
+def test_glyphs_are_the_same_every_time(drawn):
+    again = data.load("glyphs")
+    assert torch.equal(drawn.train.images, again.train.images) and torch.equal(drawn.test.images, again.test.images)
+
+
+def test_domains_are_the_first_classes_of_three_sets_one_after_the_other(drawn):
+    loaded = data.load("domains")
+    assert [loaded.class_names[i] for i in (0, 9, 10, 19, 20, 29)] == [
+        *("digits 0", "digits 9", "glyphs A", "glyphs J", "fractals family 01 a", "fractals family 10 a"),
+    ]
+    assert np.bincount(loaded.train.labels)[10:].tolist() == [60] * 20 and len(loaded.train) == 1438 + 1200
+    assert np.bincount(loaded.test.labels)[10:].tolist() == [15] * 10 + [20] * 10
+    of_b = torch.from_numpy(drawn.test.labels == 1)
+    assert torch.equal(loaded.test.images[torch.from_numpy(loaded.test.labels == 11)], drawn.test.images[of_b])
+    third = fractals.load()
+    assert torch.equal(loaded.train.images[-60:], torch.from_numpy(third[1][third[2] == 36]))
+
+
+def test_no_two_glyphs_look_alike():
+    """Cut out and brought to one size, no two characters of a font coincide (A and Greek Alpha would: 1.0)."""
+    for font in (*glyphs.TRAIN_FONTS, *glyphs.TEST_FONTS):
+        shapes = []
+        for master in glyphs._masters(font):
+            cut = master.crop(master.getbbox())
+            zoom = 28 / max(cut.size)
+            cut = cut.resize([max(1, round(side * zoom)) for side in cut.size], Image.Resampling.BOX)
+            frame = Image.new("L", (32, 32))
+            frame.paste(cut, ((32 - cut.width) // 2, (32 - cut.height) // 2))
+            shapes.append(np.asarray(frame, dtype=float).ravel())
+        shapes = np.stack(shapes) / np.linalg.norm(shapes, axis=1, keepdims=True)
+        alike = shapes @ shapes.T
+        for i, j in itertools.combinations(range(100), 2):
+            assert alike[i, j] < 0.975, (font, glyphs.CHARACTERS[i], glyphs.CHARACTERS[j])
+
+
+def test_a_missing_font_is_named(monkeypatch):
+    monkeypatch.setattr(glyphs, "TEST_FONTS", ("DejaVuSans-Gone",))
+    with pytest.raises(ValueError, match=r"DejaVuSans-Gone\.ttf is missing; it ships inside matplotlib"):
+        glyphs.load()
+
+
+def test_a_font_without_a_character_is_named(monkeypatch):
+    monkeypatch.setattr(glyphs, "CHARACTERS", "A∞")
+    with pytest.raises(ValueError, match=r"STIXGeneralItalic\.ttf lacks ∞"):
+        glyphs._masters("STIXGeneralItalic")
+
+
+def check_cifar(loaded, pixels, labels, classes):
+    assert loaded.class_names == [f"class{k}" for k in range(classes)]
+    images = torch.from_numpy(pixels.reshape(-1, 3, 32, 32))
+    assert torch.equal(loaded.train.images, images[:10]) and torch.equal(loaded.test.images, images[10:])
+    assert loaded.train.labels.tolist() == labels[:10].tolist()
+    assert loaded.test.labels.tolist() == labels[10:].tolist()
+
+
+def test_cifar100_binary(tmp_path, few):
+    write_binary(tmp_path, *few, classes=100)
+    for name, kind in (("cifar100", "cifar"), ("cifar224", "imagenet")):
+        assert data.missing(name, root=tmp_path) is None
+        loaded = data.load(name, root=tmp_path, download=False)
+        check_cifar(loaded, *few, classes=100)
+        assert (loaded.name, loaded.transforms) == (name, kind)
+
+
+def test_cifar10_binary(tmp_path, few):
+    pixels, labels = few[0], few[1] % 10
+    write_binary(tmp_path, pixels, labels, classes=10)
+    check_cifar(data.load("cifar10", root=tmp_path), pixels, labels, classes=10)
+
+
+def test_cifar100_python_version(tmp_path, few):
+    write_python(tmp_path, *few)
+    check_cifar(data.load("cifar100", root=tmp_path), *few, classes=100)
+
+
+def test_cifar_python_version_as_python_2_wrote_it(tmp_path, few):
+    """The official files are protocol 2 of Python 2: byte strings are plain strings and numpy is numpy.core."""
+    folder = write_python(tmp_path, *few)
+    pixels = few[0][:10]
+    reduced = pixels.__reduce__()[2]
+    shape, raw = reduced[1], reduced[4]
+    labels = b"".join(b"K" + bytes([k]) for k in few[1][:10].tolist())
+    (folder / "train").write_bytes(
+        b"\x80\x02}(U\x04datacnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+        b"(K\x01K" + bytes([shape[0]]) + b"M\x00\x0c\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R"
+        b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T"
+        + len(raw).to_bytes(4, "little") + raw + b"tbU\x0bfine_labels](" + labels + b"eu."
+    )  # fmt: skip
+    check_cifar(data.load("cifar100", root=tmp_path), *few, classes=100)
+
+
+class _Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_malicious_pickle_is_refused_before_it_acts(tmp_path, few):
+    folder = write_python(tmp_path, *few)
+    for name in ("train", "test", "meta"):
+        good = (folder / name).read_bytes()
+        (folder / name).write_bytes(pickle.dumps({"data": _Evil(tmp_path / "hacked")}, protocol=2))
+        with pytest.raises(
+            ValueError, match=rf"{name}: is not an official CIFAR batch file \(it asks for \w+\.mkdir\)"
+        ):
+            data.load("cifar100", root=tmp_path)
+        (folder / name).write_bytes(good)
+    assert not (tmp_path / "hacked").exists()
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"cbuiltins\neval\n(S'1'\ntR.",
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\ndtype\nK\x01\x85U\x01btR.",
+        b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x04\x00\x00\x00utf8tR.",
+        b"",
+        b"\x80\x02",
+        b"garbage",
+        b"\x80\x02K\x01.",
+        b"\x80\x02G\x00.",
+    ],
+)
+def test_other_pickles_are_refused(tmp_path, payload):
+    path = tmp_path / "train"
+    path.write_bytes(payload)
+    with pytest.raises(ValueError, match=str(path)):
+        cifar._unpickle(path)
+
+
+def test_a_damaged_index_takes_no_memory(tmp_path):
+    path = tmp_path / "train"
+    path.write_bytes(b"\x80\x02}r\xff\xff\xff\x07.")  # the dict as memo entry 134,217,727: 2 GB of an array
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert cifar._unpickle(path) == {}
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+def test_damaged_cifar_is_refused(tmp_path, few):
+    folder = write_binary(tmp_path, *few, classes=100)
+    whole = (folder / "train.bin").read_bytes()
+    (folder / "train.bin").write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match=r"train\.bin: 30739 bytes are no whole number of 3074-byte records"):
+        data.load("cifar100", root=tmp_path)
+    (folder / "train.bin").write_bytes(whole[:-3074])
+    with pytest.raises(ValueError, match=r"9 training images .+ expected 10"):
+        data.load("cifar100", root=tmp_path)
+    (folder / "train.bin").write_bytes(whole[:1] + b"\x64" + whole[2:])
+    with pytest.raises(ValueError, match=r"training labels \d+\.\.100 .+ expected 0\.\.99"):
+        data.load("cifar100", root=tmp_path)
+    (folder / "train.bin").write_bytes(whole)
+    (folder / "fine_label_names.txt").write_text("one\n")
+    with pytest.raises(ValueError, match=r"1 class names .+ expected 100"):
+        data.load("cifar100", root=tmp_path)
+
+
+def test_python_batches_of_the_wrong_shape_are_refused(tmp_path, few):
+    folder = write_python(tmp_path, *few)
+    good = {"data": few[0][:10], "fine_labels": few[1][:10].tolist()}
+    for key, value, message in (
+        ("data", few[0][:10, :5], r"should be uint8 \[N, 3072\]"),
+        ("data", few[0][:10].astype(float), r"should be uint8 \[N, 3072\]"),
+        ("data", "x", "it is str"),
+        ("fine_labels", [1], "a list of 10 whole numbers"),
+        ("fine_labels", ["x"] * 10, "a list of 10 whole numbers"),
+    ):
+        (folder / "train").write_bytes(pickle.dumps(good | {key: value}, protocol=2))
+        with pytest.raises(ValueError, match=message):
+            data.load("cifar100", root=tmp_path)
+
+
+@pytest.mark.parametrize("failure", [urllib.error.URLError("no network"), RuntimeError("File not found or corrupted.")])
+def test_cifar_that_cannot_be_fetched(tmp_path, monkeypatch, failure):
+    import torchvision.datasets.utils
+
+    asked = []
+
+    def refuse(url, root, place, filename, md5):
+        asked.append((url, root, place, filename, md5))
+        raise failure
+
+    monkeypatch.setattr(torchvision.datasets.utils, "download_and_extract_archive", refuse)
+    with pytest.raises(FileNotFoundError) as caught:
+        data.load("cifar224", root=tmp_path)
+    message = str(caught.value)
+    address = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"
+    assert all(part in message for part in (str(tmp_path), "download failed", address, "cifar-100-binary"))
+    place = str(tmp_path / ".cifar-100-binary")
+    assert asked == [(address, str(tmp_path), place, "cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8")]
+
+
+def test_four_processes_unpack_cifar_at_once(tmp_path):
+    """One unpacks, the others wait: nobody reads half a file. The archive is ours, so that nothing is downloaded."""
+    rng, work = np.random.default_rng(0), tmp_path / "made" / "cifar-100-binary"
+    work.mkdir(parents=True)
+    for name, count in (("train.bin", 4000), ("test.bin", 500)):
+        records = rng.integers(0, 256, (count, 2 + 3072), np.uint8)
+        records[:, 1] %= 100
+        records.tofile(work / name)
+    (work / "fine_label_names.txt").write_text("\n".join(f"class{k}" for k in range(100)))
+    archive = tmp_path / "data" / "cifar-100-binary.tar.gz"
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w:gz", compresslevel=1) as packed:
+        packed.add(work, work.name)
+    code = f"""
+import dataclasses, pathlib, sys, time
+from torchvision.datasets import utils as official
+from utils import data
+from utils.data import cifar
+cifar._HUNDRED = dataclasses.replace(cifar._HUNDRED, md5="{hashlib.md5(archive.read_bytes()).hexdigest()}")
+cifar.TRAIN_IMAGES, cifar.TEST_IMAGES = 4000, 500
+unpack = official.extract_archive
+def told(*args):
+    print("unpacks")
+    return unpack(*args)
+official.extract_archive = told
+print("ready", flush=True)
+sys.stdin.readline()
+loaded = data.load("cifar100", root=pathlib.Path({str(archive.parent)!r}))
+print(len(loaded.train.labels), int(loaded.train.labels.sum()))
+"""
+    pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": Path(__file__).parents[3]}
+    processes = [subprocess.Popen([sys.executable, "-c", code], **pipe) for _ in range(4)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:  # all at once
+        process.stdin.write("\n")
+        process.stdin.flush()
+    said = [process.communicate()[0].splitlines() for process in processes]
+    assert len({lines[-1] for lines in said}) == 1 and said[0][-1].startswith("4000 "), said
+    assert sum(lines.count("unpacks") for lines in said) == 1
+    assert [path.name for path in archive.parent.iterdir() if not path.name.startswith(".")] in (
+        ["cifar-100-binary", archive.name],
+        [archive.name, "cifar-100-binary"],
+    )
+
+
+def test_missing_cifar_says_where_it_looked(tmp_path):
+    message = data.missing("cifar100", root=tmp_path)
+    assert message and str(tmp_path) in message and "cifar-100-binary.tar.gz" in message and "toronto.edu" in message
+    with pytest.raises(FileNotFoundError, match="neither cifar-100-binary nor cifar-100-python is complete"):
+        data.load("cifar100", root=tmp_path, download=False)
+    assert "data_root" in str(data.missing("cifar10"))
+    with pytest.raises(ValueError, match="data_root"):
+        data.load("cifar10")
+
+
+# -------------------------------------------------------------------------------------------------- folders
+
+
+def picture(path, value=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (2, 2), (value, 0, 0)).save(path, format="PNG")
+
+
+def two_parts(root, classes, count=2):
+    for part in ("train", "test"):
+        for name in classes:
+            for k in range(count):
+                picture(root / part / name / f"{k}.png", value=k)
+    return root
+
+
+def names_of(images):
+    return [os.path.basename(path) for path in images.paths]
+
+
+def test_pilot_layout(tmp_path, monkeypatch):
+    for name, info in data.DATASETS.items():
+        if info.kind == "folders" and info.folder:
+            place = tmp_path / info.folder
+            message = data.missing(name, root=tmp_path)
+            assert message and str(place) in message and "LAMDA-PILOT" in message
+            with pytest.raises(FileNotFoundError, match=str(place)):
+                data.load(name, root=tmp_path)
+    two_parts(tmp_path / "vtab", [f"{k}" for k in range(50)], count=1)
+    assert data.missing("vtab", root=tmp_path) is None
+    loaded = data.load("vtab", root=tmp_path)
+    assert loaded.class_names == sorted(str(k) for k in range(50)) and loaded.transforms == "imagenet"
+    assert loaded.train.labels.tolist() == loaded.test.labels.tolist() == list(range(50))
+    assert loaded.train.paths[3] == str(tmp_path / "vtab" / "train" / "11" / "0.png")
+
+
+def test_a_wrong_class_count_names_both_numbers(tmp_path):
+    two_parts(tmp_path / "vtab", ["a", "b", "c"])
+    with pytest.raises(ValueError, match=r"vtab/train holds 3 class folders, expected 50") as error:
+        data.load("vtab", root=tmp_path)
+    assert data.missing("vtab", root=tmp_path) == str(error.value)
+
+
+def test_missing_lists_folders_and_opens_no_image(tmp_path):
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / part / name).mkdir(parents=True)
+    assert data.missing("folder", path=tmp_path) is None  # whether they hold images is for load to see
+    (tmp_path / "alone").mkdir()
+    assert "alone: holds no class folders" in str(data.missing("folder", path=tmp_path / "alone"))
+    (tmp_path / "train" / "c").symlink_to(tmp_path / "gone")
+    assert "train/c: is a dangling link" in str(data.missing("folder", path=tmp_path))
+
+
+def test_an_unreadable_folder_is_a_line_not_a_traceback(tmp_path, monkeypatch):
+    two_parts(tmp_path, ["a"])
+
+    def refuse(place):
+        raise PermissionError(13, "Permission denied", str(place))
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    message = data.missing("folder", path=tmp_path)
+    assert message == f"dataset folder: {tmp_path / 'train'} cannot be read: Permission denied"
+
+
+def test_folder_with_train_and_test(tmp_path):
+    two_parts(tmp_path, ["b", "a", "C"])
+    assert data.count_classes("folder", path=tmp_path) == 3
+    loaded = data.load("folder", path=tmp_path)
+    assert loaded.class_names == ["C", "a", "b"]
+    assert loaded.train.labels.tolist() == [0, 0, 1, 1, 2, 2] and names_of(loaded.train) == ["0.png", "1.png"] * 3
+    assert [int(loaded.train.image(k)[0, 0, 0]) for k in range(2)] == [0, 1]
+
+
+def test_folder_split_by_ratio(tmp_path):
+    for name, count in (("a", 10), ("b", 2), ("c", 5)):
+        for k in range(count):
+            picture(tmp_path / name / f"{k}.png")
+    assert data.missing("folder", path=tmp_path) is None and data.count_classes("folder", path=tmp_path) == 3
+    loaded = data.load("folder", path=tmp_path, test_ratio=0.3)
+    assert np.bincount(loaded.train.labels).tolist() == [7, 1, 3]
+    assert np.bincount(loaded.test.labels).tolist() == [3, 1, 2]
+    assert len({*loaded.train.paths, *loaded.test.paths}) == 17
+    assert data.load("folder", path=tmp_path, test_ratio=0.3).test.paths == loaded.test.paths
+    assert names_of(loaded.test) == ["4.png", "5.png", "8.png", "1.png", "1.png", "3.png"]  # always the same share
+    with pytest.raises(ValueError, match=r"test_ratio: must lie between 0 and 1, got 1\.5"):
+        data.load("folder", path=tmp_path, test_ratio=1.5)
+    picture(tmp_path / "d" / "alone.png")
+    with pytest.raises(ValueError, match=r"alone\.png: is the only image of class d"):
+        data.load("folder", path=tmp_path)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for name in ("bus", "train", "test"):
+        picture(tmp_path / name / "0.png")
+        picture(tmp_path / name / "1.png")
+    assert data.load("folder", path=tmp_path).class_names == ["bus", "test", "train"]
+    assert data.count_classes("folder", path=tmp_path) == 3
+
+
+def test_half_a_layout_is_refused(tmp_path):
+    picture(tmp_path / "one" / "train" / "a" / "0.png")
+    with pytest.raises(FileNotFoundError, match=r"one/test; needed"):
+        data.load("folder", path=tmp_path / "one")
+    picture(tmp_path / "two" / "test" / "a" / "0.png")
+    with pytest.raises(FileNotFoundError, match=r"two/train; needed"):
+        data.load("folder", path=tmp_path / "two")
+    with pytest.raises(FileNotFoundError, match=r"no folder .+three"):
+        data.load("folder", path=tmp_path / "three")
+    assert data.count_classes("folder", path=tmp_path / "three") is None
+    with pytest.raises(ValueError, match="data_path"):
+        data.load("folder")
+
+
+def test_classes_of_one_part_only(tmp_path):
+    two_parts(tmp_path, ["a", "b"])
+    picture(tmp_path / "test" / "new" / "0.png")
+    with pytest.raises(
+        ValueError, match=r"1 class folders of .+test are not in .+train: new \(2 .+ train, 3 in test\)"
+    ) as error:
+        data.load("folder", path=tmp_path)
+    assert data.missing("folder", path=tmp_path) == str(error.value)
+    (tmp_path / "test" / "new").rename(tmp_path / "train" / "old")
+    with pytest.raises(ValueError, match=r"1 class folders of .+train are not in .+test: old") as error:
+        data.load("folder", path=tmp_path)
+    assert data.missing("folder", path=tmp_path) == str(error.value)
+
+
+def test_what_counts_as_an_image(tmp_path):
+    two_parts(tmp_path, ["a"])
+    folder = tmp_path / "train" / "a"
+    picture(folder / "UPPER.PNG")
+    picture(folder / "deeper" / "2.png")
+    picture(folder / ".hidden.png")
+    picture(folder / ".cache" / "3.png")
+    (folder / "notes.txt").write_text("x")
+    (tmp_path / "train" / "README").write_text("x")
+    (tmp_path / "train" / ".git").mkdir()
+    loaded = data.load("folder", path=tmp_path)
+    assert names_of(loaded.train) == ["0.png", "1.png", "UPPER.PNG", "2.png"]
+
+
+def test_a_class_folder_without_images(tmp_path):
+    two_parts(tmp_path, ["a", "b"])
+    folder = tmp_path / "test" / "b"
+    for k in range(2):
+        (folder / f"{k}.png").rename(folder / f"{k}.txt")
+    with pytest.raises(ValueError, match=r"test/b: class folder without images \(only 2 files of other kinds\)"):
+        data.load("folder", path=tmp_path)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match="none: holds no class folders"):
+        data.load("folder", path=tmp_path / "none")
+
+
+def test_an_empty_file(tmp_path):
+    two_parts(tmp_path, ["a"])
+    (tmp_path / "train" / "a" / "0.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"train/a/0\.png: is an empty file"):
+        data.load("folder", path=tmp_path)
+
+
+def test_links(tmp_path):
+    two_parts(tmp_path / "set", ["a"])
+    classes = tmp_path / "set" / "train"
+    picture(tmp_path / "elsewhere" / "x.png")
+    (classes / "a" / "linked.png").symlink_to(tmp_path / "elsewhere" / "x.png")
+    (classes / "a" / "loop").symlink_to(classes)
+    (classes / "b").symlink_to(tmp_path / "elsewhere")
+    picture(tmp_path / "set" / "test" / "b" / "0.png")
+    loaded = data.load("folder", path=tmp_path / "set")
+    assert names_of(loaded.train) == ["0.png", "1.png", "linked.png", "x.png"]
+
+    (classes / "c").symlink_to(tmp_path / "set")
+    with pytest.raises(ValueError, match=r"train/c: is a link to a folder that contains it"):
+        data.load("folder", path=tmp_path / "set")
+    (classes / "c").unlink()
+    for target in (tmp_path / "gone", classes / "c"):
+        (classes / "c").symlink_to(target)
+        with pytest.raises(ValueError, match=r"train/c: is a dangling link"):
+            data.load("folder", path=tmp_path / "set")
+        (classes / "c").unlink()
+    (classes / "a" / "z.png").symlink_to(tmp_path / "gone")
+    with pytest.raises(ValueError, match=r"a/z\.png: is a dangling link"):
+        data.load("folder", path=tmp_path / "set")
+
+
+def test_every_suffix_is_one_pillow_knows():
+    Image.init()
+    assert set(folders.IMAGE_SUFFIXES) <= set(Image.registered_extensions())
