@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     gc.set_threshold(50_000, 20, 20)  # collecting as often as Python does by default is a tenth of the start
     options.speak_any_encoding()
-    number, processes = parallel.asked()
+    number, processes = parallel.torchrun_ranks()
     if number:  # rank 0 speaks for all
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     ask = options.parser(__doc__ or "")
@@ -102,11 +102,11 @@ def run(resolved: Resolved, args: argparse.Namespace) -> None:
     """Every seed in turn, then their mean and standard deviation."""
     cfg = resolved.settings
     folders = {seed: args.out / args.config.stem / resolved.hash / f"seed_{seed}" for seed in cfg.seed}
-    if parallel.asked()[1] > 1:
+    if parallel.torchrun_ranks()[1] > 1:
         check_torchvision()
         parallel.start(cfg.device)
     looked = folders.values() if args.resume == "auto" else ()
-    found, _ = parallel.from_first(lambda: ([result_of(folder) for folder in looked], {}))
+    found, _ = parallel.broadcast_from_first(lambda: ([result_of(folder) for folder in looked], {}))
     results: dict[int, dict[str, Any] | None] = dict(zip(folders, found, strict=False))
     if not all(results.get(s) for s in folders):
         check_torchvision()
@@ -120,15 +120,19 @@ def run(resolved: Resolved, args: argparse.Namespace) -> None:
             raise ValueError(lack)
         device, warning = parallel.start(cfg.device)
         notes = [*resolved.notes, *([warning] if warning else [])]
-        if (count := data.count_classes(cfg.dataset, **check.places(resolved))) is not None:
+        if (count := data.count_classes(cfg.dataset, **check.data_paths(resolved))) is not None:
             check.outline(resolved, count)
-        dataset = parallel.in_turn(lambda: data.load(cfg.dataset, **check.places(resolved), test_ratio=cfg.test_ratio))
+        dataset = parallel.first_rank_first(
+            lambda: data.load(cfg.dataset, **check.data_paths(resolved), test_ratio=cfg.test_ratio)
+        )
     told: set[str] = set()
     for seed, folder in folders.items():
         if results.get(seed):
             print(f"seed {seed} is finished: {folder / 'results.json'}{PROFILED_NOTHING * args.profile}")
             continue
-        built = parallel.in_turn(lambda: weights.build(cfg))  # before the run has a folder: bad weights are bad input
+        built = parallel.first_rank_first(
+            lambda: weights.build(cfg)
+        )  # before the run has a folder: bad weights are bad input
         if args.resume == "never" and parallel.is_first() and (kept := run_folder.move_aside(folder)):
             print(f"seed {seed} starts afresh, the folder of the earlier run is kept: {kept}")
         with RunLog(folder) if parallel.is_first() else SilentLog(folder) as log:

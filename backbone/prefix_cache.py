@@ -25,15 +25,15 @@ from torch import Tensor, nn
 
 from backbone.rowstore import RowStore
 from backbone.timm_vit import timm_version
-from backbone.vit import HALVES, BlockSlot, SlottedViT, Stream
+from backbone.vit import HALVES, Activations, BlockSlot, SlottedViT
 from utils.data.batches import TaskData, own_parts, real_and_padded
 from utils.process import parallel, stopwatch
 
-Place = Literal["memory", "disk", "off"]
+Storage = Literal["memory", "disk", "off"]
 CHUNK = 256  # images of a class that are computed together
 GIB = 2**30
 FORMAT = 1  # of the files: another number and they are not read
-Batch = tuple[Tensor | Stream, Tensor, Tensor]
+Batch = tuple[Tensor | Activations, Tensor, Tensor]
 
 
 class PrefixCache:
@@ -44,16 +44,16 @@ class PrefixCache:
     def __init__(
         self,
         backbone: SlottedViT,
-        place: Place,
+        storage: Storage,
         limit: float,
         folder: Path | None = None,
         say: Callable[[str], None] = lambda text: None,
         shared_by: int = 1,
     ):
-        assert place != "disk" or folder is not None, "files need a folder"
-        self.backbone, self.place, self.limit, self.say = backbone, place, limit, say
+        assert storage != "disk" or folder is not None, "files need a folder"
+        self.backbone, self.storage, self.limit, self.say = backbone, storage, limit, say
         self.shared_by = shared_by
-        self.folder = folder if place == "disk" else None
+        self.folder = folder if storage == "disk" else None
         self._stores: dict[str, RowStore] = {}
         self._scope = ""
         self._hashed: tuple[list[Any], str] | None = None
@@ -67,7 +67,7 @@ class PrefixCache:
         layer: int,
         *,
         epoch: int = 0,
-        stream: str = "train",
+        draw: str = "train",
         augment: bool = True,
         shuffle: bool = True,
         views: int = 0,
@@ -77,12 +77,12 @@ class PrefixCache:
 
         With `views` n > 0 augmented images are not fresh in every epoch: epoch e shows view e mod n of each. Otherwise
         augmented images are computed afresh and nothing of them is kept."""
-        view = (epoch % views, "views") if augment and views else (epoch, stream)
-        draws: dict[str, Any] = {"epoch": view[0], "stream": view[1], "augment": augment}
+        view = (epoch % views, "views") if augment and views else (epoch, draw)
+        draws: dict[str, Any] = {"epoch": view[0], "draw": view[1], "augment": augment}
         kept = None if augment and not views else self._store(data, layer, views if augment else 0, draws)
         if kept is None and not (augment and views):
-            return data.batches(size, epoch=epoch, stream=stream, augment=augment, shuffle=shuffle, part=part)
-        order = data.order(epoch, stream) if shuffle else torch.arange(len(data))
+            return data.batches(size, epoch=epoch, draw=draw, augment=augment, shuffle=shuffle, part=part)
+        order = data.order(epoch, draw) if shuffle else torch.arange(len(data))
         # torch splits nothing into one empty part
         chunks = [chunk.tolist() for chunk in order.split(size) if len(chunk)]
         if kept is None:
@@ -107,9 +107,9 @@ class PrefixCache:
     # What is kept ----------------------------------------------------------------------------------------------------
 
     def _store(self, data: TaskData, layer: int, views: int, draws: dict[str, Any]) -> tuple[RowStore, int] | None:
-        """The store of a request and how many tensors a Stream has there (2: inside the block); None if nothing is kept."""
+        """The store of a request and how many tensors Activations has there (2: inside the block); None if nothing is kept."""
         backbone = self.backbone
-        if self.place == "off" or layer == 0 or self._random_below(layer):
+        if self.storage == "off" or layer == 0 or self._random_below(layer):
             return None
         finished = layer == backbone.depth
         shape = (1 if finished else backbone.tokens, backbone.width)
@@ -120,7 +120,7 @@ class PrefixCache:
         if not parts:
             return None
         self._enter(layer, dtype)
-        seed = data.draws(draws["epoch"], draws["stream"]) if draws["augment"] else 0
+        seed = data.draws(draws["epoch"], draws["draw"]) if draws["augment"] else 0
         key = _hash(data.source.digest, seed, parts)
         if draws["augment"]:
             self._views.add(key)
@@ -228,7 +228,7 @@ class PrefixCache:
             # a rank without a group in the last turn computes one image, of which nothing is taken
             own = [positions[t + parallel.rank()] if t + parallel.rank() < len(positions) else [0] for t in turns]
             for turn, (images, *_) in zip(turns, data.at_rows(rows).at(own, **draws), strict=True):
-                with stopwatch.part("data"):
+                with stopwatch.section("data"):
                     images = images.to(device, non_blocking=True)
                 made = self.backbone.prefix(images, layer, inside=parts == 2)
                 stacked = torch.stack([made.x] if made.after is None else [made.x, made.after], dim=1)
@@ -243,21 +243,21 @@ class PrefixCache:
             if parallel.world() > 1:
                 for _ in made:  # the other ranks wait for this one's groups
                     pass
-        if parallel.agree(failed is not None):
+        if parallel.any_rank(failed is not None):
             self._tell(
                 f"no more of the prefix is kept, its files cannot be written: {failed or 'another process failed'}"
             )
             if parallel.world() > 1:
-                self.place = "off"  # all ranks keep the same
+                self.storage = "off"  # all ranks keep the same
             return False
         return True
 
     def _kept(self, store: RowStore, data: TaskData, layer: int, chunks: list[list[int]]) -> Iterator[Batch]:
         for chunk in chunks:
             places, own = real_and_padded(chunk)
-            with stopwatch.part("prefix", len(chunk)):
+            with stopwatch.section("prefix", len(chunk)):
                 found = store.get(data.rows[places])
-            yield Stream(layer, *found.unbind(dim=1)), data.labels[torch.tensor(places)], own
+            yield Activations(layer, *found.unbind(dim=1)), data.labels[torch.tensor(places)], own
 
 
 class _Written:

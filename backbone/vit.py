@@ -4,7 +4,7 @@ Shapes: B batch, N tokens (prefix tokens included), D width. A slot is any modul
 [B, N, D] to an addition of the same shape; a BlockSlot runs its block itself. With empty slots the features equal timm's own
 bit for bit.
 
-A pass may start from a Stream instead of images: what lies below the first part that learns is the same for ever, so it can
+A pass may start from Activations instead of images: what lies below the first part that learns is the same for ever, so it can
 be computed once. In models that pool one token the last block computes the others only where something reads them
 (backbone/last_block.py).
 """
@@ -42,7 +42,7 @@ HALVES: tuple[Half, Half] = (attention_half, mlp_half)  # one after the other th
 
 
 @dataclass(frozen=True)
-class Stream:
+class Activations:
     """Where a pass may start instead of at images: `x` [B, N, D], what block `layer` reads.
 
     With `after` the block's attention and MLP are done: `x` is what its slot reads, `after` [B, N, D] what the slot's output
@@ -55,7 +55,7 @@ class Stream:
     def __len__(self) -> int:
         return len(self.x)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Stream:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Activations:
         """The same on a device, as Tensor.to."""
         after = None if self.after is None else self.after.to(device, non_blocking=non_blocking)
         return replace(self, x=self.x.to(device, non_blocking=non_blocking), after=after)
@@ -124,7 +124,7 @@ class SlottedViT(nn.Module):
         bare.__dict__["_modules"] = {**self._modules, "slots": nn.ModuleDict(), "router": None}
         return bare
 
-    def forward(self, images: Tensor | Stream, branches: int = 1, route: Route | None = None) -> Tensor:
+    def forward(self, images: Tensor | Activations, branches: int = 1, route: Route | None = None) -> Tensor:
         """Pooled features [B, D] of images [B, 3, H, W] in [0, 1], as timm's forward_head(.., pre_logits=True) gives them; or
         of what `prefix` made of them.
 
@@ -136,7 +136,7 @@ class SlottedViT(nn.Module):
         return self.encode(images, branches=branches, route=route)[0]
 
     def encode(
-        self, images: Tensor | Stream, tap: Collection[int] = (), branches: int = 1, route: Route | None = None
+        self, images: Tensor | Activations, tap: Collection[int] = (), branches: int = 1, route: Route | None = None
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """`forward`, and for each layer in `tap` the mean token [B, D] of the stream its slot reads."""
         with _timed(images), self.casting():
@@ -146,18 +146,18 @@ class SlottedViT(nn.Module):
             stream, means = self._blocks(start, tap, branches=branches, route=route)
             return self._pooled(stream.x), means
 
-    def all_tokens(self, start: Stream) -> Tensor:
+    def all_tokens(self, start: Activations) -> Tensor:
         """Every token [B, N, D] after the final norm, of a model without slots; the stream may have more than images give."""
         assert not self.slots, "with slots the last block may leave tokens out"
         with _timed(start), self.casting():
             return self.vit.norm(self._blocks(start, ())[0].x).to(self.mean.dtype)
 
-    def mean_tokens(self, images: Tensor | Stream, tap: Collection[int]) -> dict[int, Tensor]:
+    def mean_tokens(self, images: Tensor | Activations, tap: Collection[int]) -> dict[int, Tensor]:
         """The mean tokens alone: nothing above the last tapped layer's attention is computed."""
         with _timed(images), self.casting():
             return self._blocks(self._start(images, tap), tap, stop=max(tap))[1] if tap else {}
 
-    def prefix(self, images: Tensor, layer: int, inside: bool = False) -> Stream:
+    def prefix(self, images: Tensor, layer: int, inside: bool = False) -> Activations:
         """The stream [B, N, D] at the input of block `layer`, slots below it included; for `layer` = depth the features.
 
         `inside` goes on to where the block's slot begins: two tensors to keep, and one block less in every later pass. A
@@ -172,16 +172,16 @@ class SlottedViT(nn.Module):
         with _timed(images), self.casting():
             return self._prefix(images, layer, inside)
 
-    def _prefix(self, images: Tensor, layer: int, inside: bool) -> Stream:
-        start = Stream(0, self.stem(images))
+    def _prefix(self, images: Tensor, layer: int, inside: bool) -> Activations:
+        start = Activations(0, self.stem(images))
         if layer == self.depth:
-            return Stream(layer, self._pooled(self._blocks(start, ())[0].x).unsqueeze(1))
+            return Activations(layer, self._pooled(self._blocks(start, ())[0].x).unsqueeze(1))
         stream = self._blocks(start, (), stop=layer, before=True)[0]
         if not inside:
             return stream
         block, (attend, transform) = cast(Block, self.vit.blocks[layer]), self.halves
         x = attend(block, stream.x)
-        return Stream(layer, x, transform(block, x))
+        return Activations(layer, x, transform(block, x))
 
     def stem(self, images: Tensor) -> Tensor:
         """Patch and position embedding: [B, 3, H, W] -> [B, N, D], in the weights' precision."""
@@ -202,11 +202,11 @@ class SlottedViT(nn.Module):
         return self.vit.forward_head(self.vit.norm(x), pre_logits=True).to(self.mean.dtype)
 
     def _start(
-        self, images: Tensor | Stream, tap: Collection[int] = (), branches: int = 1, route: Route | None = None
-    ) -> Stream:
+        self, images: Tensor | Activations, tap: Collection[int] = (), branches: int = 1, route: Route | None = None
+    ) -> Activations:
         """Where the blocks begin. ValueError if what is asked for lies below the stream that was given."""
-        if not isinstance(images, Stream):
-            return Stream(0, self.stem(images))
+        if not isinstance(images, Activations):
+            return Activations(0, self.stem(images))
         layer = images.layer
         if passed := sorted(n for n in tap if n < layer):
             raise ValueError(f"layers {passed} are to be tapped, which a stream at layer {layer} has passed")
@@ -223,13 +223,13 @@ class SlottedViT(nn.Module):
 
     def _blocks(
         self,
-        start: Stream,
+        start: Activations,
         tap: Collection[int],
         stop: int | None = None,
         branches: int = 1,
         route: Route | None = None,
         before: bool = False,
-    ) -> tuple[Stream, dict[int, Tensor]]:
+    ) -> tuple[Activations, dict[int, Tensor]]:
         """The blocks from `start` up to the end, or up to the attention of block `stop`, or with `before` up to its input."""
         route = self.router if route is None else route
         gates: Iterator[Tensor] | None = None
@@ -283,12 +283,12 @@ class SlottedViT(nn.Module):
                 else:
                     after = after + (slot(x) if own is None else slot(x, own))
             x = after
-        return Stream(self.depth if stop is None else stop, x.repeat(branches, 1, 1) if branches > 1 else x), means
+        return Activations(self.depth if stop is None else stop, x.repeat(branches, 1, 1) if branches > 1 else x), means
 
 
-def _timed(images: Tensor | Stream) -> AbstractContextManager[None]:
+def _timed(images: Tensor | Activations) -> AbstractContextManager[None]:
     """The time of a pass: it begins in the prefix, and `profile.block` says where that ends."""
-    return stopwatch.part("prefix", 0 if isinstance(images, Stream) else len(images))
+    return stopwatch.section("prefix", 0 if isinstance(images, Activations) else len(images))
 
 
 def _check_supported(vit: nn.Module) -> None:

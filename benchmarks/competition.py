@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from backbone.adapters.nested import NestedLoRAAdapter
 from backbone.rowstore import RowStore
-from backbone.vit import SlottedViT, Stream
+from backbone.vit import Activations, SlottedViT
 from benchmarks import measure
 from benchmarks.measure import Measured, Way
 from benchmarks.overhead import every_token
@@ -74,7 +74,9 @@ def compare(
     ways = [
         Way("K-fold batch", step(plain, lambda: plain(images.repeat(count, 1, 1, 1)))),
         Way("ours", step(ours, lambda: ours(images, branches=count))),
-        Way("ours, cached", step(cached, lambda: cached(Stream(first, *store.get(rows).unbind(1)), branches=count))),
+        Way(
+            "ours, cached", step(cached, lambda: cached(Activations(first, *store.get(rows).unbind(1)), branches=count))
+        ),
     ]
     return measure.compare(ways, rounds, device, clock)
 

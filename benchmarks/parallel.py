@@ -49,12 +49,12 @@ def worker(args: argparse.Namespace) -> None:
     head = nn.Linear(backbone.width, CLASSES).to(device)
     backbone.to(device)
     parameters = [*backbone.slots.parameters(), *head.parameters()]
-    parallel.align({str(number): p for number, p in enumerate(parameters)}, "at the start")
+    parallel.broadcast_rounding({str(number): p for number, p in enumerate(parameters)}, "at the start")
     optimizer = torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
     size = backbone.vit.patch_embed.img_size
     images = torch.rand(args.batch, 3, *size, generator=generator).to(device)
     labels = torch.randint(CLASSES, (args.batch,), generator=generator).to(device)
-    own = parallel.part(range(args.batch))
+    own = parallel.shard(range(args.batch))
     if not own:
         raise ValueError(f"--batch {args.batch}: fewer images than processes")
     images, labels = images[own[0] : own[-1] + 1], labels[own[0] : own[-1] + 1]

@@ -121,7 +121,7 @@ def scan_and_expand(
     expanded: list[int] = []
     for scan in itertools.count():
         before = len(expanded)
-        for images, *_ in task.train.batches(model.cfg.detect_batch_size, epoch=scan, stream="detect"):
+        for images, *_ in task.train.batches(model.cfg.detect_batch_size, epoch=scan, draw="detect"):
             asking = [n for n in scan_batch(model, task, images, plan) if n not in expanded]
             if asking:
                 expanded.append(asking[0])
@@ -184,7 +184,7 @@ def train(model: PlainSEMA, task: Task, tests: list[TaskData], layers: list[int]
     for epoch in range(epochs):
         model.train()
         losses = []
-        for images, labels, _ in task.train.batches(cfg.batch_size, epoch=epoch, stream=phase):
+        for images, labels, _ in task.train.batches(cfg.batch_size, epoch=epoch, draw=phase):
             scores, reconstruction = model(images)
             if is_func:
                 seen = scores[:, : task.total].clone()

@@ -197,7 +197,7 @@ def validate(run: saved.SavedRun, count: int, rounds: int) -> bool:
     """Prints all tables; whether everything is equal."""
     learner, device = run.learner, next(run.learner.backbone.vit.parameters()).device
     task = run.stream.task(run.task, with_past=True)
-    images = next(iter(task.train.join(*task.past).batches(count, stream="validate", augment=False)))[0].to(device)
+    images = next(iter(task.train.join(*task.past).batches(count, draw="validate", augment=False)))[0].to(device)
     slots = routed_slots(learner.backbone)
     facts = environment(device)
     keys = ("router_scope", "router_granularity", "use_moe_routing", "top_k_experts", "fixed_routing", "lora_target")

@@ -53,7 +53,7 @@ def show(resolved: Resolved) -> None:
     """Settings, and where the data are here also tasks and parameters."""
     from utils.data.tasks import drawn_order, task_sizes
 
-    cfg, where = resolved.settings, places(resolved)
+    cfg, where = resolved.settings, data_paths(resolved)
     if (count := data.count_classes(cfg.dataset, **where)) is not None:
         order_seed = cfg.seed[0] if cfg.class_order_seed is None else cfg.class_order_seed
         sizes = task_sizes(count, cfg.init_cls, cfg.increment)
@@ -94,7 +94,7 @@ def fitted(swept: sweep.Sweep) -> list[int | None]:
         counts.append(None)
         faults.append([])
         try:
-            if (count := data.count_classes(cell.resolved.settings.dataset, **places(cell.resolved))) is not None:
+            if (count := data.count_classes(cell.resolved.settings.dataset, **data_paths(cell.resolved))) is not None:
                 planned = outline(cell.resolved, count).planned_parameters()
                 counts[-1] = planned[0][1] if planned else 0
         except ValueError as error:
@@ -108,11 +108,11 @@ def lacking(resolved: Resolved) -> list[str]:
     from backbone import weights
 
     cfg = resolved.settings
-    found = (data.missing(cfg.dataset, **places(resolved)), weights.missing(cfg), tracker.missing(cfg.tracker))
+    found = (data.missing(cfg.dataset, **data_paths(resolved)), weights.missing(cfg), tracker.missing(cfg.tracker))
     return [text for text in found if text]
 
 
-def places(resolved: Resolved) -> dict[str, Any]:
+def data_paths(resolved: Resolved) -> dict[str, Any]:
     """Where the data are looked for: arguments of `data.load` and its relatives."""
     root, path = resolved.settings.data_root, resolved.settings.data_path
     return {"root": Path(root).expanduser(), "path": Path(path).expanduser() if path else None}

@@ -82,7 +82,7 @@ def run_seed(
     if parallel.is_first():
         log.mirror = tracker.of(cfg.tracker, folder, log.rows)
     measuring = stopwatch.running(profiled and parallel.is_first(), lambda: learner.prefix_layer, device)
-    with log.bar(len(stream), f"seed {seed}, tasks", level=0, done=start) as bar, interrupt.listening(), measuring:
+    with log.bar(len(stream), f"seed {seed}, tasks", level=0, done=start) as bar, interrupt.handling(), measuring:
         for index in range(start, len(stream)):
             journal = checkpoint.journal_of(folder, index, log, facts.weight_hash)
             whole = measured is None
@@ -92,20 +92,22 @@ def run_seed(
                 if parallel.is_first():
                     sample_images.keep(folder, stream, index)
                 measured = learn(learner, stream, index, seed, journal)
-                parallel.align(learner.own_state() if parallel.world() > 1 else {}, f"after task {index + 1}")
-                with stopwatch.part("checkpoint"):
+                parallel.broadcast_rounding(
+                    learner.own_state() if parallel.world() > 1 else {}, f"after task {index + 1}"
+                )
+                with stopwatch.section("checkpoint"):
                     checkpoint.save(folder, index, learner, record.to_dict(), log, facts.weight_hash, measured)
             else:
                 log.truncate_rows(min(rows, log.rows))
-            with stopwatch.part("evaluation"):
+            with stopwatch.section("evaluation"):
                 score(learner, stream, index, record, measured)
             report_profile.tell(log, index, len(stream), whole)  # before the last checkpoint, which counts the rows
-            with stopwatch.part("checkpoint"):
+            with stopwatch.section("checkpoint"):
                 checkpoint.save(folder, index, learner, record.to_dict(), log, facts.weight_hash)
             measured, rows = None, log.rows
             log.info(console.task_table(record))
             bar.update(1)
-            interrupt.check(together=True)
+            interrupt.raise_if_requested(together=True)
     if not parallel.is_first():
         return run_record.results_json(record)
     if profiled and (table := report_profile.of_run(report_results.load_rows(folder / "metrics.jsonl"), len(stream))):

@@ -34,7 +34,7 @@ class Settings(SessionSettings):
 
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()
-        yield from self.idle("tuned_epoch 0", not self.tuned_epoch, *SESSION_KEYS)
+        yield from self.has_no_effect("tuned_epoch 0", not self.tuned_epoch, *SESSION_KEYS)
 
 
 class Learner(SpacesLearner):
@@ -48,7 +48,7 @@ class Learner(SpacesLearner):
         for layer in range(self.backbone.depth):
             slot = SubspaceSlot()
             adapter = Adapter(width, cfg.ffn_num, cfg.ffn_adapter_scalar, cfg.ffn_adapter_dropout)
-            slot.adapters.append(self.place(f"layers.{layer}.adapter", adapter))
+            slot.adapters.append(self.initialise(f"layers.{layer}.adapter", adapter))
             self.backbone.fill(layer, slot)
 
     def new_statistics(self, kind: Literal["ncm", "ridge"]) -> StatisticsHead:
@@ -57,7 +57,7 @@ class Learner(SpacesLearner):
     def learn(self, task: Task) -> None:
         self.seen = task.total
         if task.index > 0:
-            self.views += len(task.train)  # that `consolidate` reads
+            self.images_shown += len(task.train)  # that `consolidate` reads
             return
         cfg = self.cfg
         train_session(self, task, self.backbone.slots.values(), name="head", epochs=cfg.tuned_epoch, lr=cfg.init_lr)

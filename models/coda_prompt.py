@@ -20,7 +20,7 @@ from backbone.heads.heads import LinearHead
 from backbone.prompts import prefixes as prompts
 from backbone.prompts.components import Components, Draws
 from backbone.prompts.prefixes import Queried
-from backbone.vit import Stream
+from backbone.vit import Activations
 from models.families.prompts import PromptLearner
 from models.learner.fit import fit
 from models.learner.groups import Recipe
@@ -53,9 +53,9 @@ class Settings(PromptSettings):
 
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()
-        if self.departs("min_lr"):
+        if self.is_set("min_lr"):
             yield "min_lr does not act: the cosine of coda_prompt ends where it ends"
-        yield from self.idle("scheduler constant", self.scheduler == "constant", "cosine_off_by_one")
+        yield from self.has_no_effect("scheduler constant", self.scheduler == "constant", "cosine_off_by_one")
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()
@@ -85,8 +85,8 @@ class Learner(PromptLearner):
         self.layers = sorted(cfg.prompt_layer_idx)
         prompts.fill(self.backbone, self.layers, "prompt_layer_idx")
         named = ((f"components.{layer}", Components(size, length, width)) for layer in self.layers)
-        self.components = nn.ModuleList(self.place(name, part) for name, part in named)
-        self.head = self.place("head", LinearHead(width, self.num_classes))
+        self.components = nn.ModuleList(self.initialise(name, part) for name, part in named)
+        self.head = self.initialise("head", LinearHead(width, self.num_classes))
 
     def _components(self) -> list[Components]:
         return cast(list[Components], list(self.components))
@@ -113,7 +113,7 @@ class Learner(PromptLearner):
             return loss + weight * penalty, correct, loss
 
         def batches(epoch: int) -> Iterable[Any]:
-            found = self.parts(task.train, cfg.batch_size, epoch=epoch, stream="prompts")
+            found = self.parts(task.train, cfg.batch_size, epoch=epoch, draw="prompts")
             return itertools.islice(found, len(task.train) // cfg.batch_size)
 
         rows = [(p, range(task.first, task.total)) for p in self.head.parameters()]
@@ -132,7 +132,7 @@ class Learner(PromptLearner):
         self.made = min(first + self.per_task, size)
         for layer, own in zip(self.layers, self._components(), strict=True):
             draws = Draws(self.made - first, length, self.backbone.width)
-            own.grow(self.place(f"components.{layer}.task{task}", draws), first)
+            own.grow(self.initialise(f"components.{layer}.task{task}", draws), first)
         return first
 
     def _recipe(self) -> Recipe:
@@ -147,10 +147,10 @@ class Learner(PromptLearner):
 
     # Prediction ----------------------------------------------------------------------------------------------------
 
-    def features(self, images: Tensor | Stream | Queried) -> Tensor:
+    def features(self, images: Tensor | Activations | Queried) -> Tensor:
         return self._encode(*self.begin(images), self.made)
 
-    def _encode(self, start: Stream, query: Tensor, first: int) -> Tensor:
+    def _encode(self, start: Activations, query: Tensor, first: int) -> Tensor:
         """Features [B, D] with each layer's prefix; gradients reach the components from `first` on."""
         prefixes = [part(query, first, self.made) for part in self._components()]
         return self.backbone(start, route=lambda x: prefixes)

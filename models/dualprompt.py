@@ -17,7 +17,7 @@ from torch import Tensor
 from backbone.heads.heads import LinearHead
 from backbone.prompts import prefixes as prompts
 from backbone.prompts.prefixes import PromptPool, Prompts, Queried, choose
-from backbone.vit import Stream
+from backbone.vit import Activations
 from models.families.prompts import PromptLearner, learn_from_pool
 from models.settings.prompts import PoolSettings
 from utils.data.tasks import Task
@@ -73,10 +73,10 @@ class Learner(PromptLearner):
         prompts.fill(self.backbone, self.general_layers, "g_prompt_layer_idx")
         prompts.fill(self.backbone, self.expert_layers, "e_prompt_layer_idx")
         shape = (len(self.general_layers), 2, cfg.g_prompt_length, width)
-        self.general = self.place("general", Prompts(*shape)) if self.general_layers else None
+        self.general = self.initialise("general", Prompts(*shape)) if self.general_layers else None
         pool = PromptPool(cfg.size, (len(self.expert_layers), 2, cfg.length, width), width)
-        self.pool = self.place("pool", pool)
-        self.head = self.place("head", LinearHead(width, self.num_classes))
+        self.pool = self.initialise("pool", pool)
+        self.head = self.initialise("head", LinearHead(width, self.num_classes))
 
     # Learning ------------------------------------------------------------------------------------------------------
 
@@ -87,11 +87,11 @@ class Learner(PromptLearner):
 
     # Prediction ----------------------------------------------------------------------------------------------------
 
-    def features(self, images: Tensor | Stream | Queried) -> Tensor:
+    def features(self, images: Tensor | Activations | Queried) -> Tensor:
         start, query = self.begin(images)
         return self._encode(start, choose(self.pool.similarity(query), self.cfg.top_k, self.cfg.batchwise_prompt))
 
-    def _encode(self, start: Stream, ids: Tensor) -> Tensor:
+    def _encode(self, start: Activations, ids: Tensor) -> Tensor:
         """Features [B, D] with the G-prompts and the E-prompts ids [B, K] as prefixes [B, 2, L, D]."""
         chosen = self.pool(ids).permute(2, 0, 3, 1, 4, 5).flatten(3, 4)  # [E-layers, B, 2, K L, D]
         prefixes = dict(zip(self.expert_layers, chosen, strict=True))

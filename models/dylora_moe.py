@@ -25,12 +25,12 @@ from backbone.adapters.adapter import Adapter
 from backbone.experts import novelty, routed
 from backbone.experts.router import Routing, temperature
 from backbone.heads.heads import LinearHead
-from backbone.vit import SlottedViT, Stream
-from models.families.expert_use import Watch, use_of
+from backbone.vit import Activations, SlottedViT
+from models.families.expert_use import ExpertUse, use_of
 from models.families.experts import (
-    Course,
     Expert,
     Teacher,
+    TrainingProgress,
     at_rows,
     facts_of,
     herd_classes,
@@ -112,7 +112,7 @@ class Learner(Base):
             self._add_expert()
         if cfg.use_moe_routing:
             routed.attach_router(self.backbone, cfg.router_scope, cfg.router_granularity)
-        self.head = self.place("head", LinearHead(width, self.num_classes))
+        self.head = self.initialise("head", LinearHead(width, self.num_classes))
         self.last_spawn, self.target = 0, 0
         self.owners: list[tuple[int, int]] = []  # task and skill of each stored embedding
         self.decisions: list[novelty.Decision] = []
@@ -153,7 +153,7 @@ class Learner(Base):
         self.eval()
         first, size = self.layers[0], self.cfg.eval_batch_size
 
-        def mean_token(images: Tensor | Stream) -> Tensor:
+        def mean_token(images: Tensor | Activations) -> Tensor:
             return self.backbone.mean_tokens(images, [first])[first]
 
         found = list(self.outputs(mean_token, task.train, size, augment=False, shuffle=False))
@@ -198,7 +198,7 @@ class Learner(Base):
         """A layer's part of an expert, with start values of its own, which add 0."""
         targets = self.cfg.lora_target
         made = lora.bundle(self.backbone, layer, targets, rank) if targets else Adapter(self.backbone.width, rank)
-        return self.place(f"layers.{layer}.{name}", made)
+        return self.initialise(f"layers.{layer}.{name}", made)
 
     def _centre(self, task: Task) -> None:
         """Routers read x minus the mean token of the first task: of the first layer's, or of each layer's own input."""
@@ -247,9 +247,9 @@ class Learner(Base):
         steps = epochs * len(data.batches(cfg.batch_size))
         routers = routed.routers_of(self.backbone)
         watched = zip(self._slots(), routers, strict=True) if routers else ()
-        watch = Watch(self, task, phase, {layer: (slot.experts(), router) for (layer, slot), router in watched})
+        watch = ExpertUse(self, task, phase, {layer: (slot.experts(), router) for (layer, slot), router in watched})
 
-        course = Course(self.experts, measured, self._apply_modes)
+        course = TrainingProgress(self.experts, measured, self._apply_modes)
 
         def set_temperature() -> None:
             start, end = cfg.router_temperature_start, cfg.router_temperature_end
@@ -293,7 +293,7 @@ class Learner(Base):
             self._groups(learning),
             phase=phase,
             epochs=epochs,
-            batches=lambda epoch: self.parts(data, cfg.batch_size, epoch=epoch, stream=phase),
+            batches=lambda epoch: self.parts(data, cfg.batch_size, epoch=epoch, draw=phase),
             after_step=after_step,
             after_epoch=after_epoch,
             stateful=[watch, course],
@@ -360,7 +360,7 @@ class Learner(Base):
         if self.cfg.expert_rank_max is None:
             return task.train, None
         ratio, key = self.cfg.rank_growth_val_ratio, "rank_growth_val_ratio"
-        return hold_out(self, task, ratio, key=key, stream="rank growth", purpose="rank growth")
+        return hold_out(self, task, ratio, key=key, draw="rank growth", purpose="rank growth")
 
     @torch.no_grad()
     def _held_out_loss(self, task: Task, held: TaskData) -> float:
@@ -368,7 +368,7 @@ class Learner(Base):
         self.eval()
         total = 0.0
 
-        def scored(images: Tensor | Stream) -> Tensor:
+        def scored(images: Tensor | Activations) -> Tensor:
             return self.head(self.backbone(images))
 
         for scores, labels in self.outputs(scored, held, self.cfg.eval_batch_size, augment=False, shuffle=False):
@@ -394,7 +394,7 @@ class Learner(Base):
     # 6 Replay, off by default ----------------------------------------------------------------------------------------
 
     @property
-    def renews_statistics(self) -> bool:
+    def regathers_statistics(self) -> bool:
         """Never: a few replayed images of a class are no measure of it."""
         return False
 
@@ -470,7 +470,7 @@ class Learner(Base):
         self.eval()
         data = task.train.subset(task.train.order(0, "use")[:USE_IMAGES])
 
-        def routed_by(images: Tensor | Stream) -> list[Routing]:
+        def routed_by(images: Tensor | Activations) -> list[Routing]:
             with self.collecting() as routings:
                 self.backbone(images)
             return routings

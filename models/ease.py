@@ -72,7 +72,7 @@ class Settings(SessionSettings):
         yield from super().cross_checks()
         if self.head_projection_dim is not None:
             yield ("head_projection_dim",), "head_projection_dim: ease has no random projection; remove this key"
-        yield from self.falls("later_lr", self.later_lr)
+        yield from self.must_not_rise("later_lr", self.later_lr)
 
 
 class Learner(SpacesLearner):
@@ -97,7 +97,7 @@ class Learner(SpacesLearner):
     def _grow(self) -> None:
         number = self.statistics.tasks
         for layer, slot in enumerate(self.slots()):
-            slot.adapters.append(self.place(f"task{number}.adapters.{layer}", self._adapter()))
+            slot.adapters.append(self.initialise(f"task{number}.adapters.{layer}", self._adapter()))
         self.statistics.grow()
 
     def learn(self, task: Task) -> None:

@@ -35,7 +35,7 @@ class Settings(Trained):
 
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()
-        yield from self.idle("trainable head", self.trainable == "head", "ffn_num")
+        yield from self.has_no_effect("trainable head", self.trainable == "head", "ffn_num")
 
 
 class Learner(Base):
@@ -46,8 +46,10 @@ class Learner(Base):
         super().__init__(*args)
         if self.cfg.trainable == "adapters":
             for layer in range(self.backbone.depth):
-                self.backbone.fill(layer, self.place(f"layers.{layer}", Adapter(self.backbone.width, self.cfg.ffn_num)))
-        self.head = self.place("head", LinearHead(self.backbone.width, self.num_classes))
+                self.backbone.fill(
+                    layer, self.initialise(f"layers.{layer}", Adapter(self.backbone.width, self.cfg.ffn_num))
+                )
+        self.head = self.initialise("head", LinearHead(self.backbone.width, self.num_classes))
 
     # 3. Learning. The task brings training data only. What is trained is handed to `fit` as objects; the rest is frozen.
     def learn(self, task: Task) -> None:

@@ -73,7 +73,7 @@ class Settings(TaskRateSettings):
 
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()
-        if self.optimizer == "adam" and self.departs("min_lr"):
+        if self.optimizer == "adam" and self.is_set("min_lr"):
             yield "min_lr does not act with optimizer adam, whose cosine ends near 0"
         if self.optimizer == "sgd" and self.late_schedule:
             yield "late_schedule does not act with optimizer sgd"
@@ -81,7 +81,7 @@ class Settings(TaskRateSettings):
 
 class Learner(Base):
     cfg: Settings
-    still: ClassVar[tuple[str, ...]] = (*Base.still, "memories.")
+    unchanged_while_training: ClassVar[tuple[str, ...]] = (*Base.unchanged_while_training, "memories.")
 
     # Parts ---------------------------------------------------------------------------------------------------------
 
@@ -96,7 +96,7 @@ class Learner(Base):
             self.backbone.fill(layer, QKVUpdates([PART]))
         like = next(self.backbone.vit.parameters())
         self.memories = nn.ModuleList(GradientMemory(self.backbone.width) for _ in self.slots()).to(like.device)
-        self.head = self.place("head", LinearHead(self.backbone.width, self.num_classes))
+        self.head = self.initialise("head", LinearHead(self.backbone.width, self.num_classes))
         self.tasks = len(task_sizes(self.num_classes, self.cfg.init_cls, self.cfg.increment))
 
     def slots(self) -> list[QKVUpdates]:
@@ -109,7 +109,7 @@ class Learner(Base):
         """A new update in every layer, which adds 0."""
         for layer, slot in enumerate(self.slots()):
             new = FixedDown(*sizes_of(self.backbone, layer, PART), self.cfg.rank)
-            slot.add({PART: self.place(f"tasks.{len(slot)}.layers.{layer}.{PART}", new)})
+            slot.add({PART: self.initialise(f"tasks.{len(slot)}.layers.{layer}.{PART}", new)})
 
     # Learning ------------------------------------------------------------------------------------------------------
 
@@ -151,7 +151,7 @@ class Learner(Base):
             self.log.row("memory", task=task.index, layer=layer, **kept)
 
     @torch.no_grad()
-    def _moments(self, task: Task, stream: str) -> list[Tensor]:
+    def _moments(self, task: Task, draw: str) -> list[Tensor]:
         """For each layer the mean of x x^T [D, D], in float64, over all tokens x of the task's training images that its qkv
         reads, in one pass over them."""
         self.eval()
@@ -169,7 +169,7 @@ class Learner(Base):
         blocks = cast("Any", self.backbone.vit.blocks)
         hooks = [block.attn.qkv.register_forward_pre_hook(adding(layer)) for layer, block in enumerate(blocks)]
         try:
-            for images, _, index in self.parts(task.train, self.cfg.batch_size, stream=stream):
+            for images, _, index in self.parts(task.train, self.cfg.batch_size, draw=draw):
                 if len(index):  # else padding
                     self.backbone(images.to(device))
                     count += len(index) * self.backbone.tokens

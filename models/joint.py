@@ -39,8 +39,8 @@ class Learner(Base):
     def _start(self) -> None:
         width = self.backbone.width
         for layer in range(self.backbone.depth):
-            self.backbone.fill(layer, self.place(f"layers.{layer}", Adapter(width, self.cfg.ffn_num)))
-        self.head = self.place("head", LinearHead(width, self.num_classes))
+            self.backbone.fill(layer, self.initialise(f"layers.{layer}", Adapter(width, self.cfg.ffn_num)))
+        self.head = self.initialise("head", LinearHead(width, self.num_classes))
 
     def learn(self, task: Task) -> None:
         """Trains on the data of all tasks up to this one, over all their classes."""
@@ -60,7 +60,7 @@ class Learner(Base):
             phase="joint",
             epochs=self.cfg.epochs,
             lr=self.cfg.init_lr,
-            batches=lambda epoch: self.parts(everything, self.cfg.batch_size, epoch=epoch, stream="joint"),
+            batches=lambda epoch: self.parts(everything, self.cfg.batch_size, epoch=epoch, draw="joint"),
         )
 
     def planned_parameters(self) -> list[tuple[str, int]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from backbone.heads.heads import LinearHead
 from backbone.prompts.prefixes import PromptPool, Queried, choose
-from backbone.vit import Stream
+from backbone.vit import Activations
 from models.families.prompts import PromptLearner, learn_from_pool
 from models.settings.prompts import PoolSettings
 from utils.data.tasks import Task
@@ -38,8 +38,8 @@ class Learner(PromptLearner):
     def __init__(self, *args: Any):
         super().__init__(*args)
         width = self.backbone.width
-        self.pool = self.place("pool", PromptPool(self.cfg.size, (self.cfg.length, width), width))
-        self.head = self.place("head", LinearHead(width, self.num_classes))
+        self.pool = self.initialise("pool", PromptPool(self.cfg.size, (self.cfg.length, width), width))
+        self.head = self.initialise("head", LinearHead(width, self.num_classes))
 
     @property
     def prefix_layer(self) -> int:
@@ -55,11 +55,11 @@ class Learner(PromptLearner):
 
     # Prediction ----------------------------------------------------------------------------------------------------
 
-    def features(self, images: Tensor | Stream | Queried) -> Tensor:
+    def features(self, images: Tensor | Activations | Queried) -> Tensor:
         start, query = self.begin(images)
         return self._encode(start, choose(self.pool.similarity(query), self.cfg.top_k, self.cfg.batchwise_prompt))
 
-    def _encode(self, start: Stream, ids: Tensor) -> Tensor:
+    def _encode(self, start: Activations, ids: Tensor) -> Tensor:
         """Features [B, D] of a stream from the stem, with the prompts [B, K] as further tokens.
 
         They stand after the others, which attention does not notice, and have the class token's position, where the model
@@ -68,7 +68,7 @@ class Learner(PromptLearner):
         prompts = self.pool(ids).flatten(1, 2)  # [B, K L, D]
         if vit.pos_embed is not None and vit.cls_token is not None and not vit.no_embed_class:
             prompts = prompts + vit.pos_embed[:, :1]
-        tokens = self.backbone.all_tokens(Stream(0, torch.cat([start.x, prompts], dim=1)))
+        tokens = self.backbone.all_tokens(Activations(0, torch.cat([start.x, prompts], dim=1)))
         if self.cfg.head_type == "token":
             return vit.forward_head(tokens[:, :count], pre_logits=True)
         return vit.fc_norm(tokens[:, count:].mean(dim=1))

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backbone.heads.heads import LinearHead
-from backbone.vit import Stream
+from backbone.vit import Activations
 from models.families import nested
 from models.learner.base import Learner as Base
 from models.learner.fit import fit
@@ -80,7 +80,7 @@ class Settings(SharedAdapterSettings):
             "nested_lora_use_consolidation false": () if self.nested_lora_use_consolidation else ("moe_reset",),
         }
         for why, keys in silent.items():
-            if given := [key for key in keys if self.departs(key)]:
+            if given := [key for key in keys if self.is_set(key)]:
                 yield f"these keys do not act with {why}: {', '.join(given)}"
         if self.moe_val_ratio > 0.5 and self.moe_mode == "parallel" and self.selection_split != "test":
             yield f"moe_val_ratio {self.moe_val_ratio:g}: more images are held out to select on than are trained on"
@@ -110,7 +110,7 @@ class Settings(SharedAdapterSettings):
             )
         if self.moe_mode == "task":
             for key, why in (("selection_split", "nothing is selected"), ("moe_heads", "there is one head")):
-                if self.departs(key):
+                if self.is_set(key):
                     yield (key, "moe_mode"), f'{key}: {why} with moe_mode "task", remove one of the two'
         slowest = self.rate_fast * min(self.multipliers())
         if self.moe_mode == "parallel" and 0 < slowest < self.min_lr <= self.rate_fast:
@@ -132,10 +132,10 @@ class Learner(Base):
         cfg, width = self.cfg, self.backbone.width
         self.layers = layer_range(cfg.adapt_start_layer, cfg.adapt_end_layer, self.backbone)
         nested.fill(self, self.layers, cfg.num_experts)
-        self.head = self.place("head", LinearHead(width, self.num_classes))
+        self.head = self.initialise("head", LinearHead(width, self.num_classes))
         others = cfg.num_experts - 1 if cfg.moe_heads == "per_expert" and cfg.moe_mode == "parallel" else 0
         self.other_heads = torch.nn.ModuleList(
-            self.place("head", LinearHead(width, self.num_classes)) for _ in range(others)
+            self.initialise("head", LinearHead(width, self.num_classes)) for _ in range(others)
         )
         self.winner = 0
         self.uses_test = cfg.selection_split == "test"
@@ -174,7 +174,7 @@ class Learner(Base):
         if not cfg.moe_val_ratio:
             return task.train, None
         train, held = hold_out(
-            self, task, cfg.moe_val_ratio, key="moe_val_ratio", stream="selection", purpose="selection"
+            self, task, cfg.moe_val_ratio, key="moe_val_ratio", draw="selection", purpose="selection"
         )
         if held is None:
             self.log.warn(f"task {task.index + 1}: no image can be held out, the winner is selected on training images")
@@ -206,7 +206,7 @@ class Learner(Base):
             groups,
             phase="func",
             epochs=cfg.epochs,
-            batches=lambda epoch: self.parts(data, cfg.batch_size, epoch=epoch, stream="func"),
+            batches=lambda epoch: self.parts(data, cfg.batch_size, epoch=epoch, draw="func"),
             after_step=keep,
         )
 
@@ -221,7 +221,7 @@ class Learner(Base):
             groups.append(Group(name, list(head.parameters()), cfg.rate_head, divide=divide))
         return groups
 
-    def _branch_scores(self, images: Tensor | Stream, count: int) -> Tensor:
+    def _branch_scores(self, images: Tensor | Activations, count: int) -> Tensor:
         """Scores [K, B, C] of each branch, in one pass."""
         features = self.backbone(images, branches=count).unflatten(0, (count, -1))
         heads = self.heads()
@@ -242,7 +242,7 @@ class Learner(Base):
         again = self.uses_test or self.statistics is not None or cfg.head_recalibration
         size = max(cfg.eval_batch_size // count, 1)
 
-        def by_sample(images: Tensor | Stream) -> Tensor:
+        def by_sample(images: Tensor | Activations) -> Tensor:
             return self._branch_scores(images, count).transpose(0, 1)  # [B, K, C]
 
         for found, labels in self.outputs(by_sample, held, size, augment=False, shuffle=False, keep=again):

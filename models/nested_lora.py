@@ -35,7 +35,7 @@ class Learner(Base):
         super().__init__(*args)
         self.layers = layer_range(self.cfg.adapt_start_layer, self.cfg.adapt_end_layer, self.backbone)
         nested.fill(self, self.layers)
-        self.head = self.place("head", LinearHead(self.backbone.width, self.num_classes))
+        self.head = self.initialise("head", LinearHead(self.backbone.width, self.num_classes))
 
     # Learning ------------------------------------------------------------------------------------------------------
 

@@ -50,8 +50,8 @@ class Settings(SessionSettings):
 
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()
-        yield from self.idle("use_RP false", not self.use_RP, "M")
-        yield from self.idle("tuned_epoch 0", not self.tuned_epoch, *SESSION_KEYS)
+        yield from self.has_no_effect("use_RP false", not self.use_RP, "M")
+        yield from self.has_no_effect("tuned_epoch 0", not self.tuned_epoch, *SESSION_KEYS)
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()
@@ -61,7 +61,7 @@ class Settings(SessionSettings):
                 "head_projection_dim: the width of ranpac's projection is M; remove this key",
             )
         for key in ("ranpac_scores", "ranpac_ridge"):
-            if self.head != "ridge" and self.departs(key):
+            if self.head != "ridge" and self.is_set(key):
                 yield (key, "head"), f'{key}: acts on head "ridge" only, remove it'
 
 
@@ -77,7 +77,7 @@ class Learner(Base):
         cfg, width = self.cfg, self.backbone.width
         for layer in range(self.backbone.depth):
             adapter = Adapter(width, cfg.ffn_num, cfg.ffn_adapter_scalar, cfg.ffn_adapter_dropout)
-            self.backbone.fill(layer, self.place(f"layers.{layer}.adapter", adapter))
+            self.backbone.fill(layer, self.initialise(f"layers.{layer}.adapter", adapter))
         like = next(self.backbone.vit.parameters())
         self.register_buffer("sigma", like.new_ones(1) if cfg.ranpac_scores == "cosine" else None)
 
@@ -89,7 +89,7 @@ class Learner(Base):
     def learn(self, task: Task) -> None:
         self.seen = task.total
         if task.index > 0:
-            self.views += len(task.train)  # that `consolidate` reads
+            self.images_shown += len(task.train)  # that `consolidate` reads
             return
         cfg, slots = self.cfg, self.backbone.slots.values()
         head = train_session(self, task, slots, name="head", epochs=cfg.tuned_epoch, lr=cfg.init_lr)

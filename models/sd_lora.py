@@ -59,7 +59,7 @@ class Settings(TaskRateSettings, SteppedSettings):
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()
         steps = self.milestones if self.init_milestones is None else self.init_milestones
-        yield from self.idle("no milestones in the first task", steps is None, "init_lr_decay")
+        yield from self.has_no_effect("no milestones in the first task", steps is None, "init_lr_decay")
 
 
 class Magnitudes(nn.Module):
@@ -86,7 +86,7 @@ class Learner(Base):
             sizes_of(self.backbone, layer, "q")
             self.backbone.fill(layer, QKVUpdates(PARTS))
         self.backbone.router = Magnitudes(self.backbone.depth)
-        self.head = self.place("head", LinearHead(self.backbone.width, self.num_classes))
+        self.head = self.initialise("head", LinearHead(self.backbone.width, self.num_classes))
 
     def slots(self) -> list[QKVUpdates]:
         return slots_of(self.backbone)
@@ -105,7 +105,7 @@ class Learner(Base):
             made, name = {}, f"tasks.{len(slot)}.layers.{layer}"
             for part in PARTS:
                 new = LoRA(*sizes_of(self.backbone, layer, part), self.cfg.rank)
-                made[part] = self.place(f"{name}.{part}", new)
+                made[part] = self.initialise(f"{name}.{part}", new)
             slot.add(made)
         self.magnitudes.append(nn.Parameter(self.head.weight.new_full((), START)))
 

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from backbone.adapters.adapter import Adapter
-from backbone.adapters.nested import NestedLoRAAdapter, Part
+from backbone.adapters.nested import Active, NestedLoRAAdapter
 from backbone.experts.descriptor import Descriptor, losses_of
 from backbone.experts.expandable import ExpandableLayer
 from backbone.experts.router import RouterColumn
@@ -102,7 +102,7 @@ class Settings(NestedSettings):
 
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()
-        if self.ffn_adapter_type == "nested_lora" and self.departs("ffn_num"):
+        if self.ffn_adapter_type == "nested_lora" and self.is_set("ffn_num"):
             yield "ffn_num does not act with ffn_adapter_type nested_lora: the rank is nested_lora_rank"
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -112,10 +112,10 @@ class Settings(NestedSettings):
                 ("adapt_start_layer", "adapt_end_layer"),
                 f"adapt_start_layer: {self.adapt_start_layer} lies above adapt_end_layer {self.adapt_end_layer}",
             )
-        yield from self.falls("rd_lr", self.rd_lr)
-        yield from self.falls("router_lr", self.router_lr)
+        yield from self.must_not_rise("rd_lr", self.rd_lr)
+        yield from self.must_not_rise("router_lr", self.router_lr)
         plain = self.ffn_adapter_type == "adaptmlp"
-        for key in filter(self.departs, type(self).model_fields):
+        for key in filter(self.is_set, type(self).model_fields):
             if plain and (key.startswith("nested_lora_") or key == "head_recalibration"):
                 yield (
                     (key, "ffn_adapter_type"),
@@ -138,7 +138,7 @@ class Learner(Base):
         for layer in range(self.backbone.depth):
             self.backbone.fill(layer, ExpandableLayer())
             self._grow(layer)
-        self.head = self.place("head", LinearHead(self.backbone.width, self.num_classes))
+        self.head = self.initialise("head", LinearHead(self.backbone.width, self.num_classes))
 
     def _layer(self, layer: int) -> ExpandableLayer:
         slot = self.backbone.slots[str(layer)]
@@ -155,9 +155,9 @@ class Learner(Base):
             else Adapter(width, cfg.ffn_num, cfg.ffn_adapter_scalar, cfg.ffn_adapter_dropout)
         )
         if layer in self.expandable:
-            slot.router.columns.append(self.place(f"layers.{layer}.router.{len(slot)}", RouterColumn(width)))
-            slot.descriptors.append(self.place(f"{name}.rd", Descriptor(width, cfg.rd_dim, cfg.buffer_size)))
-        slot.adapters.append(self.place(f"{name}.functional", adapter))
+            slot.router.columns.append(self.initialise(f"layers.{layer}.router.{len(slot)}", RouterColumn(width)))
+            slot.descriptors.append(self.initialise(f"{name}.rd", Descriptor(width, cfg.rd_dim, cfg.buffer_size)))
+        slot.adapters.append(self.initialise(f"{name}.functional", adapter))
 
     # Learning ------------------------------------------------------------------------------------------------------
 
@@ -212,7 +212,7 @@ class Learner(Base):
         A score is the mean over samples of how many deviations a reconstruction loss lies from those remembered."""
         totals: dict[int, Tensor] = {}
         count = 0
-        batches = self.outputs(self.shifts, task.train, self.cfg.detect_batch_size, epoch=scan, stream="detect")
+        batches = self.outputs(self.shifts, task.train, self.cfg.detect_batch_size, epoch=scan, draw="detect")
         while True:
             with self.timed("detect"):
                 if (batch := next(batches, None)) is None:
@@ -258,7 +258,7 @@ class Learner(Base):
         remembered = self._train_func(task, layers, f"func{suffix}")
         descriptors = {n: cast(Descriptor, self._layer(n).descriptors[-1]) for n in layers if n in self.expandable}
         if descriptors:
-            with stopwatch.part("detection"):
+            with stopwatch.section("detection"):
                 for layer, losses in self._train_rd(task, descriptors, f"rd{suffix}").items():
                     if self.cfg.record_when == "training":
                         descriptors[layer].observe([*remembered[layer], *losses])
@@ -330,7 +330,7 @@ class Learner(Base):
         @torch.no_grad()
         def mean_tokens(epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
             """Batches of mean tokens [B, layers, D], labels and index."""
-            for images, labels, index in self.parts(task.train, self.cfg.batch_size, epoch=epoch, stream=phase):
+            for images, labels, index in self.parts(task.train, self.cfg.batch_size, epoch=epoch, draw=phase):
                 means = self.backbone.mean_tokens(images.to(self.head.weight.device), layers)
                 yield torch.stack([means[n] for n in layers], dim=1), labels, index
 
@@ -364,7 +364,7 @@ class Learner(Base):
         return remembered
 
     @torch.no_grad()
-    def _record_at_end(self, task: Task, descriptors: dict[int, Descriptor], stream: str) -> None:
+    def _record_at_end(self, task: Task, descriptors: dict[int, Descriptor], draw: str) -> None:
         """One pass over the task with the trained descriptors fills their records (`record_when`)."""
         batches: dict[int, list[Tensor]] = {n: [] for n in descriptors}
 
@@ -372,7 +372,7 @@ class Learner(Base):
             means = self.backbone.mean_tokens(images, descriptors)
             return {layer: descriptor(means[layer]) for layer, descriptor in descriptors.items()}
 
-        for found, _ in self.outputs(losses, task.train, self.cfg.detect_batch_size, stream=stream):
+        for found, _ in self.outputs(losses, task.train, self.cfg.detect_batch_size, draw=draw):
             for layer, own in found.items():
                 batches[layer].append(own)
         for layer, descriptor in descriptors.items():
@@ -398,7 +398,7 @@ class Learner(Base):
             nesting.recalibrate(self, task, self.cfg.func_epoch)
         super().consolidate(task)
 
-    def _use(self, part: Part) -> None:
+    def _use(self, part: Active) -> None:
         """What of nested adapters acts from now on."""
         for slot in map(self._layer, range(self.backbone.depth)):
             for adapter in slot.adapters:

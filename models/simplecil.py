@@ -39,7 +39,7 @@ class Settings(Experiment):
 
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()
-        yield from self.idle("simplecil, which trains nothing", True, "batch_size")
+        yield from self.has_no_effect("simplecil, which trains nothing", True, "batch_size")
 
 
 class Learner(Base):
@@ -51,4 +51,4 @@ class Learner(Base):
     def learn(self, task: Task) -> None:
         """Trains nothing; `consolidate` reads each image once."""
         self.seen = task.total
-        self.views += len(task.train)
+        self.images_shown += len(task.train)

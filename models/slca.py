@@ -56,16 +56,16 @@ class Settings(SteppedSettings):
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()
-        yield from self.falls("lrate", self.rate, f"the rate {self.rate}")
+        yield from self.must_not_rise("lrate", self.rate, f"the rate {self.rate}")
         if self.milestones is None and self.min_lr <= self.rate:
             slow = self.rate * self.bcb_lrscale
-            yield from self.falls("bcb_lrscale", slow, f"{slow:g}, the backbone's rate (bcb_lrscale)")
+            yield from self.must_not_rise("bcb_lrscale", slow, f"{slow:g}, the backbone's rate (bcb_lrscale)")
 
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()
-        yield from self.idle("lrate", self.lrate is not None, "init_lr")
+        yield from self.has_no_effect("lrate", self.lrate is not None, "init_lr")
         alignment = ("ca_samples", "ca_with_logit_norm", "ca_task_by_size")
-        yield from self.idle("ca_epochs 0", not self.ca_epochs, *alignment)
+        yield from self.has_no_effect("ca_epochs 0", not self.ca_epochs, *alignment)
         if self.head != "linear":
             yield f"there is no classifier alignment with head {self.head}: class statistics predict, not the linear head"
 
@@ -81,7 +81,7 @@ class Head(LinearHead):
 class Learner(Base):
     cfg: Settings
     trains_backbone: ClassVar[bool] = True
-    still: ClassVar[tuple[str, ...]] = (*Base.still, "gaussians.")
+    unchanged_while_training: ClassVar[tuple[str, ...]] = (*Base.unchanged_while_training, "gaussians.")
     unaligned: Tensor  # [C, D + 1] weight and bias of the head before the alignment
     task_of: Tensor  # [C] each class's task, -1 before it came
 
@@ -90,7 +90,7 @@ class Learner(Base):
     def __init__(self, *args: Any):
         super().__init__(*args)
         width = self.backbone.width
-        self.head = self.place("head", Head(width, self.num_classes))
+        self.head = self.initialise("head", Head(width, self.num_classes))
         self.gaussians = ClassGaussians(self.num_classes, width).to(self.head.weight)
         self.register_buffer("unaligned", self._rows().clone())
         self.register_buffer("task_of", torch.full((self.num_classes,), -1, device=self.head.weight.device))

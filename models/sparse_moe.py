@@ -17,7 +17,7 @@ from backbone.adapters.adapter import Adapter
 from backbone.experts import balance
 from backbone.experts.moe import SparseMoE, hidden_for, rank_for
 from backbone.heads.heads import LinearHead
-from models.families.expert_use import Watch
+from models.families.expert_use import ExpertUse
 from models.learner.base import Learner as Base
 from models.learner.fit import fit
 from models.learner.groups import Group, planned
@@ -68,7 +68,7 @@ class Settings(RoutedSettings):
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()
-        if self.top_k_experts > self.num_experts and self.departs("top_k_experts"):
+        if self.top_k_experts > self.num_experts and self.is_set("top_k_experts"):
             yield (
                 ("top_k_experts", "num_experts"),
                 f"top_k_experts: {self.top_k_experts} of num_experts {self.num_experts} cannot act",
@@ -84,17 +84,17 @@ class Settings(RoutedSettings):
                 ("fixed_expert", "num_experts"),
                 f"fixed_expert: {self.fixed_expert} does not exist, experts are 0..{self.num_experts - 1}",
             )
-        yield from self.falls("router_lr", self.router_lr)
+        yield from self.must_not_rise("router_lr", self.router_lr)
 
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()
         learned = ("lr", "warmup", "aux_loss_coef", "z_loss_coef", "noisy", "bias_rate", "centre")
         keys = [*(f"router_{name}" for name in learned), "top_k_experts"]
-        yield from self.idle(f"fixed_routing {self.fixed_routing}", self.fixed_routing != "none", *keys)
-        yield from self.idle("fixed_routing uniform", self.fixed_routing == "uniform", "expert_capacity")
-        if self.fixed_routing != "expert" and self.departs("fixed_expert"):
+        yield from self.has_no_effect(f"fixed_routing {self.fixed_routing}", self.fixed_routing != "none", *keys)
+        yield from self.has_no_effect("fixed_routing uniform", self.fixed_routing == "uniform", "expert_capacity")
+        if self.fixed_routing != "expert" and self.is_set("fixed_expert"):
             yield f"fixed_expert does not act with fixed_routing {self.fixed_routing}"
-        if self.expert_hidden is not None and self.departs("ffn_num"):
+        if self.expert_hidden is not None and self.is_set("ffn_num"):
             yield "ffn_num does not act beside expert_hidden"
 
 
@@ -120,8 +120,8 @@ class Learner(Base):
                 dispatch=cfg.moe_dispatch,
             )
             moe.fix({"none": None, "uniform": "uniform", "expert": cfg.fixed_expert}[cfg.fixed_routing])
-            self.backbone.fill(layer, self.place(f"layers.{layer}", moe))
-        self.head = self.place("head", LinearHead(width, self.num_classes))
+            self.backbone.fill(layer, self.initialise(f"layers.{layer}", moe))
+        self.head = self.initialise("head", LinearHead(width, self.num_classes))
 
     def experts(self) -> dict[int, SparseMoE]:
         """The layer of experts in each block."""
@@ -137,7 +137,7 @@ class Learner(Base):
         if task.index == 0 and cfg.router_centre:
             for layer, inputs in slot_inputs(self, task, self.layers).items():
                 moes[layer].router.set_center(inputs.mean(dim=0))
-        watch = Watch(self, task, "func", {layer: (list(moe.experts), moe.router) for layer, moe in moes.items()})
+        watch = ExpertUse(self, task, "func", {layer: (list(moe.experts), moe.router) for layer, moe in moes.items()})
 
         def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             routings = watch.routings = []

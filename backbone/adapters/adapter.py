@@ -38,7 +38,7 @@ class Adapter(nn.Module):
     def rank(self) -> int:
         return self.down_proj.out_features
 
-    def parts(self) -> list[Adapter]:
+    def summands(self) -> list[Adapter]:
         """The adapters whose sum is the output: itself alone."""
         return [self]
 

@@ -21,7 +21,7 @@ from backbone.vit import SlottedViT
 from utils.text import nearest
 
 TARGETS = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}  # name -> place in timm's Block
-Place = tuple[int, str]  # layer and target
+Site = tuple[int, str]  # layer and target
 
 
 class LoRA(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from backbone.adapters.adapter import Activation, Adapter, mixture
 
-Part = Literal["combined", "slow", "fast"]
+Active = Literal["combined", "slow", "fast"]
 
 
 class NestedLoRAAdapter(nn.Module):
@@ -62,13 +62,13 @@ class NestedLoRAAdapter(nn.Module):
 
     # What acts ------------------------------------------------------------------------------------------------------
 
-    def use(self, part: Part = "combined", active: Sequence[int] | None = None, branches: bool = False) -> None:
+    def use(self, part: Active = "combined", active: Sequence[int] | None = None, branches: bool = False) -> None:
         """Sets what the next passes compute: slow and fast together or one `part`, with these `active` fast experts (None:
         all). With `branches` the batch holds K copies one after the other, and copy k sees fast expert k alone."""
         self.part, self.branches = part, branches
         self.active = tuple(range(len(self.fast)) if active is None else active)
 
-    def parts(self) -> list[Adapter]:
+    def summands(self) -> list[Adapter]:
         """The adapters whose sum is the output now."""
         below = {"combined": [self.slow, *cast(Sequence[Adapter], self.middle)], "slow": [self.slow], "fast": []}
         fast = [] if self.part == "slow" else [cast(Adapter, self.fast[k]) for k in self.active]
@@ -76,7 +76,7 @@ class NestedLoRAAdapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Raises ValueError if a batch of branches cannot be divided by their number."""
-        parts = self.parts()
+        parts = self.summands()
         if not parts:
             return torch.zeros_like(x)
         gates = x.new_ones(x.shape[0], len(parts))

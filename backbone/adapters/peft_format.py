@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from backbone.adapters.lora import TARGETS, LoRA, Place, linear_of
+from backbone.adapters.lora import TARGETS, LoRA, Site, linear_of
 from backbone.vit import SlottedViT
 from utils.config.strict_json import read_json
 from utils.files.storage import write_bytes, write_json
@@ -37,7 +37,7 @@ _READ = {"peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "bias"
 _PLAIN_STARTS = (True, False, "gaussian", "orthogonal")  # other starts (pissa, olora ..) change the frozen weights
 
 
-def save_peft(folder: Path, loras: Mapping[Place, LoRA], base_model: str | None = None) -> None:
+def save_peft(folder: Path, loras: Mapping[Site, LoRA], base_model: str | None = None) -> None:
     """Writes one LoRA a linear layer, by (layer, target). `base_model`: the frozen model's name, for the reader.
 
     `backbone.experts.routed.loras_of` gives them for an expert, also for one that others were merged into. Ranks and
@@ -75,7 +75,7 @@ def save_peft(folder: Path, loras: Mapping[Place, LoRA], base_model: str | None 
     write_json(folder / CONFIG, config)
 
 
-def load_peft(folder: Path, backbone: SlottedViT) -> dict[Place, LoRA]:
+def load_peft(folder: Path, backbone: SlottedViT) -> dict[Site, LoRA]:
     """The LoRA in `folder` by (layer, target), in the backbone's precision and on its device; a
     `backbone.adapters.lora.Bundle` of those
     of a layer is an expert for a `backbone.experts.routed.RoutedLinears`. Raises ValueError with the file and what is
@@ -98,7 +98,7 @@ def load_peft(folder: Path, backbone: SlottedViT) -> dict[Place, LoRA]:
     return loras
 
 
-def _module(where: Place) -> str:
+def _module(where: Site) -> str:
     """timm's name of a linear layer, which peft goes by."""
     return f"blocks.{where[0]}.{TARGETS[where[1]]}"
 
@@ -146,7 +146,7 @@ def _of(config: dict[str, Any], pattern: str, default: str, module: str) -> Any:
     return config[default]
 
 
-def _read_pairs(path: Path, backbone: SlottedViT) -> dict[Place, tuple[Tensor, Tensor]]:
+def _read_pairs(path: Path, backbone: SlottedViT) -> dict[Site, tuple[Tensor, Tensor]]:
     """A [R, I] and B [O, R] by place. Raises ValueError with the full list of tensors that do not fit."""
     if not path.is_file():
         raise ValueError(f"there is no file {path}; only safetensors are read, save the adapter as such with peft")
@@ -154,7 +154,7 @@ def _read_pairs(path: Path, backbone: SlottedViT) -> dict[Place, tuple[Tensor, T
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged or cannot be read ({str(error)[:150]})") from None
-    found: dict[Place, dict[str, Tensor]] = {}
+    found: dict[Site, dict[str, Tensor]] = {}
     faults = [] if tensors else ["it is empty"]
     for name, tensor in tensors.items():
         match = _NAME.fullmatch(name)

@@ -40,7 +40,7 @@ class ExpandableLayer(nn.Module):
         The parts of a nested adapter share its gate."""
         if (gates := self.gates_of(x) if gates is None else gates) is None:
             return self.adapters[-1](x)
-        parts = [adapter.parts() for adapter in cast(list[Adapter], list(self.adapters))]
+        parts = [adapter.summands() for adapter in cast(list[Adapter], list(self.adapters))]
         if any(len(own) > 1 for own in parts):
             gates = torch.cat([gates[:, i : i + 1].expand(-1, len(own)) for i, own in enumerate(parts)], dim=1)
         return mixture(x, [expert for own in parts for expert in own], gates)

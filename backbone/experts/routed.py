@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from backbone.adapters import lora
 from backbone.adapters.adapter import Adapter, mixture
 from backbone.adapters.consolidation import consolidate
-from backbone.adapters.lora import Bundle, LoRA, Place
+from backbone.adapters.lora import Bundle, LoRA, Site
 from backbone.experts.router import Granularity, Router, Routing
 from backbone.vit import BlockSlot, SlottedViT
 
@@ -167,7 +167,7 @@ def routed_layers(backbone: SlottedViT) -> list[RoutedSlot]:
     return [slot for slot in found if isinstance(slot, RoutedSlot)]
 
 
-def loras_of(backbone: SlottedViT, expert: int) -> dict[Place, LoRA]:
+def loras_of(backbone: SlottedViT, expert: int) -> dict[Site, LoRA]:
     """The LoRAs of one expert by (layer, target), as backbone/adapters/peft_format.py writes them: what acts where its
     gate is 1.
 

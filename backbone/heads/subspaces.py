@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbone.heads.heads import StatisticsHead
-from backbone.vit import SlottedViT, Stream
+from backbone.vit import Activations, SlottedViT
 
 PLAIN = -1  # the pass in which no adapter acts
 
@@ -36,11 +36,11 @@ class SubspaceSlot(nn.Module):
         return torch.zeros_like(x) if index == PLAIN else self.adapters[index](x)
 
 
-def features_in(backbone: SlottedViT, images: Tensor | Stream, subspaces: Sequence[int]) -> Tensor:
+def features_in(backbone: SlottedViT, images: Tensor | Activations, subspaces: Sequence[int]) -> Tensor:
     """Pooled features side by side, [B, S D]: one pass for each of `subspaces`, numbers of adapter sets or PLAIN.
 
     All start where the first slot begins; what lies below is computed once."""
-    start = images if isinstance(images, Stream) else backbone.prefix(images, 0, inside=True)
+    start = images if isinstance(images, Activations) else backbone.prefix(images, 0, inside=True)
 
     def one(index: int) -> Tensor:
         chosen = torch.tensor(index)

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbone import last_block
-from backbone.vit import BlockSlot, SlottedViT, Stream
+from backbone.vit import Activations, BlockSlot, SlottedViT
 
 
 @dataclass(frozen=True)
 class Queried:
-    """Images [B, 3, H, W], or a Stream of them, whose queries [B, D] are known already."""
+    """Images [B, 3, H, W], or Activations of them, whose queries [B, D] are known already."""
 
-    images: Tensor | Stream
+    images: Tensor | Activations
     query: Tensor
 
     def __len__(self) -> int:

@@ -17,7 +17,7 @@ from models.learner.base import Learner
 from utils.data.tasks import Task
 
 
-class Watch:
+class ExpertUse:
     """Writes an `experts` row a layer and epoch: means over the steps of share, gate, entropy and gradient of each expert [E]
     (as `balance.utilisation`), of the tokens' own entropy, and of the router's gradient.
 

@@ -78,7 +78,7 @@ class Expert:
 
 
 @dataclass
-class Course:
+class TrainingProgress:
     """What the steps of a phase change beside weights, as `fit` saves it: steps `done`, held-out losses `measured`, and what is
     known of the `experts`; `changed` is called after the experts came back."""
 

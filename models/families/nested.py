@@ -41,7 +41,7 @@ def fill(learner: Learner, layers: Sequence[int], experts: int = 1) -> None:
     """Puts a nested adapter into each of the learner's layers."""
     for layer in layers:
         adapter = new_nested(learner.cfg, learner.backbone.width, experts)
-        learner.backbone.fill(layer, learner.place(f"layers.{layer}", adapter))
+        learner.backbone.fill(layer, learner.initialise(f"layers.{layer}", adapter))
 
 
 def nested_of(learner: Learner, layers: Sequence[int]) -> dict[int, NestedLoRAAdapter]:
@@ -157,7 +157,7 @@ def merge(
                 others = range(len(nested.fast)) if restart is None else restart
                 emptied = sorted({upper, *(len(nested.middle) + 1 + k for k in others)})
             for position in emptied:
-                fresh = learner.place(f"{name}.{position}.task{task.index}", nested.new())
+                fresh = learner.initialise(f"{name}.{position}.task{task.index}", nested.new())
                 if cfg.nested_lora_reset == "zero":
                     for parameter in fresh.parameters():
                         nn.init.zeros_(parameter)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from backbone.prefix_cache import PrefixCache
 from backbone.prompts.prefixes import PromptPool, Queried, choose, pull
-from backbone.vit import Stream
+from backbone.vit import Activations
 from models.learner.base import Learner as Base
 from models.learner.fit import fit
 from models.learner.groups import Recipe
@@ -50,28 +50,28 @@ class PromptLearner(Base):
         size: int,
         *,
         epoch: int = 0,
-        stream: str = "train",
+        draw: str = "train",
         augment: bool = True,
         shuffle: bool = True,
         part: bool = False,
         keep: bool = True,
     ) -> Iterable[tuple[Any, Tensor, Tensor]]:
         """As the base's, with Queried in the place of what is known with its query."""
-        how: dict[str, Any] = {"epoch": epoch, "stream": stream, "augment": augment, "shuffle": shuffle}
+        how: dict[str, Any] = {"epoch": epoch, "draw": draw, "augment": augment, "shuffle": shuffle}
         own, views = super().streams(data, size, **how, part=part, keep=keep), self.cfg.train_views
         if not keep or not isinstance(data, TaskData) or self.cfg.prefix_cache == "off" or (augment and not views):
             return own
         if self._queries is None:
             self._queries = self._new_cache(self.backbone.without_slots(), "cache_queries")
-        with stopwatch.part("prefix"):
+        with stopwatch.section("prefix"):
             share = part and parallel.world() > 1
             found = self._queries.batches(data, size, self.backbone.depth, **how, views=views, part=share)
         return own if isinstance(found, Batches) else _beside(own, found)
 
-    def begin(self, images: Tensor | Stream | Queried) -> tuple[Stream, Tensor]:
+    def begin(self, images: Tensor | Activations | Queried) -> tuple[Activations, Tensor]:
         """Where a pass with prompts starts, and the queries [B, D], without gradient. Images enter the stem once."""
         source = images.images if isinstance(images, Queried) else images
-        start = source if isinstance(source, Stream) else self.backbone.prefix(source, 0)
+        start = source if isinstance(source, Activations) else self.backbone.prefix(source, 0)
         if isinstance(images, Queried):
             return start, images.query
         with torch.no_grad():
@@ -113,7 +113,7 @@ def learn_from_pool(
     learner: PromptLearner,
     task: Task,
     pool: PromptPool,
-    encode: Callable[[Stream, Tensor], Tensor],
+    encode: Callable[[Activations, Tensor], Tensor],
     parameters: Sequence[nn.Parameter],
 ) -> None:
     """Trains `parameters`, the pool's and the head's among them, on cross-entropy among the task's classes, less the pull of

@@ -31,7 +31,7 @@ def train_session(
 
     Biases and sigma are decayed with all the rest, as in the originals. While it is trained the head is the learner's
     `local_head`, so that a phase that is interrupted saves it; `name` decides its start values."""
-    head: CosineHead = learner.place(name, CosineHead(learner.backbone.width, task.total - task.first))
+    head: CosineHead = learner.initialise(name, CosineHead(learner.backbone.width, task.total - task.first))
     learner.local_head = head
 
     def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from backbone.heads.subspaces import PLAIN, SubspaceSlot, features_in
 from backbone.prefix_cache import PrefixCache
-from backbone.vit import SlottedViT, Stream
+from backbone.vit import Activations, SlottedViT
 from models.learner.base import Learner as Base
 from utils.data.batches import TaskData
 from utils.process import parallel, stopwatch
@@ -42,9 +42,9 @@ class SpacesLearner(Base):
     def slots(self) -> list[SubspaceSlot]:
         return [slot for slot in self.backbone.slots.values() if isinstance(slot, SubspaceSlot)]
 
-    def features(self, images: Tensor | Stream) -> Tensor:
+    def features(self, images: Tensor | Activations) -> Tensor:
         """Features in all subspaces side by side, [B, S D]."""
-        if isinstance(images, Stream) and images.layer == self.backbone.depth:
+        if isinstance(images, Activations) and images.layer == self.backbone.depth:
             return images.x[:, 0]
         return features_in(self.backbone, images, self.subspaces())
 
@@ -72,13 +72,13 @@ class SpacesLearner(Base):
 
     def _finished(
         self, spaces: list[Space], data: TaskData, size: int, *, part: bool = False, **how: Any
-    ) -> Iterator[tuple[Stream, Tensor, Tensor]]:
+    ) -> Iterator[tuple[Activations, Tensor, Tensor]]:
         depth, device = self.backbone.depth, self.backbone.mean.device
-        with stopwatch.part("prefix"):  # what is missing is computed here
+        with stopwatch.section("prefix"):  # what is missing is computed here
             part = part and parallel.world() > 1
             kept = [cache.batches(data, size, depth, augment=False, part=part, **how) for _, cache in spaces]
         for batches in zip(*kept, strict=True):
-            # a Stream at `depth` passes unchanged; images, where files could not be written, pass the network
+            # Activations at `depth` passes unchanged; images, where files could not be written, pass the network
             found = [alone(images.to(device)) for (alone, _), (images, *_) in zip(spaces, batches, strict=True)]
             _, labels, index = batches[0]
-            yield Stream(depth, torch.cat(found, dim=1).unsqueeze(1)), labels, index
+            yield Activations(depth, torch.cat(found, dim=1).unsqueeze(1)), labels, index

@@ -19,8 +19,8 @@ from backbone import precision
 from backbone.experts import probe
 from backbone.experts.router import Routing
 from backbone.heads.heads import HELD_OUT, LinearHead, StatisticsHead
-from backbone.prefix_cache import GIB, Place, PrefixCache
-from backbone.vit import SlottedViT, Stream
+from backbone.prefix_cache import GIB, PrefixCache, Storage
+from backbone.vit import Activations, SlottedViT
 from utils.data.batches import TaskData
 from utils.data.tasks import Task
 from utils.process import interrupt, parallel, stopwatch
@@ -69,7 +69,7 @@ class Learner(nn.Module):
     uses_test: bool = False
     trains_features: ClassVar[bool] = True
     trains_backbone: ClassVar[bool] = False
-    still: ClassVar[tuple[str, ...]] = ("statistics.",)
+    unchanged_while_training: ClassVar[tuple[str, ...]] = ("statistics.",)
     head: LinearHead
     statistics: StatisticsHead | None
 
@@ -87,7 +87,7 @@ class Learner(nn.Module):
         """Resets what is counted per task; the runner calls it before `learn`."""
         self.trained: dict[int, nn.Parameter] = {}
         self.seconds: dict[str, float] = {}
-        self.views = 0
+        self.images_shown = 0
         self.part_sizes: Sequence[int] = (0,)
         self.journal = Journal()
         if self._cache is not None:
@@ -102,8 +102,8 @@ class Learner(nn.Module):
         """Learns the classes `task.first .. task.total - 1` from `task.train`."""
         raise TypeError(f"{type(self).__name__} does not say how it learns")
 
-    def features(self, images: Tensor | Stream) -> Tensor:
-        """Pooled features [B, D] of images [B, 3, H, W], or of their Stream, as predictions use them."""
+    def features(self, images: Tensor | Activations) -> Tensor:
+        """Pooled features [B, D] of images [B, 3, H, W], or of their activations, as predictions use them."""
         return self.backbone(images)
 
     def scores(self, features: Tensor) -> Tensor:
@@ -111,8 +111,8 @@ class Learner(nn.Module):
         head = self.head if self.statistics is None else self.statistics
         return head(features)[:, : self.seen]
 
-    def logits(self, images: Tensor | Stream) -> Tensor:
-        """Scores [B, classes seen] of images [B, 3, H, W] or their Stream; the runner calls it in evaluation mode without
+    def logits(self, images: Tensor | Activations) -> Tensor:
+        """Scores [B, classes seen] of images [B, 3, H, W] or their activations; the runner calls it in evaluation mode without
         gradients."""
         return self.scores(self.features(images))
 
@@ -139,29 +139,29 @@ class Learner(nn.Module):
         size: int,
         *,
         epoch: int = 0,
-        stream: str = "train",
+        draw: str = "train",
         augment: bool = True,
         shuffle: bool = True,
         part: bool = False,
         keep: bool = True,
     ) -> Iterable[tuple[Any, Tensor, Tensor]]:
-        """As `data.batches`, where kept with a Stream in the place of images: the backbone takes either (`prefix_cache`).
+        """As `data.batches`, where kept with Activations in the place of images: the backbone takes either (`prefix_cache`).
 
         Augmented images are fresh in each epoch, or with `train_views` the view of that epoch. `keep` false: images, of
         which nothing is kept. Of several processes each gets whole batches, unless it asks for its `part`: who forgets
         `parts` or `outputs` does the same work in each of them, with the right result."""
         if not keep or not isinstance(data, TaskData):
             how = {"part": True} if part and parallel.world() > 1 else {}
-            return data.batches(size, epoch=epoch, stream=stream, augment=augment, shuffle=shuffle, **how)
+            return data.batches(size, epoch=epoch, draw=draw, augment=augment, shuffle=shuffle, **how)
         if self._cache is None:
             self._cache = self._new_cache(self.backbone, "cache")
-        with stopwatch.part("prefix"):  # what is missing is computed here
+        with stopwatch.section("prefix"):  # what is missing is computed here
             return self._cache.batches(
                 data,
                 size,
                 self.prefix_layer,
                 epoch=epoch,
-                stream=stream,
+                draw=draw,
                 augment=augment,
                 shuffle=shuffle,
                 views=getattr(self.cfg, "train_views", 0),
@@ -172,8 +172,8 @@ class Learner(nn.Module):
         """A cache as the settings ask for it; its files would lie in the run folder's `name`."""
         cfg, log = self.cfg, self.log
         if log is None:  # a saved run that is looked at: its folder stays as it is
-            place: Place = "off" if cfg.prefix_cache == "off" else "memory"
-            return PrefixCache(backbone, place, cfg.prefix_cache_gb * GIB, shared_by=shared_by)
+            storage: Storage = "off" if cfg.prefix_cache == "off" else "memory"
+            return PrefixCache(backbone, storage, cfg.prefix_cache_gb * GIB, shared_by=shared_by)
         # not inside the first one's, which removes what is not its own
         folder = log.folder / (name if parallel.is_first() else f"{name}_rank_{parallel.rank()}")
         return PrefixCache(
@@ -187,17 +187,17 @@ class Learner(nn.Module):
         return self.streams(data, size, part=True, **how)
 
     def outputs(self, f: Callable[[Any], T], data: TaskData, size: int, **how: Any) -> Iterator[tuple[T, Tensor]]:
-        """f(images or Stream, on the device) of every batch of `streams`, and its labels: for passes that do not train.
+        """f(images or Activations, on the device) of every batch of `streams`, and its labels: for passes that do not train.
 
         f gives a tensor [B, ...], or a list, tuple or dict of them, one row a sample. Each process computes its part and
         gets the whole."""
         device = next(self.backbone.vit.parameters()).device
         for images, labels, index in self.streams(data, size, part=True, **how):
-            with stopwatch.part("data"):
+            with stopwatch.section("data"):
                 images = images.to(device, non_blocking=True)
             found = f(images)
             if parallel.world() > 1:
-                interrupt.check(together=True)
+                interrupt.raise_if_requested(together=True)
                 sizes = parallel.counts(len(index))
                 found, labels = parallel.gather((found, labels), sizes)
             yield found, labels
@@ -217,12 +217,12 @@ class Learner(nn.Module):
     # Class statistics ----------------------------------------------------------------------------------------------
 
     @property
-    def statistics_age(self) -> bool:
+    def statistics_go_stale(self) -> bool:
         """Whether features go on changing after the statistics of a class were gathered from them."""
-        return self.statistics is not None and self.trains_features and not self.renews_statistics
+        return self.statistics is not None and self.trains_features and not self.regathers_statistics
 
     @property
-    def renews_statistics(self) -> bool:
+    def regathers_statistics(self) -> bool:
         """Whether they are gathered anew from all past training data after each task."""
         return self.uses_past
 
@@ -236,9 +236,9 @@ class Learner(nn.Module):
 
     def _gather(self, task: Task, head: StatisticsHead) -> None:
         """Adds the task's training images to the class statistics; a learner that keeps past data starts them afresh."""
-        if self.renews_statistics:
+        if self.regathers_statistics:
             head.clear()
-        data = task.train.join(*task.past) if self.renews_statistics else task.train
+        data = task.train.join(*task.past) if self.regathers_statistics else task.train
         features, labels = self.features_of(data)
         if head.kind == "ridge":
             self._choose_ridge(task, head, data, features)
@@ -249,7 +249,7 @@ class Learner(nn.Module):
         """Lambda from held-out training images; it stays as it was where a class has none to spare."""
         errors = None
         if min(data.labels.unique(return_counts=True)[1].tolist()) > 1:
-            held = np.isin(data.rows, data.split(HELD_OUT, stream="ridge")[1].rows)
+            held = np.isin(data.rows, data.split(HELD_OUT, draw="ridge")[1].rows)
             errors = head.choose_ridge(features, data.labels.to(features.device), torch.from_numpy(held))
         else:
             text = "a class with one training image has none to choose the ridge head's lambda on"
@@ -329,7 +329,7 @@ class Learner(nn.Module):
 
     # Parts for methods ---------------------------------------------------------------------------------------------
 
-    def place(self, name: str, module: nn.Module) -> Any:
+    def initialise(self, name: str, module: nn.Module) -> Any:
         """Gives a new module its start values and the backbone's precision and device; returns it."""
         like = next(self.backbone.vit.parameters())
         module.to(like.dtype)
@@ -342,6 +342,6 @@ class Learner(nn.Module):
     def timed(self, purpose: str) -> Iterator[None]:
         """Adds the enclosed time to `seconds[purpose]`."""
         start = time.perf_counter()
-        with stopwatch.part("detection" if purpose == "detect" else "rest"):
+        with stopwatch.section("detection" if purpose == "detect" else "rest"):
             yield
         self.seconds[purpose] = self.seconds.get(purpose, 0.0) + time.perf_counter() - start

@@ -62,21 +62,21 @@ def fit(
     journal, where = learner.journal, f"task {task.index + 1}, phase {phase}"
     if epochs and (saved := journal.recall(phase)) is not None:
         run.load_state_dict(saved)
-    parallel.align(run.moving(), f"before {where}")
+    parallel.broadcast_rounding(run.moving(), f"before {where}")
     if run.epoch == epochs:
         return run.history
-    with learner.log.bar(epochs, f"task {task.index + 1} {phase}", level=1, done=run.epoch) as bar, interrupt.held():
+    with learner.log.bar(epochs, f"task {task.index + 1} {phase}", level=1, done=run.epoch) as bar, interrupt.defer():
         while run.epoch < epochs:
             if not run.step:
                 run.begin_epoch()
             earlier, start, passed = run.spent, time.perf_counter(), run.step
             for images, labels, *index in skipped(source(run.epoch), passed):
                 own = len(index[0]) if index and parallel.world() > 1 else len(labels)
-                with stopwatch.part("data"):
+                with stopwatch.section("data"):
                     images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-                with stopwatch.part("adapters", len(labels)):
+                with stopwatch.section("adapters", len(labels)):
                     loss, correct, *parts = step(images, labels)
-                with stopwatch.part("backward", len(labels)):
+                with stopwatch.section("backward", len(labels)):
                     run.optimizer.zero_grad(set_to_none=True)
                     loss.backward()
                     loss, correct, parts, stop = _together(learner, trained, own, loss, correct, parts)
@@ -95,7 +95,7 @@ def fit(
                 run.count += sum(learner.part_sizes)
                 if correct is not None:
                     run.judged, run.right = True, run.right + float(correct)
-                if stop or (stop is None and interrupt.asked()):
+                if stop or (stop is None and interrupt.stop_requested()):
                     run.spent = earlier + time.perf_counter() - start
                     at = f"{where}, epoch {run.epoch + 1}, step {run.step}"
                     journal.save(phase, run.state_dict, finished=False, where=at)
@@ -106,14 +106,14 @@ def fit(
             run.spent = earlier + time.perf_counter() - start
             told = _tell_epoch(learner, task, run, phase, epochs)
             run.history += run.losses
-            learner.views += run.count if counts else 0
+            learner.images_shown += run.count if counts else 0
             run.epoch, run.step = run.epoch + 1, 0
             if after_epoch is not None:
                 after_epoch()
-            with stopwatch.part("checkpoint"):
+            with stopwatch.section("checkpoint"):
                 journal.save(phase, run.state_dict, finished=run.epoch == epochs, where=f"{where}, epoch {run.epoch}")
             bar.update(1, **told)
-            if interrupt.asked():
+            if interrupt.stop_requested():
                 raise interrupt.Interrupted(f"{where}, epoch {run.epoch}")
     run.optimizer.zero_grad(set_to_none=True)  # nothing of this phase is left in the next one's measurements
     return run.history
@@ -129,7 +129,7 @@ def _together(
         return loss, correct, parts, None
     parameters = [p for group in groups for p in group.parameters]
     right = [] if correct is None else [correct]
-    found = parallel.average(parameters, own, [loss, *parts], right, interrupt.heard())
+    found = parallel.average(parameters, own, [loss, *parts], right, interrupt.stop_requested_here())
     learner.part_sizes = found.sizes
     return found.means[0], found.sums[0] if found.sums else None, found.means[1:], found.flag
 
@@ -149,7 +149,7 @@ def _begin(
     cfg, groups = learner.cfg, _grouped(parameters, phase, lr)
     _tell(learner, groups, task, phase)
     optimizer, scheduler = optimizer_for(learner, groups, cfg, epochs=epochs, recipe=recipe)
-    source = batches or (lambda epoch: learner.parts(task.train, cfg.batch_size, epoch=epoch, stream=phase))
+    source = batches or (lambda epoch: learner.parts(task.train, cfg.batch_size, epoch=epoch, draw=phase))
     return Phase(learner, optimizer, scheduler, groups, stateful), source, groups
 
 

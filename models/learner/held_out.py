@@ -10,7 +10,7 @@ from utils.data.tasks import Task
 
 
 def hold_out(
-    learner: Learner, task: Task, ratio: float, *, key: str, stream: str, purpose: str
+    learner: Learner, task: Task, ratio: float, *, key: str, draw: str, purpose: str
 ) -> tuple[TaskData, TaskData | None]:
     """(what is trained on, what is held out): of each class the share `ratio`, at least one image; their rows are logged.
 
@@ -25,7 +25,7 @@ def hold_out(
         learner.log.warn(f"task {task.index + 1}: {classes}, which {key} does not hold out for the {purpose}")
     if not spares.any():
         return data, None
-    _, held = data.subset(torch.nonzero(spares).flatten()).split(ratio, stream)
+    _, held = data.subset(torch.nonzero(spares).flatten()).split(ratio, draw)
     learner.log.row("held_out", task=task.index, purpose=purpose, samples=held.rows.tolist())
     kept = torch.isin(torch.from_numpy(data.rows), torch.from_numpy(held.rows), invert=True)
     return data.subset(torch.nonzero(kept).flatten()), held

@@ -40,7 +40,7 @@ def slot_inputs(learner: Learner, task: Task, layers: Sequence[int]) -> dict[int
     hooks = [learner.backbone.slots[str(n)].register_forward_pre_hook(keep(n)) for n in layers]
     device = next(learner.backbone.vit.parameters()).device
     try:
-        for images, *_ in task.train.batches(32, stream="merge", augment=False):
+        for images, *_ in task.train.batches(32, draw="merge", augment=False):
             learner.backbone(images.to(device))
             if sum(len(x) for x in kept[layers[0]]) >= SAMPLED_TOKENS:
                 break

@@ -55,7 +55,7 @@ def _random_of_all(device: torch.device) -> dict[str, Any]:
     own = rng_state(device)
     if parallel.world() == 1:
         return own
-    return {"ranks": parallel.exchange({k: _plain(v) for k, v in own.items()})}
+    return {"ranks": parallel.gather_objects({k: _plain(v) for k, v in own.items()})}
 
 
 def _plain(value: Any) -> Any:
@@ -120,7 +120,11 @@ class Phase:
         trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         found: dict[str, Tensor] = {}
         frozen = not any(id(p) in trained for p in self.learner.backbone.vit.parameters())
-        still = (*self.learner.still, "backbone.vit.") if frozen else self.learner.still
+        still = (
+            (*self.learner.unchanged_while_training, "backbone.vit.")
+            if frozen
+            else self.learner.unchanged_while_training
+        )
         # one walk: the learner's state_dict would pass the whole frozen model several times after every epoch
         for path, module in self.learner.named_modules(remove_duplicate=False):
             if f"{path}.".startswith(still):
@@ -145,7 +149,7 @@ class Phase:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "parts": [part.state_dict() for part in self.parts],
-            "learner": {"views": self.learner.views, "seconds": self.learner.seconds},
+            "learner": {"views": self.learner.images_shown, "seconds": self.learner.seconds},
             "random": _random_of_all(device),
         }
 
@@ -170,5 +174,5 @@ class Phase:
         self.scheduler.load_state_dict(state["scheduler"])
         for part, saved in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(saved)
-        self.learner.views, self.learner.seconds = state["learner"]["views"], dict(state["learner"]["seconds"])
+        self.learner.images_shown, self.learner.seconds = state["learner"]["views"], dict(state["learner"]["seconds"])
         _set_random(state["random"], device, (self.epoch, self.step))

@@ -36,7 +36,7 @@ class ExpertSettings(RoutedSettings):
 
     def _without_effect(self, why: str, keys: Iterable[str]) -> Iterator[str]:
         """A line on those of `keys` that were given all the same."""
-        if given := [key for key in keys if self.departs(key)]:
+        if given := [key for key in keys if self.is_set(key)]:
             yield f"these keys do not act with {why}: {', '.join(given)}"
 
     def _named(self, *starts: str) -> list[str]:
@@ -76,7 +76,7 @@ class NoveltySettings(ExpertSettings):
         acting = {"adaptive": "novelty_delta", "calibrated": "novelty_quantile"}
         silent = [key for kind, key in acting.items() if kind != mode]
         yield from self._without_effect(f"novelty_threshold_mode {mode}", silent)
-        if mode == "calibrated" and self.departs("novelty_threshold"):
+        if mode == "calibrated" and self.is_set("novelty_threshold"):
             yield "novelty_threshold acts with novelty_threshold_mode calibrated only while no task had two classes"
         if not self.novelty_confidence:
             yield from self._without_effect("novelty_confidence 0", ["novelty_resamples"])
@@ -142,7 +142,7 @@ class GateSettings(ExpertSettings):
                 "router_column_start: prototype tells a new task from the first one's mean token, so router_centre true is "
                 "expected",
             )
-        if self.top_k_experts > self.num_experts and self.departs("top_k_experts"):
+        if self.top_k_experts > self.num_experts and self.is_set("top_k_experts"):
             yield (
                 ("top_k_experts", "num_experts"),
                 f"top_k_experts: {self.top_k_experts} of num_experts {self.num_experts} cannot act",
@@ -153,7 +153,7 @@ class GateSettings(ExpertSettings):
                 f"router_temperature_end: {self.router_temperature_end:g} is above router_temperature_start "
                 f"{self.router_temperature_start:g}, but temperatures fall",
             )
-        yield from self.falls("router_lr", self.router_lr)
+        yield from self.must_not_rise("router_lr", self.router_lr)
 
 
 class LifeSettings(ExpertSettings):
@@ -193,7 +193,7 @@ class LifeSettings(ExpertSettings):
             yield from self._without_effect("expert_rank_max null", self._named("rank_growth_"))
         elif self.epochs <= self.plateau_epochs:
             yield f"no rank ever grows: {self.epochs} epochs cannot show a stall over plateau_epochs {self.plateau_epochs}"
-        given = [key for key in self._named("plateau_") if self.departs(key)]
+        given = [key for key in self._named("plateau_") if self.is_set(key)]
         if self.freeze_on_convergence and given and self.epochs <= self.plateau_epochs and self.expert_rank_max is None:
             yield f"no expert ever freezes: {self.epochs} epochs show no plateau over plateau_epochs {self.plateau_epochs}"
         if not self.freeze_on_convergence and self.expert_rank_max is None:

@@ -96,7 +96,7 @@ class NestedSettings(Trained):
             why = "nested_lora_use_consolidation false"
         elif self.nested_lora_consolidation_method == "ema" and self.nested_lora_consolidation_alpha == 1:
             yield "nested_lora_consolidation_alpha 1 with ema keeps fast alone: every merge throws slow away; 0.5 is usual"
-        if why and (given := [key for key in keys if self.departs(key)]):
+        if why and (given := [key for key in keys if self.is_set(key)]):
             yield f"these keys do not act with {why}: {', '.join(given)}"
         if self.nested_lora_eval == "fast" and self.nested_lora_use_consolidation:
             yield (
@@ -142,7 +142,7 @@ class NestedSettings(Trained):
                 yield (key,), f"{key}: every rate must be at most 100; got {list(values or ())}"
         if self.nested_lora_levels == 1:
             for key in ("nested_lora_lr_fast", "nested_lora_eval", "nested_lora_consolidation_method"):
-                if self.departs(key):
+                if self.is_set(key):
                     yield (
                         (key, "nested_lora_levels"),
                         f"{key}: acts on fast adapters, and with nested_lora_levels 1 there are none",
@@ -155,10 +155,10 @@ class NestedSettings(Trained):
         for key in ("head_lr", "nested_lora_lr_slow", "nested_lora_lr_fast", "nested_lora_level_lrs"):
             rates = getattr(self, key)
             for rate in rates if isinstance(rates, tuple) else (rates,):
-                yield from self.falls(key, rate)
+                yield from self.must_not_rise(key, rate)
         nested = getattr(self, "ffn_adapter_type", "nested_lora") == "nested_lora"
         if nested and self.nested_lora_lr_slow is None and self.min_lr <= self.rate_fast:
-            yield from self.falls("nested_lora_lr_slow", self.rate_slow, f"{self.rate_slow:g}, the slow rate")
+            yield from self.must_not_rise("nested_lora_lr_slow", self.rate_slow, f"{self.rate_slow:g}, the slow rate")
 
 
 class SharedAdapterSettings(NestedSettings, LayerSettings):

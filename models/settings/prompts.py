@@ -75,9 +75,9 @@ class PoolSettings(PromptSettings):
 
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()
-        if self.scheduler == "constant" and self.departs("min_lr"):
+        if self.scheduler == "constant" and self.is_set("min_lr"):
             yield "min_lr does not act with scheduler constant"
-        yield from self.idle("pull_constraint false", not self.pull_constraint, "pull_constraint_coeff")
+        yield from self.has_no_effect("pull_constraint false", not self.pull_constraint, "pull_constraint_coeff")
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()

@@ -27,7 +27,7 @@ class TaskRateSettings(Trained):
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()
-        yield from self.falls("lrate", self.lrate)
+        yield from self.must_not_rise("lrate", self.lrate)
 
 
 class SteppedSettings(Trained):
@@ -41,9 +41,9 @@ class SteppedSettings(Trained):
 
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()
-        if self.milestones is not None and self.departs("min_lr"):
+        if self.milestones is not None and self.is_set("min_lr"):
             yield "min_lr does not act with milestones: the rate falls in steps"
-        yield from self.idle("milestones null", self.milestones is None, "lrate_decay")
+        yield from self.has_no_effect("milestones null", self.milestones is None, "lrate_decay")
 
 
 class LayerSettings(Trained):

@@ -12,7 +12,7 @@ from backbone.experts.expandable import ExpandableLayer
 from backbone.experts.moe import SparseMoE
 from backbone.experts.routed import RoutedLayer, attach_router
 from backbone.experts.router import RouterColumn
-from backbone.vit import BlockSlot, SlottedViT, Stream
+from backbone.vit import Activations, BlockSlot, SlottedViT
 from tests.helpers.toy import toy_backbone
 from tests.helpers.vits import KINDS, small
 
@@ -309,4 +309,4 @@ def test_a_slot_that_runs_its_block_needs_the_blocks_input():
     within = toy_backbone().double().prefix(images(), 1, inside=True)
     with pytest.raises(ValueError, match="runs the block itself"):
         backbone(within)
-    assert isinstance(within, Stream)
+    assert isinstance(within, Activations)

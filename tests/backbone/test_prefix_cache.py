@@ -12,7 +12,7 @@ from backbone.adapters.adapter import Adapter
 from backbone.adapters.nested import NestedLoRAAdapter
 from backbone.prefix_cache import PrefixCache
 from backbone.rowstore import RowStore
-from backbone.vit import Stream
+from backbone.vit import Activations
 from tests.helpers.toy import toy_backbone, toy_dataset, toy_stream
 
 ROW = 5 * 16 * 4  # bytes of one toy stream: 5 tokens, width 16, float32
@@ -68,7 +68,7 @@ def test_the_numbers_are_those_of_a_pass_from_the_images(place, limit, shuffle, 
 def kinds(cache, data, layer=1, **how):
     """(whether Streams came, whether inside the block) of a pass."""
     batches = list(cache.batches(data, 4, layer, **(PASS | how)))
-    streams = [images for images, *_ in batches if isinstance(images, Stream)]
+    streams = [images for images, *_ in batches if isinstance(images, Activations)]
     assert len(streams) in (0, len(batches))
     return bool(streams), any(s.after is not None for s in streams)
 
@@ -116,7 +116,7 @@ def test_finished_features_are_kept_for_a_backbone_that_learns_nothing():
 def test_each_image_is_computed_once_for_all_subsets_and_batch_sizes(place, tmp_path, computed):
     stream, cache = toy_stream(), PrefixCache(backbone_with(), place, PLENTY, tmp_path)
     train = stream.task(0).train
-    kept, held = train.split(0.2, stream="x")
+    kept, held = train.split(0.2, draw="x")
     for data in (held, kept, train, train.subset([3, 1]), stream.task(1, with_past=True).past[0]):
         assert kinds(cache, data) == (True, True)
     assert computed == [10, 10]  # one group for each of the task's two classes
@@ -127,7 +127,7 @@ def test_each_image_is_computed_once_for_all_subsets_and_batch_sizes(place, tmp_
 def test_values_do_not_depend_on_what_was_asked_for_before():
     stream, found = toy_stream(), []
     train = stream.task(0).train
-    for first in (train.split(0.2, stream="x")[1], train, train.subset([7])):
+    for first in (train.split(0.2, draw="x")[1], train, train.subset([7])):
         cache = PrefixCache(backbone_with_seed(), "memory", PLENTY)
         list(cache.batches(first, 1, 1, **PASS))
         found.append(next(iter(cache.batches(train, 100, 1, **PASS)))[0].x)
@@ -225,7 +225,7 @@ def test_epoch_e_shows_view_e_mod_n_of_each_image(layer, computed):
     cache = PrefixCache(backbone, "memory", PLENTY)
 
     def shown(epoch, stream="func", views=2):
-        found = cache.batches(data, 6, layer, epoch=epoch, stream=stream, views=views)
+        found = cache.batches(data, 6, layer, epoch=epoch, draw=stream, views=views)
         values, labels, index = features(backbone, found)
         assert torch.equal(index, data.order(epoch, stream)) and torch.equal(labels, data.labels[index])
         return values[index.argsort()]
@@ -234,7 +234,7 @@ def test_epoch_e_shows_view_e_mod_n_of_each_image(layer, computed):
     assert (first - second).abs().max() > 1e-3
     for epoch, stream, wanted in [(2, "func", first), (3, "func", second), (4, "rd", first)]:
         torch.testing.assert_close(shown(epoch, stream), wanted, rtol=0, atol=2e-6)
-    of_view = features(backbone, data.batches(20, epoch=1, stream="views", shuffle=False))[0]
+    of_view = features(backbone, data.batches(20, epoch=1, draw="views", shuffle=False))[0]
     torch.testing.assert_close(second, of_view, rtol=0, atol=2e-6)
     assert (shown(2, views=0) - first).abs().max() > 1e-3  # without views each epoch draws anew
     assert sum(computed) == (2 * 20 if layer else 0)

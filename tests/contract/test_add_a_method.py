@@ -34,7 +34,7 @@ class Settings(Trained):
 class Learner(Base):
     def __init__(self, *args: Any):
         super().__init__(*args)
-        self.head = self.place("head", LinearHead(self.backbone.width, self.num_classes))
+        self.head = self.initialise("head", LinearHead(self.backbone.width, self.num_classes))
 
     def learn(self, task: Task) -> None:
         self.seen = task.total

@@ -174,7 +174,7 @@ def test_parts_are_the_batch(rows, world, monkeypatch):
     found = []
     for number in range(world):
         monkeypatch.setattr(parallel, "_rank", number)
-        found.append(parallel.part(list(range(rows))))
+        found.append(parallel.shard(list(range(rows))))
     assert list(itertools.chain(*found)) == list(range(rows)) and max(map(len, found)) - min(map(len, found)) <= 1
 
 

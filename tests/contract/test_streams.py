@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from backbone.vit import SlottedViT, Stream
+from backbone.vit import Activations, SlottedViT
 from models.families.prompts import PromptLearner
 from models.families.spaces import SpacesLearner
 from tests.helpers.methods import HEADS, METHODS
@@ -168,7 +168,7 @@ def test_each_view_enters_the_network_once(method, toy_learner, stems):
 
     def watched(data, size, **how):
         batches = list(real(data, size, **how))
-        phases.append((how, all(isinstance(images, Stream) for images, *_ in batches)))
+        phases.append((how, all(isinstance(images, Activations) for images, *_ in batches)))
         return batches
 
     learner.streams = watched

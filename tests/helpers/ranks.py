@@ -49,7 +49,7 @@ SMALL = {"seed": [3], "ffn_adapter_dropout": 0.1, "func_epoch": 2, "rd_epoch": 1
 
 def run(name, method, place, patch, **settings):
     """A tiny run of the whole program; its exit code."""
-    files = place / f"files_{parallel.asked()[0]}"
+    files = place / f"files_{parallel.torchrun_ranks()[0]}"
     files.mkdir(parents=True, exist_ok=True)
     experiment = tiny_experiment(method, files, patch, **{**TINY, **settings})
     return main.main([*experiment, "--out", str(place / name)])
@@ -77,7 +77,7 @@ def states_of(method, log):
     stream = toy_stream(toy_dataset(train=11))
     learner = models.learner_of(method)(cfg, toy_backbone().double(), 6, SeededInit(1), log)
     for index in range(2):
-        seed_everything(1, index, *parallel.own_seed())
+        seed_everything(1, index, *parallel.rank_seed())
         learner.begin_task()
         learner.journal = Journal()
         task = stream.task(index, with_past=learner.uses_past)

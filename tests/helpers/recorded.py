@@ -34,7 +34,7 @@ class FileData:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batches(self, batch_size, *, epoch=0, stream="train", augment=True, shuffle=True):
+    def batches(self, batch_size, *, epoch=0, draw="train", augment=True, shuffle=True):
         index = torch.arange(len(self))
         return list(zip(*(t.split(batch_size) for t in (self.images, self.labels, index)), strict=True))
 

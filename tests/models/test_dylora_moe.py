@@ -646,7 +646,7 @@ def test_a_resumed_run_replays_the_same_images(build):
 def test_class_statistics_stay_those_of_each_tasks_own_time(head, build):
     stream = toy_stream()
     learner = build(**NEVER, head=head, replay_per_class=2)
-    assert learner.statistics_age
+    assert learner.statistics_go_stale
     gathered = []
     for index in range(2):
         teach(learner, index + 1, first=index, stream=stream)

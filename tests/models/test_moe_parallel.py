@@ -231,7 +231,7 @@ def test_selection_is_the_accuracy_of_each_branch_on_the_held_out_images(contest
     kept = {}
     learner._keep_winners_head = lambda task: None  # so that the heads can be looked at
     learner.learn(toy_stream().task(0))
-    _, held = toy_stream().task(0).train.split(0.5, stream="selection")
+    _, held = toy_stream().task(0).train.split(0.5, draw="selection")
     images, labels, _ = next(iter(held.batches(100, augment=False, shuffle=False)))
     learner.eval()
     for k, head in enumerate(learner.heads()):
@@ -469,7 +469,7 @@ def test_where_statistics_predict_the_linear_head_judges_among_the_tasks_classes
     learner = contest(head=head, moe_val_ratio=0.5, epochs=0)
     learner.learn(stream.task(0))
     task = stream.task(1)
-    _, held = task.train.split(0.5, stream="selection")
+    _, held = task.train.split(0.5, draw="selection")
     labels = held.labels
 
     def scores(images, count):

@@ -173,7 +173,7 @@ def test_records_of_the_trained_descriptor_alone(toy_learner):
     with torch.no_grad():
         losses = [
             descriptor(learner.backbone.eval().mean_tokens(images, [1])[1])
-            for images, *_ in stream.task(0).train.batches(8, stream="record")
+            for images, *_ in stream.task(0).train.batches(8, draw="record")
         ]
     assert torch.equal(descriptor.record, torch.cat(losses))
     mixed = learned(toy_learner("sema", buffer_size=20), stream, 1)._layer(1).descriptors[0]

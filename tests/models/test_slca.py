@@ -76,7 +76,7 @@ def test_drawn_features_are_no_training_images(toy_learner):
     learner, stream = learned(toy_learner("slca", epochs=2, ca_epochs=3), toy_stream(), 1), toy_stream()
     learner.begin_task()
     learner.learn(stream.task(1))
-    assert learner.views == 2 * len(stream.task(1).train)
+    assert learner.images_shown == 2 * len(stream.task(1).train)
 
 
 @pytest.mark.parametrize(("method", "name"), [("slca", "gaussians."), ("inflora", "memories.")])

@@ -8,7 +8,7 @@ from typing import Any
 
 from utils.compare import plots as plots_compare
 from utils.compare import table as comparison
-from utils.compare.rows import Row, differences
+from utils.compare.rows import Arm, differences
 from utils.evaluation import metrics
 from utils.evaluation.error_parts import Split
 from utils.report import plots
@@ -46,14 +46,14 @@ FIGURES = {  # name: heading, caption
         "end. Times compare only on equal machines with equal load.",
     ),
 }
-Numbered = Sequence[tuple[int, Row]]
+Numbered = Sequence[tuple[int, Arm]]
 
 
-def chosen(rows: Sequence[Row], most: int) -> list[tuple[int, Row]]:
+def chosen(rows: Sequence[Arm], most: int) -> list[tuple[int, Arm]]:
     """At most `most` rows with their numbers from 1: the first and, of more, those with the best last accuracy."""
     numbered = list(enumerate(rows, start=1))
 
-    def rank(pair: tuple[int, Row]) -> float:
+    def rank(pair: tuple[int, Arm]) -> float:
         mean = metrics.mean(run.results["last_accuracy"] for run in pair[1].runs.values())
         return float("-inf") if mean is None else mean
 
@@ -76,7 +76,7 @@ def _of_rows(rows: Numbered, head: Sequence[str], cells: Any) -> str:
     return table(["row", *head], body, "rows")
 
 
-def result_table(found: Sequence[comparison.Row]) -> str:
+def result_table(found: Sequence[comparison.TableRow]) -> str:
     """All rows: for each measure mean ± std, and the paired difference to the first row with its interval."""
     head, body = ["row", "n", "pairs"], []
     for name in comparison.COLUMNS.values():
@@ -213,7 +213,7 @@ def command_list(rows: Numbered, found: Mapping[int, Sequence[Mapping[str, Any]]
     return "".join(parts)
 
 
-def page(rows: Sequence[Row], found: Sequence[comparison.Row], notes: Sequence[str]) -> str:
+def page(rows: Sequence[Arm], found: Sequence[comparison.TableRow], notes: Sequence[str]) -> str:
     """The text of compare.html: `found` are the table's rows, one for each of `rows`; `notes` what to mind."""
     detailed, drawn = chosen(rows, MOST_DETAILED), chosen(rows, MOST_DRAWN)
     environments = {n: [run.environment() for run in list(row.runs.values())[:MOST_READ]] for n, row in detailed}

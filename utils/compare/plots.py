@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from utils.compare.rows import Row
+from utils.compare.rows import Arm
 from utils.evaluation import metrics
 from utils.report.plots import COLOURS, INK, MORE_COLOURS, legend_above, new_figure, style, task_ticks
 from utils.report.plots_tasks import PARTS
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PALETTE = (*COLOURS, *MORE_COLOURS)  # nine can be told apart
-Chosen = Sequence[tuple[int, Row]]  # rows with their numbers from 1
+Chosen = Sequence[tuple[int, Arm]]  # rows with their numbers from 1
 Series = Callable[[Mapping[str, Any]], Sequence[float | None]]  # a value a task from a run's results
 
 
-def over_seeds(row: Row, series: Series) -> list[metrics.Summary]:
+def over_seeds(row: Arm, series: Series) -> list[metrics.Summary]:
     """For each task the summary over the row's seeds."""
     values = zip_longest(*(series(run.results) for run in row.runs.values()))
     return [metrics.summarise(column) for column in values]
@@ -47,7 +47,7 @@ def _lines(axes: Axes, rows: Chosen, series: Series, xlabel: str, ylabel: str) -
     axes.grid(axis="y", color=INK, alpha=0.15, linewidth=0.6)
 
 
-def _label(number: int, row: Row) -> str:
+def _label(number: int, row: Arm) -> str:
     return f"{number}: {row.label[:72]}".replace("$", r"\$")  # a dollar sign would begin a formula
 
 

@@ -16,7 +16,7 @@ LABEL = 60  # characters of a row's label
 
 
 @dataclass
-class Row:
+class Arm:
     """Runs of equal settings by seed; `name` is the folder above the seeds, mostly the settings' hash."""
 
     settings: Mapping[str, Any]
@@ -26,14 +26,14 @@ class Row:
     runs: dict[int, Run] = field(default_factory=dict)
 
 
-def rows_of(runs: Sequence[tuple[Run, str]]) -> list[Row]:
+def rows_of(runs: Sequence[tuple[Run, str]]) -> list[Arm]:
     """Rows from runs and their labels (empty: what sets a row apart). The seeds of one folder stay together: where two
     folders of equal settings share a seed, as after the same experiment in two versions, each is a row of its own."""
     units: dict[Path, list[tuple[Run, str]]] = {}
     for run, label in runs:
         units.setdefault(run.folder.parent, []).append((run, label))
-    rows: list[Row] = []
-    by_key: dict[str, list[Row]] = {}
+    rows: list[Arm] = []
+    by_key: dict[str, list[Arm]] = {}
     for folder, unit in units.items():
         seeds = {run.seed for run, _ in unit}
         for run, label in unit:
@@ -42,7 +42,7 @@ def rows_of(runs: Sequence[tuple[Run, str]]) -> list[Row]:
             row = next((r for r in alike if folder in r.folders and run.seed not in r.runs), None)
             row = row or next((r for r in alike if folder not in r.folders and not seeds & r.runs.keys()), None)
             if row is None:
-                row = Row(run.settings, folder.resolve().name, label)
+                row = Arm(run.settings, folder.resolve().name, label)
                 alike.append(row)
                 rows.append(row)
             if folder not in row.folders:
@@ -52,7 +52,7 @@ def rows_of(runs: Sequence[tuple[Run, str]]) -> list[Row]:
     return rows
 
 
-def differences(rows: Sequence[Row]) -> dict[str, list[Any]]:
+def differences(rows: Sequence[Arm]) -> dict[str, list[Any]]:
     """Settings in which the rows differ: {key: a value a row, None where its method lacks the key}. What says only where and
     how a run happens is left out."""
     keys = dict.fromkeys(key for row in rows for key in row.settings if key not in NOT_HASHED)
@@ -60,10 +60,10 @@ def differences(rows: Sequence[Row]) -> dict[str, list[Any]]:
     return {key: values for key, values in table.items() if any(value != values[0] for value in values)}
 
 
-def name_rows(rows: Sequence[Row]) -> None:
+def name_rows(rows: Sequence[Arm]) -> None:
     """Gives rows without a label one: the method where they differ, and what sets a row apart from others of its method."""
     several = [key for key in ("model_name", "dataset") if len({str(row.settings.get(key)) for row in rows}) > 1]
-    groups: dict[tuple[str, ...], list[Row]] = {}
+    groups: dict[tuple[str, ...], list[Arm]] = {}
     for row in rows:
         groups.setdefault(tuple(str(row.settings.get(key)) for key in several), []).append(row)
     own_names = [str(row.settings.get("prefix") or "") for row in rows]
@@ -76,7 +76,7 @@ def name_rows(rows: Sequence[Row]) -> None:
             own = [f"{key}={_short(values[index])}" for key, values in apart.items()]
             first = list(names) or ([] if own else [str(row.settings.get("model_name", "run"))])
             row.label = printable(row.label or shortened(", ".join([*first, *own]), LABEL)).replace("\n", " ")
-    labels: dict[str, list[Row]] = {}
+    labels: dict[str, list[Arm]] = {}
     for row in rows:
         labels.setdefault(row.label, []).append(row)
     for twins in labels.values():
@@ -89,7 +89,7 @@ def _short(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def remarks(rows: Sequence[Row]) -> list[str]:
+def remarks(rows: Sequence[Arm]) -> list[str]:
     """What makes rows hard to compare, in sentences."""
     runs = [run for row in rows for run in row.runs.values()]
     notes = []

@@ -32,7 +32,7 @@ _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One experiment: for each of COLUMNS its summary and, but for the first row, the difference to the first. `peeked`: its
     runs selected something on test data, which `shown` says."""
 
@@ -47,7 +47,7 @@ class Row:
         return self.label + " (selected on TEST data)" * self.peeked
 
 
-def compare(found: Sequence[tuple[str, str, Mapping[int, Mapping[str, Any]]]]) -> list[Row]:
+def compare(found: Sequence[tuple[str, str, Mapping[int, Mapping[str, Any]]]]) -> list[TableRow]:
     """Rows from (label, settings hash, results.json by seed); the first is what the others are compared with."""
     first = found[0][2] if found else {}
     rows = []
@@ -61,7 +61,7 @@ def compare(found: Sequence[tuple[str, str, Mapping[int, Mapping[str, Any]]]]) -
         }
         selections = [entry for r in results.values() for entry in r.get("selection_history", ())]
         peeked = any(entry.get("split") == "test" for entry in selections)
-        rows.append(Row(label, run, summaries, differences, peeked))
+        rows.append(TableRow(label, run, summaries, differences, peeked))
     return rows
 
 
@@ -76,7 +76,7 @@ def interval(difference: PairedDifference | None) -> str:
     return f"[{signed(difference.low)}, {signed(difference.high)}]"
 
 
-def as_text(rows: Sequence[Row]) -> str:
+def as_text(rows: Sequence[TableRow]) -> str:
     """A block for each column, narrow enough for a console."""
     width, lines = max([4, *(len(row.shown) for row in rows)]), []
     for column in COLUMNS:
@@ -93,7 +93,7 @@ def as_text(rows: Sequence[Row]) -> str:
     return "\n".join([*lines, LEGEND])
 
 
-def as_csv(rows: Sequence[Row]) -> str:
+def as_csv(rows: Sequence[TableRow]) -> str:
     """A line for each row, every number in full precision."""
     parts = ("mean", "std", "n", "difference", "low", "high", "pairs")
     out = io.StringIO()
@@ -109,12 +109,12 @@ def as_csv(rows: Sequence[Row]) -> str:
     return out.getvalue()
 
 
-def tables(rows: Sequence[Row]) -> dict[str, str]:
+def tables(rows: Sequence[TableRow]) -> dict[str, str]:
     """The content of table.txt, .csv, .md and .tex, by ending."""
     return {"txt": as_text(rows) + "\n", "csv": as_csv(rows), "md": as_markdown(rows), "tex": as_latex(rows)}
 
 
-def _cells(row: Row, plus_minus: str) -> list[str]:
+def _cells(row: TableRow, plus_minus: str) -> list[str]:
     """n, pairs, then mean ± std and the difference of each column, for the tables that have a line for each row."""
     # every result has a last accuracy, so its counts are those of the row; forgetting may lack (one task)
     gap = row.differences["last_accuracy"]
@@ -132,7 +132,7 @@ def _titles() -> list[str]:
     return ["cell", "n", "pairs", *(title for name in COLUMNS.values() for title in (name, "difference"))]
 
 
-def as_markdown(rows: Sequence[Row]) -> str:
+def as_markdown(rows: Sequence[TableRow]) -> str:
     lines = [f"| {' | '.join(_titles())} |", "|---|" + "---:|" * (len(_titles()) - 1)]
     for row in rows:
         label = row.shown.replace("\\", "\\\\").replace("|", "\\|")
@@ -140,7 +140,7 @@ def as_markdown(rows: Sequence[Row]) -> str:
     return "\n".join([*lines, "", LEGEND, ""])
 
 
-def as_latex(rows: Sequence[Row]) -> str:
+def as_latex(rows: Sequence[TableRow]) -> str:
     """A tabular that needs no package; labels are escaped, numbers stand in math mode."""
     lines = [f"% {LEGEND}", rf"\begin{{tabular}}{{l{'r' * (len(_titles()) - 1)}}}", r"\hline"]
     lines += [" & ".join(_titles()) + r" \\", r"\hline"]

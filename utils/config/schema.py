@@ -197,7 +197,7 @@ class Experiment(BaseModel):
         """What each key means, with unit and source."""
         return {key: field.description or "" for key, field in type(self).model_fields.items()}
 
-    def departs(self, key: str) -> bool:
+    def is_set(self, key: str) -> bool:
         """Whether a key has another value than its default; a resolved file states every key, so presence says nothing."""
         return getattr(self, key) != type(self).model_fields[key].default
 
@@ -211,9 +211,9 @@ class Experiment(BaseModel):
         """Lines on given keys that do not act beside the others; harmless, so no faults, but never silent."""
         yield from ()
 
-    def idle(self, why: str, holds: bool, *keys: str) -> Iterator[str]:
+    def has_no_effect(self, why: str, holds: bool, *keys: str) -> Iterator[str]:
         """For `remarks`: where `holds`, a line on those of `keys` that are given."""
-        if holds and (given := [key for key in keys if self.departs(key)]):
+        if holds and (given := [key for key in keys if self.is_set(key)]):
             yield f"these keys do not act with {why}: {', '.join(given)}"
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -237,7 +237,7 @@ class Experiment(BaseModel):
                     f"class_order: each class number 0..n-1 is expected once; got {shown(list(self.class_order))}",
                 )
             for key in ("class_order_seed", "shuffle"):
-                if self.departs(key):
+                if self.is_set(key):
                     yield (
                         ("class_order", key),
                         f"{key}: does not act beside class_order, which is the order; leave one out",
@@ -278,7 +278,7 @@ class Trained(Experiment):
         if self.min_lr > self.init_lr:
             yield ("min_lr", "init_lr"), f"min_lr: {self.min_lr} is above init_lr {self.init_lr}"
 
-    def falls(self, key: str, rate: float | None, what: str = "") -> Iterator[tuple[tuple[str, ...], str]]:
+    def must_not_rise(self, key: str, rate: float | None, what: str = "") -> Iterator[tuple[tuple[str, ...], str]]:
         """For `cross_checks`: a fault if `rate`, which `key` decides, would rise to min_lr. Null and 0 are no rates."""
         if rate is not None and 0 < rate < self.min_lr:
             yield ("min_lr", key), f"min_lr: {self.min_lr} is above {what or f'{key} {rate}'}"

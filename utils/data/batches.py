@@ -80,7 +80,7 @@ class TaskData:
         batch_size: int,
         *,
         epoch: int = 0,
-        stream: str = "train",
+        draw: str = "train",
         augment: bool = True,
         shuffle: bool = True,
         part: bool = False,
@@ -89,60 +89,56 @@ class TaskData:
         again.
 
         Yields (images float32 [B, 3, S, S] in [0, 1], labels int64 [B], index int64 [B], the positions in this
-        TaskData). The order comes from (seed, task, stream, epoch), a sample's augmentation from those and its row, so
-        neither depends on the batch size or the number of workers. `stream` names the use, so that two uses of one
+        TaskData). The order comes from (seed, task, draw, epoch), a sample's augmentation from those and its row, so
+        neither depends on the batch size or the number of workers. `draw` names the use, so that two uses of one
         epoch draw differently. `augment=False` gives the test transform, `shuffle=False` the order of the data set.
         `part`: of each batch only what this rank computes, see utils/process/parallel.py. Where a batch has fewer samples than
         there are ranks, some get one image as padding, and an empty index with it."""
         if batch_size < 1:
             raise ValueError(f"the batch size must be at least 1, got {batch_size}")
-        order = self.order(epoch, stream) if shuffle else torch.arange(len(self))
+        order = self.order(epoch, draw) if shuffle else torch.arange(len(self))
         chunks = [chunk.tolist() for chunk in order.split(batch_size) if len(chunk)]
-        return self.at(chunks, epoch=epoch, stream=stream, augment=augment, part=part)
+        return self.at(chunks, epoch=epoch, draw=draw, augment=augment, part=part)
 
     def at(
         self,
         chunks: list[list[int]],
         *,
         epoch: int = 0,
-        stream: str = "train",
+        draw: str = "train",
         augment: bool = True,
         part: bool = False,
     ) -> Batches:
-        """Batches of the samples at these positions, with the augmentation that `stream` and `epoch` draw."""
-        fetch = _Fetch(self._source, self.rows, self.labels, self.draws(epoch, stream), augment)
+        """Batches of the samples at these positions, with the augmentation that `draw` and `epoch` draw."""
+        fetch = _Fetch(self._source, self.rows, self.labels, self.draws(epoch, draw), augment)
         if part:
             chunks = own_parts(chunks)
         return Batches(fetch, chunks)
 
-    def draws(self, epoch: int, stream: str) -> int:
-        """The seed of the augmentation that `stream` and `epoch` draw; with a sample's row it decides the image."""
-        return named_seed(self._source.seed, "augment", self._task, stream, epoch)
+    def draws(self, epoch: int, draw: str) -> int:
+        """The seed of the augmentation that `draw` and `epoch` draw; with a sample's row it decides the image."""
+        return named_seed(self._source.seed, "augment", self._task, draw, epoch)
 
-    def order(self, epoch: int, stream: str) -> torch.Tensor:
+    def order(self, epoch: int, draw: str) -> torch.Tensor:
         """The shuffled positions int64 [N] of one pass, as `batches` takes them."""
-        return torch.randperm(
-            len(self), generator=named_generator(self._source.seed, "order", self._task, stream, epoch)
-        )
+        return torch.randperm(len(self), generator=named_generator(self._source.seed, "order", self._task, draw, epoch))
 
-    def split(self, ratio: float, stream: str) -> tuple[TaskData, TaskData]:
+    def split(self, ratio: float, draw: str) -> tuple[TaskData, TaskData]:
         """(kept, held out): of every class a seeded share `ratio`, rounded but at least one sample, is held out.
 
-        Both keep the data set's order. A class is split by its own draw from (the run's seed, `stream`, class), the same
+        Both keep the data set's order. A class is split by its own draw from (the run's seed, `draw`, class), the same
         whatever else is in the task.
         Raises ValueError if the ratio is not inside (0, 1) or a class has fewer than two samples."""
         if not 0 < ratio < 1:
             raise ValueError(f"the held-out share must lie between 0 and 1, got {ratio}")
         held = np.zeros(len(self), dtype=bool)
         for label in self.labels.unique().tolist():
-            own = np.flatnonzero(self.labels.numpy() == label)
-            if len(own) < 2:
-                raise ValueError(f"class {label} of task {self._task} has {len(own)} sample, too few to hold one out")
-            count = min(max(round(ratio * len(own)), 1), len(own) - 1)
-            draw = torch.randperm(
-                len(own), generator=named_generator(self._source.seed, "split", stream, label)
-            ).numpy()
-            held[own[draw[:count]]] = True
+            of_class = np.flatnonzero(self.labels.numpy() == label)
+            if (size := len(of_class)) < 2:
+                raise ValueError(f"class {label} of task {self._task} has {size} sample, too few to hold one out")
+            count = min(max(round(ratio * size), 1), size - 1)
+            generator = named_generator(self._source.seed, "split", draw, label)
+            held[of_class[torch.randperm(size, generator=generator)[:count].numpy()]] = True
         return self.subset(np.flatnonzero(~held)), self.subset(np.flatnonzero(held))
 
     def at_rows(self, rows: np.ndarray) -> TaskData:
@@ -180,7 +176,7 @@ class Batches:
         for batch in stopwatch.waited(self._loader):
             if isinstance(batch, Exception):
                 raise batch
-            interrupt.check()
+            interrupt.raise_if_requested()
             yield batch
 
     def after(self, count: int) -> Batches:
@@ -208,7 +204,7 @@ def own_parts(chunks: list[list[int]]) -> list[list[int]]:
     """This rank's part of each chunk of positions. Where it is empty it has one position p as padding, written ~p."""
     if parallel.world() == 1:
         return chunks
-    return [parallel.part(chunk) or [~chunk[0]] for chunk in chunks]
+    return [parallel.shard(chunk) or [~chunk[0]] for chunk in chunks]
 
 
 def real_and_padded(chunk: list[int]) -> tuple[list[int], torch.Tensor]:

@@ -44,7 +44,7 @@ class ViewSource:
     """Batches of views; batch number `step` depends on nothing but `views`, the batch size and `step`."""
 
     def __init__(self, views: Views, batch_size: int):
-        self.views, self.batch_size = views, batch_size
+        self.images_shown, self.batch_size = views, batch_size
         rng = np.random.RandomState([views.seed, 0])
         self.signs = strokes.tabulate(strokes.sample_signs(views.sign_families, views.sign_siblings, rng))
         rng = np.random.RandomState([views.seed, 1])
@@ -52,7 +52,7 @@ class ViewSource:
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Images uint8 [B, 3, H, W] and labels int64 [B]: the signs of the batch, then its fractals."""
-        views = self.views
+        views = self.images_shown
         rng = np.random.RandomState([views.seed, 2, step])
         drawn = min(max(round(self.batch_size * views.sign_share), 0), self.batch_size)
         sign = rng.randint(0, views.signs, drawn)

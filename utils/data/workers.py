@@ -58,7 +58,7 @@ def measured_workers(
 
     if not data.batches(size).decodes:
         return 0, "num_workers auto: 0, the images are in memory and transformed by the batch"
-    decode, (images, *_) = timed(lambda: next(iter(data.batches(size, stream="measure"))))
+    decode, (images, *_) = timed(lambda: next(iter(data.batches(size, draw="measure"))))
     images = images.to(device)
     once, _ = timed(lambda: step(images))
     count = workers_for(decode, once, cores())

@@ -27,7 +27,7 @@ def exit_file(console: Path) -> Path:
     return console.with_suffix(".exit")
 
 
-class Errand:
+class NodeRun:
     """One run on a node: its command as a process, which `stop` ends so that it can go on later. Pickled on its way."""
 
     before: tuple[str, ...] = ()  # words before the command
@@ -97,7 +97,7 @@ class Errand:
         storage.write_bytes(exit_file(self.console), str(code).encode(), durable=False)
 
 
-def told(console: Path) -> int | None:
+def read_exit_code(console: Path) -> int | None:
     """The exit code that a node left for the run with this console."""
     try:
         return int(exit_file(console).read_text())

@@ -43,7 +43,7 @@ def run(jobs: Sequence[pool.Job], at_once: int, accuracy_of: Callable[[Path], fl
             # no retries: what a lost worker began may still be running, and the same command looks for itself
             how = {"num_cpus": job.needs["ray_cpus"], "num_gpus": gpus, "max_retries": 0}
             ready = errand.options(**how, name=f"{job.cell}, seed {job.seed}")
-            refs[ready.remote(node.Errand(list(job.command), job.console, max(1, int(job.needs["ray_cpus"]))))] = job
+            refs[ready.remote(node.NodeRun(list(job.command), job.console, max(1, int(job.needs["ray_cpus"]))))] = job
         _watch(ray, refs, jobs, board, start, accuracy_of)
     finally:
         if own:
@@ -74,7 +74,7 @@ def _paths() -> list[str]:
     return [path] if (path := os.environ.get("PYTHONPATH")) else []
 
 
-def _errand(errand: node.Errand) -> int:
+def _errand(errand: node.NodeRun) -> int:
     """What a worker does; being cancelled is a KeyboardInterrupt here."""
     # a Ray that was started in the background of a shell ignores SIGINT, and its workers would not hear of being cancelled
     signal.signal(signal.SIGINT, signal.default_int_handler)

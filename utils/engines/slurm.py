@@ -34,7 +34,7 @@ LINGER = 120.0  # seconds that SLURM has to end, or queue again, a job whose run
 ARRAY = 1000  # most jobs of an array, where SLURM does not say
 
 
-class Task(node.Errand):
+class Task(node.NodeRun):
     """What submitit runs on a node; `checkpoint` is called on SLURM's signal (time is up, preempted)."""
 
     # SLURM's signal goes to every process of the job, and would kill the run before it is asked to save itself
@@ -68,13 +68,13 @@ def run(jobs: Sequence[pool.Job], at_once: int, accuracy_of: Callable[[Path], fl
     here = jobs[0].needs["slurm_cluster"] == "local"
     lock = Lock(folder)  # until all is submitted: two of these commands must not submit the same runs
     try:
-        _watch(jobs, Book(folder, "local" if here else "slurm"), lock, at_once, accuracy_of)
+        _watch(jobs, SubmittedJobs(folder, "local" if here else "slurm"), lock, at_once, accuracy_of)
     finally:
         lock.release()
 
 
 def _watch(
-    jobs: Sequence[pool.Job], book: Book, lock: Lock, at_once: int, accuracy_of: Callable[[Path], float | None]
+    jobs: Sequence[pool.Job], book: SubmittedJobs, lock: Lock, at_once: int, accuracy_of: Callable[[Path], float | None]
 ) -> None:
     board, start, here = pool.Board(sys.stdout), time.monotonic(), book.cluster == "local"
     states = book.states()
@@ -119,7 +119,7 @@ def _watch(
                     job.state, job.started = "running", time.monotonic()
                 elif states.get(name, "RUNNING") != "RUNNING" and job.state == "running":
                     job.state = "waiting"  # queued again
-                code = node.told(job.console) if node.exit_file(job.console).name in present else None
+                code = node.read_exit_code(job.console) if node.exit_file(job.console).name in present else None
                 absent[name] = 0 if name in states else absent[name] + 1
                 if code is None and absent[name] < 3:  # a file may be seen here later than the job's end
                     continue
@@ -155,7 +155,7 @@ class Full(Refused):
     """It has as many as it can hold."""
 
 
-class Book:
+class SubmittedJobs:
     """Which job has which run: name of the run's console -> job id, kept in `folder`/jobs.json, or in a file of its own where
     submitit stands for the cluster: a try-out must not make queued runs forgotten."""
 

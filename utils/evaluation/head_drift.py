@@ -14,7 +14,7 @@ def renewed_statistics(learner: Any, stream: TaskStream, index: int) -> Any:
     """The class statistics of tasks 0..index gathered anew with today's features; None where they cannot have aged.
 
     A measurement: it reads training images of earlier tasks, which the learner itself never sees, and throws all away."""
-    if index == 0 or not learner.cfg.head_drift or not learner.statistics_age:
+    if index == 0 or not learner.cfg.head_drift or not learner.statistics_go_stale:
         return None
     assert learner.statistics is not None
     renewed = learner.statistics.emptied()

@@ -42,7 +42,7 @@ def tell_routing(
             learner.log.info("no routing to show and no controls: no router was learned")
         return 0
     path, fields = learner.log.folder / "metrics.jsonl", gates.row()
-    rows, _ = parallel.from_first(lambda: (routing.recall(path, index), {}))
+    rows, _ = parallel.broadcast_from_first(lambda: (routing.recall(path, index), {}))
     experts, joined = routing.numbered(rows, index, count=len(fields["gate"][0][0]))
     after = learner.log.row("gates", task=index, experts=experts, **fields)
     if before := routing.of_task(rows, "gates", index - 1):
@@ -69,7 +69,7 @@ def routing_controls(
         learner.log.info("no routing controls: with one expert a layer every routing is the same")
         return 0
     start, tasks = time.perf_counter(), range(len(stream))
-    draws = named_seed(seed, *own) if (own := parallel.own_seed()) else seed
+    draws = named_seed(seed, *own) if (own := parallel.rank_seed()) else seed
 
     def scored(how: Any) -> list[float]:
         with learner.forced(how, draws):

@@ -34,7 +34,7 @@ def evaluate(
     watching = nullcontext([]) if gates is None else learner.collecting()
 
     def scored(images: Any) -> tuple[list[torch.Tensor], list[Any]]:
-        with stopwatch.part("evaluation", len(images)):
+        with stopwatch.section("evaluation", len(images)):
             if renewed is None:
                 scores = [learner.logits(images)]
             else:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from utils.files.storage import naming
+from utils.files.storage import add_path_to_errors
 
 try:
     import fcntl
@@ -65,7 +65,7 @@ class Lock:
             self.notes += self._pulse.notes
         _HELD.add(self)
         try:
-            with naming(path):
+            with add_path_to_errors(path):
                 self._file.truncate(0)
                 self._file.write(f"{who}\n")
                 self._file.flush()

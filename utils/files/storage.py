@@ -30,7 +30,7 @@ class OtherFormat(ValueError):
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
+def add_path_to_errors(path: Path) -> Iterator[None]:
     """Adds the path to errors of the system that lack it: writing to an open file fails without its name."""
     try:
         yield
@@ -47,7 +47,7 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with naming(path), open(temporary, "wb") as file:
+        with add_path_to_errors(path), open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             if durable:
@@ -69,7 +69,7 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write strict JSON through `write_bytes`; NaN or infinity raises ValueError naming file and field."""
+    """Write strict JSON through `write_bytes`; NaN or infinity raises ValueError add_path_to_errors file and field."""
     try:
         text = json.dumps(plain(value), allow_nan=False, ensure_ascii=False, indent=1)
     except (TypeError, ValueError) as error:

@@ -1,6 +1,6 @@
 """SIGINT and SIGTERM as a request to stop: the step in progress is finished and saved first. A second one stops at once.
 
-Only between `listening` and its end: elsewhere a notice acts as Python has it. Signals belong to the process, hence the
+Only between `handling` and its end: elsewhere a notice acts as Python has it. Signals belong to the process, hence the
 global state, which only this file and utils/process/stopwatch.py have.
 """
 
@@ -15,8 +15,8 @@ from types import FrameType
 from utils.process import parallel
 
 NOTICES = (signal.SIGINT, signal.SIGTERM)
-_asked = False  # a notice came
-_held = 0  # depth of `held` blocks
+_requested = False  # a notice came
+_deferred = 0  # depth of `defer` blocks
 
 
 class Interrupted(KeyboardInterrupt):
@@ -24,22 +24,23 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextmanager
-def listening() -> Iterator[None]:
-    """Within the block the first notice is remembered, and raised at the next `check`; the second is raised at once."""
-    global _asked
+def handling() -> Iterator[None]:
+    """Within the block the first notice is remembered, and raised at the next `raise_if_requested`; the second is
+    raised at once."""
+    global _requested
     owner, before = os.getpid(), {n: signal.getsignal(n) for n in NOTICES}
 
     def notice(number: int, frame: FrameType | None) -> None:
-        global _asked
+        global _requested
         if os.getpid() != owner:  # a worker that was forked: its parent decides
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return
-        if _asked:
+        if _requested:
             raise KeyboardInterrupt
-        _asked = True
+        _requested = True
 
-    _asked = False
+    _requested = False
     for n, handler in before.items():
         if handler is not signal.SIG_IGN:  # nohup, or a shell's background job: what is ignored stays so
             signal.signal(n, notice)
@@ -48,36 +49,37 @@ def listening() -> Iterator[None]:
     finally:
         for n, handler in before.items():
             signal.signal(n, handler)
-        _asked = False
+        _requested = False
 
 
 @contextmanager
-def held() -> Iterator[None]:
-    """Within the block `check` does nothing: who holds asks `asked` himself, where his state can be saved."""
-    global _held
-    _held += 1
+def defer() -> Iterator[None]:
+    """Within the block `raise_if_requested` does nothing: who holds asks `stop_requested` himself, where his state can
+    be saved."""
+    global _deferred
+    _deferred += 1
     try:
         yield
     finally:
-        _held -= 1
+        _deferred -= 1
 
 
-def heard() -> bool:
+def stop_requested_here() -> bool:
     """Whether a notice came to this process."""
-    return _asked
+    return _requested
 
 
-def asked() -> bool:
+def stop_requested() -> bool:
     """Whether a notice came; in a run of several processes to any of them, so all ask at the same moment."""
-    return parallel.agree(_asked)
+    return parallel.any_rank(_requested)
 
 
-def check(together: bool = False) -> None:
+def raise_if_requested(together: bool = False) -> None:
     """Raises Interrupted if a notice came and nobody holds it back; every pass over data calls this once a batch.
 
     Several processes stop `together` or not at all, where all of them ask at the same moment: the others would wait in vain
     for one that leaves alone."""
-    if not _held and (_asked if parallel.world() == 1 else together and parallel.agree(_asked)):
+    if not _deferred and (_requested if parallel.world() == 1 else together and parallel.any_rank(_requested)):
         raise Interrupted
 
 

@@ -58,7 +58,7 @@ def is_first() -> bool:
     return _rank == 0
 
 
-def asked() -> tuple[int, int]:
+def torchrun_ranks() -> tuple[int, int]:
     """(rank, processes) as torchrun's environment says, before `start`."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
@@ -68,7 +68,7 @@ def start(name: str = "auto") -> tuple[torch.device, str | None]:
 
     Raises ValueError where there are more processes than GPUs."""
     global _rank, _world, _device
-    number, count = asked()
+    number, count = torchrun_ranks()
     if count == 1:
         return pick_device(name)
     if _device is not None:
@@ -90,13 +90,13 @@ def start(name: str = "auto") -> tuple[torch.device, str | None]:
         torch.cuda.set_device(device)
     distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     _rank, _world, _device = number, count, (device, warning)
-    kinds = exchange(device.type)
+    kinds = gather_objects(device.type)
     if len(set(kinds)) > 1:
         raise ValueError(f"the processes have different devices ({', '.join(kinds)}): give --device cpu")
     return _device
 
 
-def own_seed() -> tuple[str | int, ...]:
+def rank_seed() -> tuple[str | int, ...]:
     """What makes random draws in training differ between ranks; nothing on rank 0."""
     return ("rank", _rank) if _rank else ()
 
@@ -131,7 +131,7 @@ def lost(error: BaseException) -> bool:
 # Parts of batches, and what they give ----------------------------------------------------------------------------------
 
 
-def part(batch: Sequence[T]) -> list[T]:
+def shard(batch: Sequence[T]) -> list[T]:
     """This rank's own of a batch: contiguous parts whose sizes differ by one at most, empty for some of a small batch."""
     size, more = divmod(len(batch), _world)
     first = _rank * size + min(_rank, more)
@@ -185,7 +185,7 @@ def total(x: Tensor) -> Tensor:
     return summed
 
 
-def agree(flag: bool) -> bool:
+def any_rank(flag: bool) -> bool:
     """Whether any rank says so."""
     return sum(counts(int(flag))) > 0
 
@@ -196,7 +196,7 @@ def barrier() -> None:
 
 
 @dataclass(frozen=True)
-class Together:
+class StepTotals:
     """What the parts of a step gave: `sizes` of the parts [W], `means` over samples, `sums`, whether any has a `flag`."""
 
     sizes: list[int]
@@ -207,7 +207,7 @@ class Together:
 
 def average(
     parameters: Iterable[torch.nn.Parameter], own: int, means: Sequence[Tensor], sums: Sequence[Tensor], flag: bool
-) -> Together:
+) -> StepTotals:
     """After backward: each gradient becomes that of the mean over the whole batch, in one exchange with all the rest.
 
     A rank counts by its `own` samples, with 0 not at all. A gradient that no rank has stays None."""
@@ -238,7 +238,7 @@ def average(
     for p, gradient, n in zip(own_parameters, rest.split([p.numel() for p in own_parameters]), present, strict=True):
         p.grad = gradient.view_as(p).to(p.dtype) if n else None
     made = list(values.unbind())
-    return Together(sizes, [v / count for v in made[: len(means)]], made[len(means) :], told[_world] > 0)
+    return StepTotals(sizes, [v / count for v in made[: len(means)]], made[len(means) :], told[_world] > 0)
 
 
 def mean(x: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -252,7 +252,7 @@ def mean(x: Tensor, sizes: Sequence[int]) -> Tensor:
 # What all must know, from one of them ----------------------------------------------------------------------------------
 
 
-def exchange(value: Any) -> list[Any]:
+def gather_objects(value: Any) -> list[Any]:
     """Every rank's value, JSON data, in the order of ranks."""
     if _world == 1:
         return [value]
@@ -263,7 +263,7 @@ def exchange(value: Any) -> list[Any]:
     return [json.loads(text.numpy().tobytes()) for text in gather(own, sizes).split(sizes)]
 
 
-def from_first(make: Callable[[], tuple[Any, Mapping[str, Tensor]]]) -> tuple[Any, dict[str, Tensor]]:
+def broadcast_from_first(make: Callable[[], tuple[Any, Mapping[str, Tensor]]]) -> tuple[Any, dict[str, Tensor]]:
     """What `make` gives on rank 0, which alone calls it: JSON data, and tensors by name, on the CPU."""
     if _world == 1:
         facts, tensors = make()
@@ -294,7 +294,7 @@ def _text_from_first(value: Any) -> Any:
     return json.loads(text.numpy().tobytes())
 
 
-def in_turn(make: Callable[[], T]) -> T:
+def first_rank_first(make: Callable[[], T]) -> T:
     """What `make` gives, on rank 0 before it is called on the others: what it downloads is there by then."""
     if is_first():
         made = make()
@@ -304,7 +304,7 @@ def in_turn(make: Callable[[], T]) -> T:
     return make()
 
 
-def align(tensors: Mapping[str, Tensor], when: str) -> None:
+def broadcast_rounding(tensors: Mapping[str, Tensor], when: str) -> None:
     """Ranks compute for themselves what is no pass over data; where that was rounded otherwise, rank 0's values count.
 
     Raises RuntimeError, which names the first tensor, where they differ by more: then something took another way."""
@@ -313,7 +313,7 @@ def align(tensors: Mapping[str, Tensor], when: str) -> None:
     import torch
     from torch import distributed
 
-    shapes = exchange([[name, list(t.shape)] for name, t in tensors.items()])
+    shapes = gather_objects([[name, list(t.shape)] for name, t in tensors.items()])
     if shapes[_rank] != shapes[0]:
         raise RuntimeError(f"{when} rank {_rank} holds other tensors than rank 0")
     with torch.no_grad():

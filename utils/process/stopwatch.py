@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-PARTS = {
+SECTIONS = {
     "data": "waiting for batches: decoding, augmentation, transfer to the device",
     "prefix": "stem and blocks below the first that still learns: computed, or read from the cache",
     "adapters": "training, forward: blocks from there on, head, loss",
@@ -53,7 +53,7 @@ class Profile:
         self._reset()
 
     def _reset(self) -> None:
-        self.seconds, self.images = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0)
+        self.seconds, self.images = dict.fromkeys(SECTIONS, 0.0), dict.fromkeys(SECTIONS, 0)
 
     def _charge(self) -> None:
         self.wait()
@@ -72,7 +72,7 @@ class Profile:
         return stage if stage is not None and name in ("adapters", "backward") else name
 
     @contextmanager
-    def part(self, name: str, images: int = 0) -> Iterator[None]:
+    def section(self, name: str, images: int = 0) -> Iterator[None]:
         self._open.append(self._own(name))
         self._change(self._open[-1])
         if name == self._now:
@@ -89,10 +89,10 @@ class Profile:
         self._change(self._open[-1])
 
     def waited(self, load: Callable[[], Iterator[Any]]) -> Iterator[Any]:
-        with self.part("data"):
+        with self.section("data"):
             batches = load()
         while True:
-            with self.part("data"):
+            with self.section("data"):
                 if (batch := next(batches, None)) is None:
                     return
                 self.images["data"] += len(batch[1]) if isinstance(batch, tuple) else 0  # else a damaged file's error
@@ -130,9 +130,9 @@ def _waiting(device: torch.device) -> Callable[[], None]:
     return lambda: torch.cuda.synchronize(device)
 
 
-def part(name: str, images: int = 0) -> AbstractContextManager[None]:
+def section(name: str, images: int = 0) -> AbstractContextManager[None]:
     """The time within the block belongs to this part, in which so many images are worked on."""
-    return _NOTHING if current is None else current.part(name, images)
+    return _NOTHING if current is None else current.section(name, images)
 
 
 def waited(load: Callable[[], Iterator[Any]]) -> Iterator[Any]:

@@ -246,7 +246,7 @@ def times(rows: Rows) -> Figure | None:
     figure = new_figure(3.6)
     axes = figure.add_subplot()
     places, base = [row["task"] for row in own], [0.0] * len(own)
-    for name, colour in zip(stopwatch.PARTS, (*COLOURS, *MORE_COLOURS), strict=True):
+    for name, colour in zip(stopwatch.SECTIONS, (*COLOURS, *MORE_COLOURS), strict=True):
         height = [row["seconds"][name] for row in own]
         if any(height):
             axes.bar(places, height, bottom=base, color=colour, width=0.8, label=name)

@@ -149,7 +149,7 @@ def profile_rows(rows: Rows) -> str:
         return ""
     lines = []
     for name, seconds, share, speed in report_profile.shares(own):
-        lines.append([name, number(seconds), number(share, 1), number(speed, 0), stopwatch.PARTS.get(name, "")])
+        lines.append([name, number(seconds), number(share, 1), number(speed, 0), stopwatch.SECTIONS.get(name, "")])
     text = table(["part", "seconds", "percent", "images/s", "what"], lines)
     used = [name for name, *_ in report_profile.shares(own)][:-1]
     tasks = [[row["task"] + 1, *(number(row["seconds"][n]) for n in used), number(row["total"])] for row in own]

@@ -114,7 +114,7 @@ def _newest_of_first(folder: Path) -> tuple[Checkpoint | None, list[str]]:
             return [complaints, None, None], {}
         return [complaints, saved.task, saved.facts], saved.tensors
 
-    (complaints, task, facts), tensors = parallel.from_first(read)
+    (complaints, task, facts), tensors = parallel.broadcast_from_first(read)
     return None if task is None else Checkpoint(task, facts, tensors), complaints
 
 

@@ -86,7 +86,7 @@ class Journal:
             entry = self._newest(number)
             return (None, {}) if entry is None else ([entry.count, entry.facts], entry.tensors)
 
-        found, tensors = parallel.from_first(read)
+        found, tensors = parallel.broadcast_from_first(read)
         return None if found is None else Entry(number, found[0], found[1], tensors)
 
     def _newest(self, number: int) -> Entry | None:

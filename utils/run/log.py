@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.files.lock import Lock
-from utils.files.storage import naming, plain
+from utils.files.storage import add_path_to_errors, plain
 from utils.run.progress import Bar, _say
 from utils.run.tracker import Mirror
 from utils.text import CONTROL
@@ -100,14 +100,14 @@ class RunLog:
             return
         stamp = f"{datetime.now().isoformat(sep=' ', timespec='seconds')} {level} "
         first, *rest = CONTROL.sub("", text).split("\n")
-        with naming(self.folder / "run.log"):
+        with add_path_to_errors(self.folder / "run.log"):
             self._text.write("\n".join([stamp + first, *(" " * len(stamp) + line for line in rest)]) + "\n")
             self._text.flush()
 
     def row(self, kind: str, **fields: Any) -> dict[str, Any]:
         """Append one line to metrics.jsonl: `kind`, `time` (seconds of running time) and `fields`; returns it.
 
-        Numpy and torch numbers are converted; NaN or infinity raises ValueError naming kind and field, and nothing is
+        Numpy and torch numbers are converted; NaN or infinity raises ValueError that names kind and field, and nothing is
         written. The line is flushed, so it survives a killed process.
         """
         if "time" in fields:
@@ -119,7 +119,7 @@ class RunLog:
         line = {"kind": kind, "time": round(self.seconds, 3), **values}
         if self.muted:
             return line
-        with naming(self.folder / "metrics.jsonl"):
+        with add_path_to_errors(self.folder / "metrics.jsonl"):
             self._table.write(json.dumps(line, allow_nan=False, ensure_ascii=False).encode() + b"\n")
             self._table.flush()
         self.rows += 1

@@ -23,19 +23,19 @@ def learn(learner: Any, stream: TaskStream, index: int, seed: int, journal: Jour
     """One task: the learner sees its training data alone. Returns what the task's record needs beside its scores.
 
     Phases that `journal` has are not trained again."""
-    seed_everything(seed, "task", index, *parallel.own_seed())
+    seed_everything(seed, "task", index, *parallel.rank_seed())
     learner.begin_task()
     learner.journal = journal
     task = stream.task(index, with_past=learner.uses_past, with_test=learner.uses_test)
     learner.learn(task)
-    with stopwatch.part("consolidation"):
+    with stopwatch.section("consolidation"):
         learner.consolidate(task)
     journal.finish()
     detect = learner.seconds.get("detect", 0.0)
     return {
         "seconds": {"train": journal.seconds - detect, "detect": detect},
         "trainable_parameters": sum(p.numel() for p in learner.trained.values()),
-        "images": learner.views,
+        "images": learner.images_shown,
         "selections": learner.selections(),
     }
 
@@ -44,7 +44,7 @@ def score(
     learner: Any, stream: TaskStream, index: int, record: run_record.RunRecord, measured: Mapping[str, Any]
 ) -> None:
     """Every task so far is scored once on its test data; the scores and what was `measured` in learning join the record."""
-    seed_everything(record.seed, "score", index, *parallel.own_seed())
+    seed_everything(record.seed, "score", index, *parallel.rank_seed())
     device, start = next(learner.parameters()).device, time.perf_counter()
     renewed = head_drift.renewed_statistics(learner, stream, index)
     ready = time.perf_counter()

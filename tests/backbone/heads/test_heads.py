@@ -182,7 +182,7 @@ def test_lambda_of_the_learner_comes_from_a_stratified_share_of_the_task(toy_lea
     stream = toy_stream()
     learner = learned(toy_learner("simplecil", head="ridge"), stream, tasks=1)
     (row,) = rows(learner, "head")
-    kept, held = stream.task(0).train.split(HELD_OUT, stream="ridge")
+    kept, held = stream.task(0).train.split(HELD_OUT, draw="ridge")
     assert held.labels.bincount().tolist() == [2, 2]
     slow = head("ridge", 16, 6)
     parts = [learner.features_of(part) for part in (kept, held)]
@@ -221,7 +221,7 @@ def test_what_is_kept_does_not_grow_with_the_number_of_images(method, toy_learne
 def test_gathering_counts_no_training_views_and_trains_the_same_weights(toy_learner):
     stream = toy_stream()
     plain, gathering = (learned(toy_learner("finetune", head=kind), stream) for kind in ("linear", "ridge"))
-    assert plain.views == gathering.views == 2 * 60
+    assert plain.images_shown == gathering.images_shown == 2 * 60
     own = gathering.own_state()
     assert all(torch.equal(tensor, own[name]) for name, tensor in plain.own_state().items())
     assert {name.partition(".")[0] for name in own.keys() - plain.own_state().keys()} == {"statistics"}

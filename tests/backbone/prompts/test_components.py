@@ -121,14 +121,14 @@ def test_an_incomplete_batch_is_dropped_if_asked(toy_learner):
     for drop, shown in ((False, 40), (True, 32)):
         learner = toy_learner("coda_prompt", drop_last=drop)
         learner.learn(toy_stream().task(0))
-        assert learner.views == shown  # twenty images in batches of eight, two epochs
+        assert learner.images_shown == shown  # twenty images in batches of eight, two epochs
 
 
 def test_a_task_smaller_than_a_batch_is_told_where_such_are_dropped(toy_learner):
     learner = toy_learner("coda_prompt", drop_last=True, batch_size=32)
     learner.learn(toy_stream().task(0))
     told = (learner.log.folder / "run.log").read_text(encoding="utf-8")
-    assert learner.views == 0 and "task 1 has 20 images and drop_last leaves out" in told
+    assert learner.images_shown == 0 and "task 1 has 20 images and drop_last leaves out" in told
 
 
 def test_old_components_stay_as_they_are(toy_learner):

@@ -11,7 +11,7 @@ import models
 from backbone import catalogue
 from backbone.prompts import prefixes
 from backbone.prompts.prefixes import PrefixTuning, PromptPool, Queried, attend, choose, pull, scrambled
-from backbone.vit import SlottedViT, Stream
+from backbone.vit import Activations, SlottedViT
 from models.families.prompts import chosen_in_training, hand_down, mask_of, pool_recipe
 from models.learner.losses import keeping
 from tests.helpers.toy import toy_backbone, toy_settings, toy_stream
@@ -226,7 +226,7 @@ def test_the_query_of_a_kept_view_is_computed_once(toy_learner, monkeypatch):
     passes, real = [], SlottedViT.encode
 
     def counting(self, images, *args, **how):
-        if not self.slots and not isinstance(images, Stream):
+        if not self.slots and not isinstance(images, Activations):
             passes.append(len(images))
         return real(self, images, *args, **how)
 

@@ -17,12 +17,12 @@ from utils.run.journal import Journal
 class Line(nn.Module):
     """As much of a learner as `fit` needs: two weights, y = (slow + fast) x."""
 
-    still = ("statistics.",)
+    unchanged_while_training = ("statistics.",)
 
     def __init__(self, log, **cfg):
         super().__init__()
         self.slow, self.fast = nn.Parameter(torch.ones(3).double()), nn.Parameter(torch.ones(3).double())
-        self.trained, self.views, self.log, self.journal = {}, 0, log, Journal()
+        self.trained, self.images_shown, self.log, self.journal = {}, 0, log, Journal()
         self.cfg = SimpleNamespace(**({"optimizer": "sgd", "weight_decay": 0.1, "min_lr": 0.0, "batch_size": 4} | cfg))
         self.backbone = SimpleNamespace(vit=nn.Linear(1, 1))
         self.seen_slow: list[torch.Tensor] = []

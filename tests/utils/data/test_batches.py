@@ -114,7 +114,7 @@ def test_draws_follow_seed_task_stream_and_epoch():
     assert all(torch.equal(a, b) for a, b in zip(reference, gather(train.batches(4)), strict=True))
     others = [
         train.batches(4, epoch=1),
-        train.batches(4, stream="rd"),
+        train.batches(4, draw="rd"),
         stream(seed=1994, class_order_seed=1993).task(0).train.batches(4),
     ]
     for other in others:

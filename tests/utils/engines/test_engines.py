@@ -188,7 +188,7 @@ def test_batches_are_of_equal_needs_and_no_longer_than_an_array(tmp_path):
 def test_a_damaged_list_of_jobs_is_no_empty_one(tmp_path):
     (tmp_path / "jobs.json").write_text('{"cluster": "slurm", "ru')
     with pytest.raises(ValueError, match=r"jobs.json says which runs are queued, and is damaged; .* remove it"):
-        engine_slurm.Book(tmp_path, "slurm")
+        engine_slurm.SubmittedJobs(tmp_path, "slurm")
 
 
 def test_the_folders_of_many_runs_are_finished_runs(tmp_path, capsys):
@@ -245,7 +245,7 @@ def test_ctrl_c_leaves_the_jobs_and_the_same_command_looks_again(tmp_path, capfd
 
 
 def test_a_scheduler_that_does_not_answer_can_be_left(tmp_path, monkeypatch, capsys):
-    book = engine_slurm.Book(tmp_path, "slurm")
+    book = engine_slurm.SubmittedJobs(tmp_path, "slurm")
     book.ids = {"1_seed_1": "7_0", "2_seed_1": "7_1"}
     answers = [subprocess.CompletedProcess([], 0, stdout="8 7_0 RUNNING\n9 6_1 PENDING\n", stderr="")]
     silent = subprocess.CompletedProcess([], 1, stdout="", stderr="no route")
@@ -260,11 +260,11 @@ def test_a_scheduler_that_does_not_answer_can_be_left(tmp_path, monkeypatch, cap
 
 
 def test_a_try_out_forgets_no_queued_run(tmp_path):
-    queued = engine_slurm.Book(tmp_path, "slurm")
+    queued = engine_slurm.SubmittedJobs(tmp_path, "slurm")
     queued.ids["1_seed_1"] = "7_0"
     queued.write()
-    engine_slurm.Book(tmp_path, "local").write()
-    assert engine_slurm.Book(tmp_path, "slurm").ids == {"1_seed_1": "7_0"}
+    engine_slurm.SubmittedJobs(tmp_path, "local").write()
+    assert engine_slurm.SubmittedJobs(tmp_path, "slurm").ids == {"1_seed_1": "7_0"}
 
 
 @needs_submitit

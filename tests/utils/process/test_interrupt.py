@@ -27,19 +27,19 @@ def notice(number=signal.SIGTERM):
 @pytest.mark.parametrize("number", interrupt.NOTICES)
 def test_a_notice_waits_for_the_next_check(number):
     before = signal.getsignal(number)
-    with interrupt.listening():
-        interrupt.check()
+    with interrupt.handling():
+        interrupt.raise_if_requested()
         notice(number)
-        assert interrupt.asked()
-        with interrupt.held():
-            interrupt.check()  # who holds asks for himself
+        assert interrupt.stop_requested()
+        with interrupt.defer():
+            interrupt.raise_if_requested()  # who holds asks for himself
         with pytest.raises(interrupt.Interrupted):
-            interrupt.check()
-    assert signal.getsignal(number) is before and not interrupt.asked()
+            interrupt.raise_if_requested()
+    assert signal.getsignal(number) is before and not interrupt.stop_requested()
 
 
 def test_the_second_notice_stops_at_once():
-    with interrupt.listening():
+    with interrupt.handling():
         notice(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt) as stopped:
             notice(signal.SIGINT)
@@ -49,16 +49,16 @@ def test_the_second_notice_stops_at_once():
 def test_what_is_ignored_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with interrupt.listening():
+        with interrupt.handling():
             notice(signal.SIGINT)
-            assert not interrupt.asked()
+            assert not interrupt.stop_requested()
     finally:
         signal.signal(signal.SIGINT, before)
 
 
 def test_every_pass_over_data_asks_once_a_batch():
     seen = []
-    with interrupt.listening(), pytest.raises(interrupt.Interrupted):
+    with interrupt.handling(), pytest.raises(interrupt.Interrupted):
         for images, *_ in toy_stream().task(0).train.batches(4):
             seen.append(len(images))
             if len(seen) == 2:
@@ -67,11 +67,11 @@ def test_every_pass_over_data_asks_once_a_batch():
 
 
 def test_a_forked_worker_leaves_the_decision_to_its_parent():
-    with interrupt.listening():
+    with interrupt.handling():
         child = os.fork()
         if not child:
             notice(signal.SIGINT)
-            os._exit(interrupt.asked())
+            os._exit(interrupt.stop_requested())
         assert os.waitpid(child, 0)[1] == 0
 
 

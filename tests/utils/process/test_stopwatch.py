@@ -14,7 +14,7 @@ from tests.helpers.runs import TINY, rows_of, timeless, tiny_experiment
 from utils.config.strict_json import read_json
 from utils.files import storage
 from utils.process import stopwatch
-from utils.process.stopwatch import PARTS, Profile
+from utils.process.stopwatch import SECTIONS, Profile
 from utils.report import page, plots
 from utils.report import profile as report_profile
 from utils.run import task as run_task
@@ -49,15 +49,15 @@ def measured(clock, monkeypatch):
 def spent(made):
     """Parts with time, and with images, of a lap; the parts add up to it."""
     lap = made.lap()
-    assert sum(lap["seconds"].values()) == lap["total"] and list(lap["seconds"]) == list(PARTS)
+    assert sum(lap["seconds"].values()) == lap["total"] and list(lap["seconds"]) == list(SECTIONS)
     return tuple({name: value for name, value in lap[key].items() if value} for key in ("seconds", "images"))
 
 
 def test_a_second_belongs_to_the_innermost_part(measured, clock):
     clock.now += 1
-    with stopwatch.part("consolidation"):
+    with stopwatch.section("consolidation"):
         clock.now += 2
-        with stopwatch.part("data"):
+        with stopwatch.section("data"):
             clock.now += 4
         clock.now += 8
     clock.now += 16
@@ -68,25 +68,25 @@ def test_a_second_belongs_to_the_innermost_part(measured, clock):
 
 def test_a_pass_leaves_the_prefix_at_its_border(measured, clock):
     def one_pass():
-        with stopwatch.part("prefix", 5):
+        with stopwatch.section("prefix", 5):
             clock.now += 1  # the stem
             for layer in range(4):
                 stopwatch.current.block(layer)
                 clock.now += 10
         clock.now += 100  # head and loss
 
-    with stopwatch.part("adapters", 5):
+    with stopwatch.section("adapters", 5):
         one_pass()
-    with stopwatch.part("backward", 5):
+    with stopwatch.section("backward", 5):
         clock.now += 1000
     assert spent(measured) == (
         {"prefix": 21, "adapters": 120, "backward": 1000},
         {"prefix": 5, "adapters": 5, "backward": 5},
     )
-    with stopwatch.part("detection"):  # what it trains is its own; the prefix is told apart everywhere
-        with stopwatch.part("adapters", 5):
+    with stopwatch.section("detection"):  # what it trains is its own; the prefix is told apart everywhere
+        with stopwatch.section("adapters", 5):
             one_pass()
-        with stopwatch.part("backward", 5):
+        with stopwatch.section("backward", 5):
             clock.now += 1000
     assert spent(measured) == ({"prefix": 21, "detection": 1120}, {"prefix": 5})
 
@@ -107,7 +107,7 @@ def test_waiting_for_batches_is_data_and_working_on_them_is_not(measured, clock)
 
 
 def test_an_error_closes_its_parts(measured, clock):
-    with pytest.raises(KeyError), stopwatch.part("evaluation"), stopwatch.part("data"):
+    with pytest.raises(KeyError), stopwatch.section("evaluation"), stopwatch.section("data"):
         clock.now += 1
         raise KeyError
     clock.now += 2
@@ -115,22 +115,22 @@ def test_an_error_closes_its_parts(measured, clock):
 
 
 def test_the_device_is_waited_for_only_where_the_part_changes(measured, clock):
-    with stopwatch.part("adapters"):
+    with stopwatch.section("adapters"):
         for layer in (2, 3, 4):
-            with stopwatch.part("adapters"):
+            with stopwatch.section("adapters"):
                 stopwatch.current.block(layer)
     assert clock.waits == 2  # into adapters and out again
 
 
 def test_off_a_mark_is_one_thing_that_does_nothing():
-    assert stopwatch.current is None and stopwatch.part("data") is stopwatch.part("backward", 7)
+    assert stopwatch.current is None and stopwatch.section("data") is stopwatch.section("backward", 7)
     batches = iter([1, 2])
     assert stopwatch.waited(lambda: batches) is batches
 
 
 def row(task, whole=True, **seconds):
-    images = dict.fromkeys(PARTS, 0) | {"adapters": 30, "backward": 30}
-    seconds = dict.fromkeys(PARTS, 0.0) | seconds
+    images = dict.fromkeys(SECTIONS, 0) | {"adapters": 30, "backward": 30}
+    seconds = dict.fromkeys(SECTIONS, 0.0) | seconds
     total = sum(seconds.values())
     return {"kind": "profile", "task": task, "whole": whole, "total": total, "seconds": seconds, "images": images}
 
@@ -153,16 +153,16 @@ def test_table_of_the_run():
 
 @pytest.mark.parametrize("tasks", [1, 5, 60])
 def test_picture_stacks_each_tasks_parts(tasks, overlaps):
-    figure = plots.times([row(t, **dict.fromkeys(PARTS, 1.0 + t)) for t in range(tasks)])
+    figure = plots.times([row(t, **dict.fromkeys(SECTIONS, 1.0 + t)) for t in range(tasks)])
     (axes,) = figure.axes
     tops = [max(b.get_y() + b.get_height() for bars in axes.containers for b in [bars[t]]) for t in range(tasks)]
-    assert tops == [len(PARTS) * (1.0 + t) for t in range(tasks)]
-    assert len({bars[0].get_facecolor() for bars in axes.containers}) == len(PARTS)
+    assert tops == [len(SECTIONS) * (1.0 + t) for t in range(tasks)]
+    assert len({bars[0].get_facecolor() for bars in axes.containers}) == len(SECTIONS)
     assert not overlaps(figure)
 
 
 def test_colours_stay_with_their_part():
-    few, all_of_them = (plots.times([r]).axes[0].containers for r in (ROWS[1], row(0, **dict.fromkeys(PARTS, 1.0))))
+    few, all_of_them = (plots.times([r]).axes[0].containers for r in (ROWS[1], row(0, **dict.fromkeys(SECTIONS, 1.0))))
     by_name = {bars.get_label(): bars[0].get_facecolor() for bars in all_of_them}
     assert [bars.get_label() for bars in few] == ["adapters", "evaluation"]
     assert all(by_name[bars.get_label()] == bars[0].get_facecolor() for bars in few)
@@ -262,7 +262,7 @@ def test_report_has_picture_and_numbers(tmp_path, monkeypatch):
     assert main.main(run) == 0
     folder = folder_of(tmp_path / "logs")
     text = (folder / "report.html").read_text(encoding="utf-8")
-    assert "<h2>Where the time went</h2>" in text and 'aria-label="profile"' in text and PARTS["prefix"] in text
+    assert "<h2>Where the time went</h2>" in text and 'aria-label="profile"' in text and SECTIONS["prefix"] in text
     assert (folder / "plots" / "profile.png").read_bytes().startswith(b"\x89PNG")
     results, settings = (read_json(folder / name)[0] for name in ("results.json", "config.json"))
     page.write_report(folder, results, settings, {}, rows=[])
@@ -284,7 +284,7 @@ def test_on_a_gpu_the_run_waits_for_it(monkeypatch):
     waited = []
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
     for name, expected in (("cpu", []), ("cuda:1", [torch.device("cuda:1")] * 2)):
-        with stopwatch.running(True, lambda: 0, torch.device(name)), stopwatch.part("data"):
+        with stopwatch.running(True, lambda: 0, torch.device(name)), stopwatch.section("data"):
             pass
         assert waited == expected
     with stopwatch.running(False, lambda: 0, torch.device("cpu")):
