@@ -19,9 +19,9 @@ from utils.report import profile as report_profile
 from utils.report import results as report_results
 from utils.run import checkpoint, sample_images, tracker
 from utils.run import record as run_record
+from utils.run import task as run_task
 from utils.run.folder import tell_processes
 from utils.run.log import RunLog
-from utils.run.task import learn, score
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +91,7 @@ def run_seed(
                 whole = not journal.begun
                 if parallel.is_first():
                     sample_images.keep(folder, stream, index)
-                measured = learn(learner, stream, index, seed, journal)
+                measured = run_task.learn(learner, stream, index, seed, journal)
                 parallel.broadcast_rounding(
                     learner.own_state() if parallel.world() > 1 else {}, f"after task {index + 1}"
                 )
@@ -100,7 +100,7 @@ def run_seed(
             else:
                 log.truncate_rows(min(rows, log.rows))
             with stopwatch.section("evaluation"):
-                score(learner, stream, index, record, measured)
+                run_task.score(learner, stream, index, record, measured)
             report_profile.tell(log, index, len(stream), whole)  # before the last checkpoint, which counts the rows
             with stopwatch.section("checkpoint"):
                 checkpoint.save(folder, index, learner, record.to_dict(), log, facts.weight_hash)

@@ -90,7 +90,7 @@ def test_without_a_compiler_there_is_one_warning_and_the_plain_path(error, monke
 ALONE = """
 import torch
 from tests.helpers.toy import toy_backbone
-from backbone import computing
+from backbone import precision as computing
 told, backbone, images = [], toy_backbone(), torch.rand(2, 3, 8, 8)
 computing.prepare(backbone, compiled=True, say=told.append)
 print(len(told), *told)

@@ -183,7 +183,7 @@ def test_a_bf16_run_comes_back_bit_for_bit_and_is_exported_as_it_is(method, tiny
 def test_a_stopped_bf16_run_ends_the_same(tiny, tmp_path, monkeypatch, capsys):
     run, reference = tiny("sema", epochs=2, func_epoch=2, rd_epoch=2)
     steps = itertools.count(1)
-    monkeypatch.setattr(interrupt, "asked", lambda: next(steps) % 4 == 0)
+    monkeypatch.setattr(interrupt, "stop_requested", lambda: next(steps) % 4 == 0)
     stops = 0
     while (code := main.main([*run, "--out", str(tmp_path / "cut")])) == 75:
         stops += 1

@@ -78,7 +78,7 @@ CASES = [pytest.param((m, RICHER.get(m, {})), id=m) for m in METHODS]
 def test_stopped_after_every_second_step_it_ends_the_same(whole, tmp_path, monkeypatch, capsys):
     run, reference = whole
     steps = itertools.count(1)
-    monkeypatch.setattr(interrupt, "asked", lambda: next(steps) % 4 == 0)
+    monkeypatch.setattr(interrupt, "stop_requested", lambda: next(steps) % 4 == 0)
     stops = 0
     while (code := main.main([*run, "--out", str(tmp_path / "cut")])) == 75:
         stops += 1

@@ -91,7 +91,7 @@ def stopped(place):
     steps, last = itertools.count(1), parallel.rank() == parallel.world() - 1
     with pytest.MonkeyPatch.context() as patch:
         assert run("whole", "sema", place, patch, **SMALL) == 0
-        patch.setattr(interrupt, "heard", lambda: next(steps) % 3 == 0 and last)
+        patch.setattr(interrupt, "stop_requested_here", lambda: next(steps) % 3 == 0 and last)
         stops = 0
         while (code := run("cut", "sema", place, patch, **SMALL)) == 75:
             stops += 1

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from utils.process import stopwatch
+from utils.process.stopwatch import SECTIONS
 from utils.run.log import RunLog
 from utils.text import number
 
-if TYPE_CHECKING:
-    pass
-from utils.process.stopwatch import SECTIONS, current
 
 Row = Mapping[str, Any]
 
 
 def tell(log: RunLog, task: int, tasks: int, whole: bool) -> None:
     """The time since the task before as a row and a table; `whole` false if an earlier process had begun the task."""
-    if current is not None:
-        row = log.row("profile", task=task, whole=whole, **current.lap())
+    if stopwatch.current is not None:
+        row = log.row("profile", task=task, whole=whole, **stopwatch.current.lap())
         log.info(table([row], f"time of task {task + 1}/{tasks}"))
 
 

@@ -322,7 +322,7 @@ def method_file(tmp_path, monkeypatch):
 START = """from __future__ import annotations
 import math
 import heavy_and_absent as heavy
-from utils.config import Experiment
+from utils.config.schema import Experiment
 """
 
 

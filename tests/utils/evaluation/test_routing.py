@@ -240,7 +240,7 @@ def test_random_routing_draws_other_experts_on_each_rank(toy_learner, monkeypatc
     real = learner.forced
     monkeypatch.setattr(learner, "forced", lambda how, seed: seeds.append(seed) or real(how, seed))
     for rank in range(3):
-        monkeypatch.setattr(parallel, "own_seed", lambda rank=rank: ("rank", rank) if rank else ())
+        monkeypatch.setattr(parallel, "rank_seed", lambda rank=rank: ("rank", rank) if rank else ())
         routing_controls.routing_controls(learner, stream, [0, 1, 2], torch.device("cpu"), scores, 5)
     used = [set(seeds[5 * rank : 5 * rank + 5]) for rank in range(3)]
     assert used[0] == {5} and all(len(one) == 1 for one in used) and len(set.union(*used)) == 3

@@ -72,7 +72,7 @@ def test_the_pulse_goes_on_and_stops_with_the_holder(without_locks, tmp_path):
 
 def test_a_dead_process_of_this_machine_is_taken_over_at_once(without_locks, tmp_path):
     code = (
-        "import errno, os, sys\nfrom pathlib import Path\nfrom utils import lock\n"
+        "import errno, os, sys\nfrom pathlib import Path\nfrom utils.files import lock\n"
         "def refuse(*_): raise OSError(errno.ENOLCK, 'No locks available')\n"
         "lock.fcntl.flock = refuse\nlock.Lock(Path(sys.argv[1]))\nos.kill(os.getpid(), 9)\n"
     )
@@ -125,7 +125,7 @@ def test_a_pulse_that_somebody_removed_is_made_again(without_locks, tmp_path):
 
 def test_leaving_ends_the_process_at_once():
     code = (
-        "import pathlib, atexit; from utils import lock; atexit.register(print, 'more'); lock._leave(pathlib.Path('x'))"
+        "import pathlib, atexit; from utils.files import lock; atexit.register(print, 'more'); lock._leave(pathlib.Path('x'))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (75, "") and "x was taken over by another run" in done.stderr

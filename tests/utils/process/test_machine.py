@@ -50,7 +50,7 @@ def test_generators_and_global_seeds():
 
 
 def test_named_seed_and_runlog_need_no_torch():
-    code = "import sys, utils.process.machine as r; r.named_seed('a'); assert 'torch' not in sys.modules"
+    code = "import sys, utils.process.seeds as r; r.named_seed('a'); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
