@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 import models
 from backbone import catalogue
+from tests.helpers.methods import images_of
+from tests.helpers.toy import toy_stream
 from utils.config import resolve
 from utils.config.strict_json import ConfigError
 
@@ -21,8 +24,13 @@ def learn(learner, stream, tasks, first=0, consolidate=True):
     return learner.eval()
 
 
-def images_of(stream, task=0):
-    return next(iter(stream.test(task).batches(100, augment=False, shuffle=False)))[0]
+@torch.no_grad()
+def logits(learner, part=None):
+    """Scores of the first toy task's test images by slow, fast or both adapters; None leaves the part as it is."""
+    for adapter in learner.backbone.slots.values():
+        if part is not None:
+            adapter.use(part)
+    return learner.eval().logits(images_of(toy_stream()))
 
 
 def largest(values):
