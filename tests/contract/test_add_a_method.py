@@ -20,11 +20,12 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor
 
-from backbone.heads import LinearHead
-from models.base import Learner as Base
-from models.training import cross_entropy_among, fit
-from utils.config import Trained
-from utils.tasks import Task
+from backbone.heads.heads import LinearHead
+from models.learner.base import Learner as Base
+from models.learner.fit import fit
+from models.learner.losses import cross_entropy_among
+from utils.config.schema import Trained
+from utils.data.tasks import Task
 
 
 class Settings(Trained):
@@ -54,7 +55,7 @@ EXPERIMENT = {
 def copy(tmp_path_factory):
     """The program without its history, and the two files a user adds."""
     there = tmp_path_factory.mktemp("copy")
-    for folder in ("backbone", "models", "utils"):
+    for folder in ("backbone", "commands", "models", "utils"):
         shutil.copytree(ROOT / folder, there / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "main.py", there)
     (there / "models" / "toy.py").write_text(METHOD, encoding="utf-8")

@@ -5,6 +5,8 @@ Only the images come from the files, in file order; what is drawn is copied in f
 """
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,10 +15,10 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+import models
 from backbone.adapters import adapter
 from backbone.vit import SlottedViT
-from models.families import prompts
-from models.learner import fit
+from models.learner.fit import fit
 from utils.evaluation import metrics
 from utils.run.log import RunLog
 
@@ -100,12 +102,25 @@ def close(ours: torch.Tensor, theirs: np.ndarray, what: str) -> None:
     assert difference <= TOLERANCE, f"{what}: differs by {difference:.2e}"
 
 
+def watch_fit(monkeypatch, around: Callable) -> None:
+    """Replaces `fit` in every module of models/ that calls it: a call of it becomes `around(what was there, ...)`."""
+    for method in models.available():
+        models.learner_of(method)  # imports what it needs
+    for name, module in list(sys.modules.items()):
+        if name.startswith("models.") and callable(real := getattr(module, "fit", None)) and name != fit.__module__:
+            monkeypatch.setattr(module, "fit", lambda *a, real=real, **k: around(real, *a, **k))
+
+
 def learn_all(run: Recorded, method: str, settings: dict, tmp_path: Path, monkeypatch, phases: list[list[float]]):
     """Runs the real learner over the recorded tasks; yields (task, learner) after each; `phases` collects the losses."""
     module = __import__(f"models.{method}", fromlist=["Learner"])
-    for place in (module, prompts):  # the methods that learn from a pool share their call of it
-        if hasattr(place, "fit"):
-            monkeypatch.setattr(place, "fit", lambda *a, real=place.fit, **k: phases.append(real(*a, **k)))
+
+    def collected(real, *arguments, **options):
+        result = real(*arguments, **options)
+        phases.append(result)
+        return result
+
+    watch_fit(monkeypatch, collected)
     cfg = module.Settings(model_name=method, **COMMON, **settings)
     with RunLog(tmp_path, console=False) as log:
         learner = module.Learner(cfg, run.backbone(), run.num_classes, run.initialise, log)
@@ -133,13 +148,13 @@ class Sessions:
         self.losses: list[list[float]] = []
         self.heads: list[dict[str, torch.Tensor]] = []
         self.depth, self.keep, self.calls = depth, keep, 0
-        self.real_fit, self.real_dropout = fit.fit, adapter.F.dropout
-        monkeypatch.setattr(fit, "fit", self.fit)
+        self.real_dropout = adapter.F.dropout
+        watch_fit(monkeypatch, self.fit)
         monkeypatch.setattr(adapter, "F", SimpleNamespace(**{**vars(adapter.F), "dropout": self.dropout}))
 
-    def fit(self, learner, *rest, **options):
+    def fit(self, real, learner, *rest, **options):
         self.calls = 0
-        self.losses.append(self.real_fit(learner, *rest, **options))
+        self.losses.append(real(learner, *rest, **options))
         assert self.keep is None or self.calls == self.depth * len(self.losses[-1]), "dropout masks are left over"
         self.heads.append({k: v.detach().clone() for k, v in learner.local_head.named_parameters()})
         return self.losses[-1]

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 
 from models import sd_lora as method
-from models.learner import fit
-from tests.helpers.recorded import TOLERANCE, Recorded, close, learn_all, logits_of
+from tests.helpers.recorded import TOLERANCE, Recorded, close, learn_all, logits_of, watch_fit
 
 FACTORS = {"down": "A", "up": "B"}
 
@@ -26,16 +25,15 @@ def check(run: Recorded, tmp_path: Path, monkeypatch) -> None:
                     arrays[f"init/tasks.{t}.layers.{layer}.{part}.{ours}"] = value
 
     before: list[list[float]] = []  # magnitudes before every step
-    real = fit.fit
 
-    def watched(learner, task, step, *args, **options):
+    def watched(real, learner, task, step, *args, **options):
         def seen(images, labels):
             before.append([value.item() for value in learner.magnitudes])
             return step(images, labels)
 
         return real(learner, task, seen, *args, **options)
 
-    monkeypatch.setattr(fit, "fit", watched)
+    watch_fit(monkeypatch, watched)
     phases: list[list[float]] = []
     for task, learner in learn_all(run, "sd_lora", settings, tmp_path, monkeypatch, phases):
         at = f"task{task.index}"

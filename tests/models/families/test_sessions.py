@@ -9,9 +9,8 @@ import torch
 import main
 from backbone.heads.heads import RIDGES
 from backbone.heads.subspaces import PLAIN, features_in
-from models.learner import fit as learner_fit
-from models.learner.fit import fit
 from tests.helpers.methods import images_of, run
+from tests.helpers.recorded import watch_fit
 from tests.helpers.toy import toy_backbone, toy_dataset, toy_stream
 
 FRESH = {"ffn_adapter_dropout": 0.0, "ffn_num": 3}
@@ -36,13 +35,13 @@ def sessions(monkeypatch):
     """(epochs, rate, names of what is trained) of each training session."""
     found = []
 
-    def watched(learner, task, step, parameters, **options):
+    def watched(real, learner, task, step, parameters, **options):
         ours = {id(p) for p in parameters}
         names = [name for name, p in learner.named_parameters() if id(p) in ours]
         found.append((options["epochs"], options["lr"], names))
-        return fit(learner, task, step, parameters, **options)
+        return real(learner, task, step, parameters, **options)
 
-    monkeypatch.setattr(learner_fit, "fit", watched)
+    watch_fit(monkeypatch, watched)
     return found
 
 
