@@ -124,6 +124,14 @@ class SlottedViT(nn.Module):
         bare.__dict__["_modules"] = {**self._modules, "slots": nn.ModuleDict(), "router": None}
         return bare
 
+    def frozen_copy(self) -> SlottedViT:
+        """A teacher: copies of the slots and the router, without gradients and in evaluation mode, over the same frozen ViT.
+
+        The ViT's tensors are shared, so the copy costs the memory of the slots alone; training the original later does not
+        change it."""
+        teacher = copy.deepcopy(self, {id(self.vit): self.vit})
+        return teacher.requires_grad_(False).eval()
+
     def forward(self, images: Tensor | Activations, branches: int = 1, route: Route | None = None) -> Tensor:
         """Pooled features [B, D] of images [B, 3, H, W] in [0, 1], as timm's forward_head(.., pre_logits=True) gives them; or
         of what `prefix` made of them.

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from backbone.adapters.adapter import Adapter
+from backbone.experts.routed import RoutedLayer, attach_router
 from backbone.vit import SlottedViT
 from tests.helpers.vits import KINDS, SMALL, small
 
@@ -85,6 +86,30 @@ def test_other_blocks_are_refused_by_name(name):
 def test_other_families_are_refused_by_name():
     with pytest.raises(ValueError, match="ResNet is not a timm VisionTransformer"):
         SlottedViT(timm.create_model("resnet10t", pretrained=False))
+
+
+def test_a_frozen_copy_shares_the_vit_and_does_not_learn_with_the_original():
+    ours = SlottedViT(small("vit_tiny_patch16_224"))
+    for layer in (0, 2):
+        ours.fill(layer, adapter := RoutedLayer())
+        for rank in (2, 3):
+            adapter.add(Adapter(32, rank))
+    attach_router(ours, "shared")
+    ours.train()
+    trained = [p.requires_grad_(True) for p in (*ours.slots.parameters(), *ours.router.parameters())]
+    images = torch.rand(2, 3, 32, 32)
+    teacher = ours.frozen_copy()
+    with torch.no_grad():
+        before = ours(images)
+        assert torch.equal(teacher(images), before)
+        for parameter in trained:
+            parameter.add_(1.0)
+        assert not torch.allclose(ours(images), before) and torch.equal(teacher(images), before)
+    assert teacher.vit is ours.vit and all(p.requires_grad for p in trained)
+    copied = [*teacher.slots.parameters(), *teacher.router.parameters()]
+    assert len(copied) == len(trained) and not {id(p) for p in copied} & {id(p) for p in trained}
+    assert not any(p.requires_grad for p in copied) and not any(m.training for m in teacher.modules())
+    assert ours.slots["0"].training  # the original trains on
 
 
 def test_a_slot_outside_the_model_is_refused():
