@@ -1,100 +1,212 @@
-"""The table of all keys of an experiment file, made from the methods' Settings: `python -m commands.keys` puts it into
-README.md.
+"""Writes docs/keys.md, the tables of every key of an experiment file, from the methods' Settings: `python -m commands.keys`.
 
-Without `--check` the part of the README between the two markers is replaced; with it, the exit code is 1 if it is out of date.
+With `--check` nothing is written, and the exit code is 1 if the page is out of date.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import sys
+import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 import models
-from utils.config.schema import Experiment, Trained
+from utils.config.schema import NEVER_ACTED, Experiment, Trained
 
-README = Path(__file__).resolve().parent.parent / "README.md"
-BEGIN, END = "<!-- keys: made by python -m commands.keys -->", "<!-- end of keys -->"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "keys.md"
+Schema = type[Experiment]
+
+# Keys that say where and how fast a run happens. They have a section of their own; `slurm_` and `ray_` keys join it.
+SPEED = (
+    *("device", "precision", "compile", "prefix_cache", "prefix_cache_gb", "eval_batch_size", "batch_per_process"),
+    *("num_workers", "tracker"),
+)
+CLUSTER = ("slurm_", "ray_")
+# The tables of the keys that every method has; a key that no other table names stands in the last one.
+COMMON = {
+    "The experiment": ("about", "expected", "prefix", "model_name", "seed"),
+    "Data": ("dataset", "data_root", "data_path", "test_ratio"),
+    "Tasks": ("init_cls", "increment", "shuffle", "class_order_seed", "class_order"),
+    "Backbone": ("backbone_type", "backbone_weights", "image_size", "input_normalisation"),
+    "Training and prediction": ("batch_size", "head", "head_projection_dim", "head_drift"),
+}
+
+INTRODUCTION = """\
+<!-- written by python -m commands.keys: do not edit -->
+# Keys of an experiment file
+
+An experiment is one flat JSON file. A key has the name it has in SEMA-CL or LAMDA-PILOT where those know it; files of SEMA-CL
+and Nested-LoRA load unchanged.
+`python main.py --config FILE --check` prints every key of the file's method with its value, its meaning and its unit.
+Whether a given key has no effect beside the others is said at the start of a run; an unknown key is refused."""
+
+NAMES = """\
+## Names of other programs
+
+Files of SEMA-CL load unchanged. In files of [Nested-LoRA](https://github.com/motsun1/Nested-LoRA) these names are read as ours
+(files alone: `--set` takes this program's names), and a note says so:
+
+| there | here |
+|---|---|
+| `nb_tasks` | `num_experts` |
+| `model_name` `nested_lora` with `moe_mode` `parallel` | `model_name` `moe_parallel` |
+| `nested_lora_eval_ablation` `none`, `fast_only`, `slow_only` | `nested_lora_eval` `combined`, `fast`, `slow` |
+| `nested_lora_consolidation_method` `pam` | `pam_lite` |
+| `backbone_type` `pretrained_vit_b16_224_nested_lora` | `pretrained_vit_b16_224_adapter` |
+
+Where such a file is silent, that program's defaults hold; its faults stay off, and a note names the keys that bring them back.
+No rehearsal-free method ever read {never}: every method accepts these and ignores them, with a note."""
 
 
-def table() -> str:
-    """A Markdown row a key: name, default, meaning with unit and source, and the methods that have it."""
-    methods = models.available()
-    rows: dict[str, dict[str, FieldInfo]] = {}
-    for method in methods:
-        for key, field in models.settings_of(method).model_fields.items():
-            rows.setdefault(key, {})[method] = field
-    lines = ["| key | default | meaning | methods |", "|---|---|---|---|"]
-    order = [*Experiment.model_fields, *(k for k in Trained.model_fields if k not in Experiment.model_fields)]
-    for key in [*order, *sorted(rows.keys() - set(order))]:
-        lines.append(
-            "| " + " | ".join([f"`{key}`", _defaults(rows[key]), _meaning(rows[key]), _who(rows[key], methods)]) + " |"
-        )
-    return "\n".join(lines)
+def page() -> str:
+    """The whole page as Markdown."""
+    schemas = {name: models.settings_of(name) for name in models.available()}
+    shared = _shared(schemas.values())
+    titles = {cls: _title(cls) for cls in shared}
+    headings = ["Keys of every method", "Keys of every method that trains", "Cluster and speed"]
+    headings += [*titles.values(), *(f"`{name}`" for name in schemas), "Names of other programs"]
+    blocks = [INTRODUCTION, "\n".join(f"- {_link(heading)}" for heading in headings), *_common(), *_speed()]
+    for cls, title in titles.items():
+        names = ", ".join(f"`{name}`" for name, schema in schemas.items() if issubclass(schema, cls))
+        blocks += [f"## {title}", f"{_about(cls)} Methods: {names}.", _table(cls, _defined_in(cls))]
+    for name, summary in models.summaries().items():
+        blocks += _method(name, summary, schemas[name], titles)
+    blocks.append(NAMES.format(never=_listed(sorted(NEVER_ACTED))))
+    return "\n\n".join(map(_wrapped, blocks)) + "\n"
 
 
-def _defaults(fields: dict[str, FieldInfo]) -> str:
-    """The default of most methods, then those of the others."""
-    found: dict[str, list[str]] = {}
-    for method, field in fields.items():
-        found.setdefault(
-            _text(field.get_default(call_default_factory=True) if not field.is_required() else ...), []
-        ).append(method)
-    most, *others = sorted(found.items(), key=lambda item: -len(item[1]))
-    return "; ".join([most[0], *(f"{', '.join(who)}: {value}" for value, who in others)])
+def _wrapped(block: str) -> str:
+    """A paragraph on lines of at most 120 columns; anything of several lines, or a heading, as it is."""
+    if "\n" in block or block.startswith("#"):
+        return block
+    return textwrap.fill(block, 120, break_long_words=False, break_on_hyphens=False)
+
+
+def _common() -> list[str]:
+    keys = [key for key in Experiment.model_fields if not is_machine_key(key)]
+    named = {key for group in COMMON.values() for key in group}
+    last = [*COMMON][-1]
+    blocks = ["## Keys of every method"]
+    for title, group in COMMON.items():
+        rest = [key for key in keys if key not in named] if title == last else []
+        blocks += [f"### {title}", _table(Experiment, [*(key for key in group if key in keys), *rest])]
+    about = "These belong to every method that takes gradient steps: all but `simplecil`."
+    return [*blocks, "## Keys of every method that trains", about, _table(Trained, _defined_in(Trained))]
+
+
+def _speed() -> list[str]:
+    """The keys of the machine; a key of Experiment that starts with `slurm_` or `ray_` is the cluster's."""
+    about = "These say where and how fast a run happens. `precision`, `compile` and `prefix_cache` change numbers by rounding, "
+    about += "`batch_per_process` changes the batch; the others change no number."
+    blocks = ["## Cluster and speed", about, "### Speed", _table(Experiment, [k for k in SPEED if _known(k)])]
+    for title, start in (("SLURM (`--engine slurm`)", "slurm_"), ("Ray (`--engine ray`)", "ray_")):
+        blocks += [f"### {title}", _table(Experiment, [k for k in Experiment.model_fields if k.startswith(start)])]
+    return blocks
+
+
+def _method(name: str, summary: str, schema: Schema, titles: dict[type, str]) -> list[str]:
+    """The section of one method: what it is, which shared tables hold for it, and the keys that are its alone."""
+    blocks = [f"## `{name}`", summary]
+    if links := [_link(title) for cls, title in titles.items() if issubclass(schema, cls)]:
+        blocks.append(f"Shared keys: {', '.join(links)}.")
+    alone = [
+        cls for cls in schema.__mro__ if _is_settings(cls) and cls not in titles and cls not in (Experiment, Trained)
+    ]
+    for cls in [*alone[1:][::-1], schema]:  # from the general to the particular
+        keys = _defined_in(cls)
+        if keys and cls is not schema:
+            blocks += [f"### {_title(cls)}", _about(cls)]
+        elif keys and len(blocks) > 3:
+            blocks.append(f"### Other keys of `{name}`")
+        blocks += [_table(schema, keys)] if keys else []
+    if only := getattr(schema, "only", {}):
+        values = ", ".join(f"`{key}` {_text(value)}" for key, value in sorted(only.items()))
+        blocks.append(f"Accepted with this value alone, for no other form is built: {values}.")
+    if schema.ignored:
+        blocks.append(f"Accepted from the original's files, without effect: {_listed(sorted(schema.ignored))}.")
+    return blocks
+
+
+def _shared(schemas: Iterable[Schema]) -> list[Schema]:
+    """The settings classes that have keys and that several methods extend, the general before the particular."""
+    users: dict[Schema, int] = {}
+    for schema in schemas:
+        for cls in reversed(schema.__mro__):
+            if _is_settings(cls) and cls not in (Experiment, Trained) and _defined_in(cls):
+                users[cls] = users.get(cls, 0) + 1
+    return [cls for cls, count in users.items() if count > 1]
+
+
+def _is_settings(cls: type) -> bool:
+    return issubclass(cls, Experiment)
+
+
+def is_machine_key(key: str) -> bool:
+    """Whether a key belongs to the cluster or to speed, not to the method."""
+    return key in SPEED or key.startswith(CLUSTER)
+
+
+def _known(key: str) -> bool:
+    return key in Experiment.model_fields
+
+
+def _defined_in(cls: Schema) -> list[str]:
+    """The keys that this very class states, or states anew with another default or meaning."""
+    return [key for key in inspect.get_annotations(cls) if key in cls.model_fields]
+
+
+def _title(cls: type) -> str:
+    """A settings class's docstring begins with its title, a sentence of a few words."""
+    return (cls.__doc__ or cls.__name__).split(".")[0].replace("\n", " ")
+
+
+def _about(cls: type) -> str:
+    """The rest of that docstring's first paragraph."""
+    paragraph = inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+    return paragraph.partition(". ")[2]
+
+
+def _link(title: str) -> str:
+    """A link to a heading of this page, as GitHub names its anchors."""
+    kept = "".join(letter for letter in title.lower() if letter.isalnum() or letter in " -_")
+    return f"[{title}](#{kept.replace(' ', '-')})"
+
+
+def _table(schema: Schema, keys: Iterable[str]) -> str:
+    """A Markdown row a key: name, default, meaning with unit and source."""
+    rows = ["| key | default | meaning |", "|---|---|---|"]
+    for key in keys:
+        field = schema.model_fields[key]
+        default = "required" if field.is_required() else _text(field.get_default(call_default_factory=True))
+        rows.append(f"| `{key}` | {default} | {(field.description or '').replace('|', chr(92) + '|')} |")
+    return "\n".join(rows)
 
 
 def _text(value: Any) -> str:
-    if value is ... or value is PydanticUndefined:
+    if value is PydanticUndefined:
         return "required"
     return f"`{json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)}`"
 
 
-def _meaning(fields: dict[str, FieldInfo]) -> str:
-    """The description, or where methods mean different things each one's."""
-    found: dict[str, list[str]] = {}
-    for method, field in fields.items():
-        found.setdefault(field.description or "", []).append(method)
-    if len(found) == 1:
-        text = next(iter(found))
-    else:
-        text = "; ".join(
-            f"{', '.join(who)}: {meaning}" for meaning, who in sorted(found.items(), key=lambda i: -len(i[1]))
-        )
-    return text.replace("|", "\\|")
-
-
-def _who(fields: dict[str, FieldInfo], methods: list[str]) -> str:
-    """`all`, or the methods; where most have it, those that do not."""
-    lack = [method for method in methods if method not in fields]
-    if not lack:
-        return "all"
-    return f"all but {', '.join(lack)}" if len(lack) <= 2 and len(methods) > 5 else ", ".join(fields)
-
-
-def replaced(readme: str) -> str:
-    """The README's text with the table as it is now. Raises ValueError if a marker is missing."""
-    head, found, rest = readme.partition(BEGIN)
-    _, ended, tail = rest.partition(END)
-    if not found or not ended:
-        raise ValueError(f"README.md lacks the line {BEGIN if not found else END}")
-    return f"{head}{BEGIN}\n{table()}\n{END}{tail}"
+def _listed(keys: Iterable[str]) -> str:
+    return ", ".join(f"`{key}`" for key in keys)
 
 
 def main() -> int:
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--check", action="store_true", help="write nothing; exit code 1 if the table is out of date")
-    args = ask.parse_args()
-    before = README.read_text(encoding="utf-8")
-    after = replaced(before)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if the page is out of date")
+    args = parser.parse_args()
+    text = page()
     if args.check:
-        return int(before != after)
-    README.write_text(after, encoding="utf-8")
+        return int(not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text)
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(text, encoding="utf-8")
     return 0
 
 

@@ -14,7 +14,7 @@ from models.settings.rates import RoutedSettings
 
 
 class ExpertSettings(RoutedSettings):
-    """Keys of the experts themselves: how large, how many, and where in a block they act."""
+    """Experts. How large, how many, and where in a block they act."""
 
     ffn_num: int = Field(16, ge=1, le=4096, description="rank of a new expert")
     num_experts: int = Field(8, ge=1, le=64, description="most experts in a layer; the first task brings one")
@@ -44,7 +44,7 @@ class ExpertSettings(RoutedSettings):
 
 
 class NoveltySettings(ExpertSettings):
-    """Keys that decide whether a task gets an expert of its own."""
+    """Novelty. Whether a task gets a new expert."""
 
     novelty_threshold_mode: Literal["fixed", "adaptive", "calibrated"] = Field(
         "calibrated",
@@ -87,7 +87,7 @@ class NoveltySettings(ExpertSettings):
 
 
 class GateSettings(ExpertSettings):
-    """Keys of the router that mixes the experts, and of when an expert is mature enough to be left out."""
+    """Router and gates. How experts are mixed, and when an expert is mature enough to be left out."""
 
     train_columns: Literal["trained", "all"] = Field(
         "trained",
@@ -157,7 +157,7 @@ class GateSettings(ExpertSettings):
 
 
 class LifeSettings(ExpertSettings):
-    """Keys of what happens to an expert after its birth: distillation, growing rank, freezing, merging."""
+    """Life of an expert. What happens after it was added: distillation, rank growth, freezing, merging."""
 
     distill_coef: float = Field(
         0.0, ge=0, le=1000, description="weight of staying at the previous model's output while mature experts learn"

@@ -12,7 +12,7 @@ from utils.config.schema import Trained
 
 
 class NestedSettings(Trained):
-    """Keys of slow and fast adapters, of what merges them, and of rates by parameter group."""
+    """Slow and fast adapters. The time scales, how they are merged, and the rate of each parameter group."""
 
     head_lr: float | None = Field(None, gt=0, le=100, description="learning rate of the head; null: init_lr")
     nested_lora_rank: int = Field(16, ge=1, le=4096, description="rank of each slow and each fast adapter")
@@ -162,7 +162,7 @@ class NestedSettings(Trained):
 
 
 class SharedAdapterSettings(NestedSettings, LayerSettings):
-    """Keys of methods with one nested adapter a layer that all tasks share. SEMA's keys that their files carry never act."""
+    """One nested adapter a layer, shared by all tasks. SEMA's keys in the files of these methods have no effect."""
 
     ignored: ClassVar[frozenset[str]] = frozenset(
         {"ffn_adapter_type", "ffn_num", "func_epoch", "rd_epoch", "rd_lr", "rd_dim", "buffer_size"}

@@ -14,7 +14,7 @@ from utils.config.schema import Trained
 
 
 class PromptSettings(Trained):
-    """Keys of a prompt method's optimizer. Its optimizer is new in every task, its backbone one and the same."""
+    """Training of prompts. Every task starts with a new optimizer; the backbone stays the same."""
 
     ignored: ClassVar[frozenset[str]] = frozenset(
         {
@@ -43,7 +43,7 @@ class PromptSettings(Trained):
 
 
 class PoolSettings(PromptSettings):
-    """Keys of a pool of prompts from which an image's query selects."""
+    """A pool of prompts. An image's query selects some of the pool's prompts."""
 
     scheduler: Literal["constant", "cosine"] = Field(
         "constant", description="of the rate: constant, or a cosine to min_lr over the epochs of each task"

@@ -13,7 +13,7 @@ from utils.config.schema import Trained
 
 
 class TaskRateSettings(Trained):
-    """Keys of methods whose first task has passes and a rate of its own, in LAMDA-PILOT's names."""
+    """Epochs and rates of the first task. They may differ from those of later tasks; names of LAMDA-PILOT."""
 
     epochs: int = Field(20, ge=0, description="passes over each task")
     init_epoch: int | None = Field(None, ge=0, description="passes over the first task; null: epochs")
@@ -31,7 +31,7 @@ class TaskRateSettings(Trained):
 
 
 class SteppedSettings(Trained):
-    """Keys of methods whose rate falls in steps, in LAMDA-PILOT's names."""
+    """Rates that fall in steps. Names of LAMDA-PILOT."""
 
     milestones: tuple[int, ...] | None = Field(
         None,
@@ -47,7 +47,7 @@ class SteppedSettings(Trained):
 
 
 class LayerSettings(Trained):
-    """Keys of methods that train something in a range of layers, shared by all tasks."""
+    """Adapted layers. The method trains something in a range of layers, shared by all tasks."""
 
     epochs: int = Field(20, ge=0, description="passes over each task")
     adapt_start_layer: int | None = Field(
@@ -60,7 +60,7 @@ class LayerSettings(Trained):
 
 
 class RoutedSettings(LayerSettings):
-    """Keys of methods whose experts are gated by a learned router."""
+    """Learned routers. A router gates the experts of each layer."""
 
     routing_controls: bool = Field(
         True,

@@ -19,7 +19,8 @@ SESSION_KEYS = (
 
 
 class SessionSettings(Trained):
-    """Keys of methods that train one AdaptFormer adapter in every layer, with a cosine head that is dropped afterwards."""
+    """Adapters of the first task. One AdaptFormer adapter in every layer, trained with a cosine head that is dropped
+    afterwards."""
 
     ffn_num: int = Field(64, ge=1, le=4096, description="rank of the adapter in each layer")
     ffn_adapter_scalar: float = Field(

@@ -6,14 +6,13 @@ import pytest
 
 import models
 from benchmarks import leaderboard
-from commands import keys, verify
+from commands import verify
 from utils.config.strict_json import read_json
 
 README = (leaderboard.ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_readmes_tables_are_up_to_date():
-    assert keys.replaced(README) == README, "python -m commands.keys"
+def test_the_readmes_table_is_up_to_date():
     assert leaderboard.replaced(README) == README, "python -m benchmarks.leaderboard --collect logs"
 
 
