@@ -1,1 +1,4 @@
-"""Slow studies run by hand, each with its results beside it: `python -m benchmarks.<name>`."""
+"""Slow studies run by hand, each with its results beside it: `python -m benchmarks.<name>`.
+
+May import everything of the program; never imported by it.
+"""

@@ -1,3 +1,4 @@
 """What each flag of main.py does, one file a command, named as its flag.
 
-May import everything below: models, backbone, utils. Only main.py imports it."""
+May import everything but main.py: models, backbone, utils; never main.py, which alone imports commands.
+"""

@@ -1,4 +1,8 @@
-"""Finds methods by file name: `models/<name>.py` holds a `Settings` and a `Learner`, nothing is registered anywhere."""
+"""The methods, one file each: `models/<name>.py` holds a `Settings` and a `Learner` and is found by its name.
+
+May import models.learner, models.families, models.settings, backbone with its packages, utils.config, utils.data,
+utils.process and utils.text; never another method, utils.run, the report or a command.
+"""
 
 from __future__ import annotations
 

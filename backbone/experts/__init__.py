@@ -1,3 +1,4 @@
 """Several experts in one layer: routers, their losses, mixtures, descriptors and novelty.
 
-May import backbone.adapters, the ViT and utils; never heads, prompts or models."""
+May import backbone.adapters, the ViT of backbone/ and utils.process; never heads, prompts or models.
+"""

@@ -1,3 +1,4 @@
 """What turns features into class scores: linear, nearest mean, ridge, Gaussians, subspaces.
 
-May import the ViT of backbone/ and utils; never adapters, experts, prompts or models."""
+May import the ViT of backbone/ and utils.process; never adapters, experts, prompts or models.
+"""

@@ -1,3 +1,5 @@
-"""Many runs side by side: rows, paired tables, the comparison page.
+"""Many runs side by side: rows, paired tables, plots, the comparison page.
 
-May import utils.report, utils.evaluation, utils.run and below."""
+May import utils.report, utils.evaluation, utils.run, utils.config, utils.files and utils.text; never engines,
+backbone, models or commands.
+"""

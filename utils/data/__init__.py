@@ -2,6 +2,8 @@
 
 Importing this module brings in neither torch nor torchvision nor scikit-learn nor matplotlib, because the
 configuration is checked against `DATASETS` before any heavy import.
+
+May import utils.files, utils.process and utils.text; never the experiment's configuration, backbone, models or commands.
 """
 
 from __future__ import annotations

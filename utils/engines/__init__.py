@@ -1,9 +1,11 @@
 """Where the runs of a sweep go (`--engine`): this machine, SLURM or Ray; and what a node of a cluster does with one run.
 
 Every engine has `run(jobs, at_once, accuracy_of)` as utils/engines/jobs.py. A run is the same command in the same run
-folder on each,
-so what is finished is skipped and what was interrupted goes on, whichever engine is asked next. A node says how its command
-ended in a file beside the console's: both machines see it, and no word of a scheduler has to be trusted.
+folder on each, so the next call skips what is finished and continues what was interrupted, whichever engine it names. A
+node writes the exit code of its command into a file beside the console's: both machines see it, and no state that a
+scheduler reports has to be trusted.
+
+May import utils.config, utils.files and utils.text; never the report, backbone, models or commands.
 """
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
-"""Files that are there whole or not at all, and locks on folders.
+"""Files that are complete or absent, and locks on folders.
 
-May import utils.text alone."""
+May import utils.text; never anything else of the project.
+"""

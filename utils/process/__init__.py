@@ -1,3 +1,4 @@
 """This process: seeds, device, ranks, signals, stopwatch. The only global state of the program.
 
-May import nothing else of the project but utils.text."""
+May import utils.text; never anything else of the project.
+"""

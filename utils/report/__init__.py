@@ -1,3 +1,5 @@
 """One run shown to people: console tables, plots, and the page report.html.
 
-May import utils.run, utils.evaluation and what lies below; never compare or engines."""
+May import utils.run, utils.evaluation, utils.config, utils.files, utils.process and utils.text; never utils.compare,
+utils.engines, backbone, models or commands.
+"""
