@@ -22,11 +22,14 @@ SettingsOf = Callable[[str], type[Experiment]]
 
 def digest(settings: Mapping[str, Any], settings_of: SettingsOf) -> str:
     """12 hex digits over the settings that decide numbers and are not at their default, so that new keys do not age cards."""
-    fields = settings_of(str(settings["model_name"])).model_fields
+    schema = settings_of(str(settings["model_name"]))
+    fields = schema.model_fields
     kept = {}
     for key, value in settings.items():
         default = fields[key].get_default() if key in fields and not fields[key].is_required() else ...
-        if key not in NOT_HASHED and value != (list(default) if isinstance(default, tuple) else default):
+        if key not in NOT_HASHED | schema.only.keys() and value != (
+            list(default) if isinstance(default, tuple) else default
+        ):
             kept[key] = value
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -72,21 +72,16 @@ class Settings(SharedAdapterSettings):
 
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()
-        silent = {
-            "moe_mode task": ("moe_val_ratio", "moe_loss", "moe_reset", "fast_lr_multipliers")
-            if self.moe_mode == "task"
-            else (),
-            "selection_split test": ("moe_val_ratio",) if self.selection_split == "test" else (),
-            "nested_lora_use_consolidation false": () if self.nested_lora_use_consolidation else ("moe_reset",),
-        }
-        for why, keys in silent.items():
-            if given := [key for key in keys if self.is_set(key)]:
-                yield f"these keys do not act with {why}: {', '.join(given)}"
+        keys = ("moe_val_ratio", "moe_loss", "moe_reset", "fast_lr_multipliers")
+        yield from self.has_no_effect("moe_mode task", self.moe_mode == "task", *keys)
+        yield from self.has_no_effect("selection_split test", self.selection_split == "test", "moe_val_ratio")
+        merges = self.nested_lora_use_consolidation
+        yield from self.has_no_effect("nested_lora_use_consolidation false", not merges, "moe_reset")
         if self.moe_val_ratio > 0.5 and self.moe_mode == "parallel" and self.selection_split != "test":
             yield f"moe_val_ratio {self.moe_val_ratio:g}: more images are held out to select on than are trained on"
         fresh = self.nested_lora_use_consolidation and self.nested_lora_consolidation_interval == 1
         if self.moe_eval == "sum" and self.moe_reset == "all" and self.moe_mode == "parallel" and fresh:
-            yield "moe_eval sum does not act with moe_reset all: after each merge every fast expert has output 0"
+            yield "moe_eval sum has no effect with moe_reset all: after each merge every fast expert has output 0"
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()

@@ -5,7 +5,7 @@ Imports nothing heavy, so that bad input is refused before torch is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field
@@ -33,11 +33,6 @@ class ExpertSettings(RoutedSettings):
                 ("lora_target",),
                 f"lora_target: a list of different layers among qkv, proj, fc1, fc2 or null is expected; got {list(targets)}",
             )
-
-    def _without_effect(self, why: str, keys: Iterable[str]) -> Iterator[str]:
-        """A line on those of `keys` that were given all the same."""
-        if given := [key for key in keys if self.is_set(key)]:
-            yield f"these keys do not act with {why}: {', '.join(given)}"
 
     def _named(self, *starts: str) -> list[str]:
         return [key for key in type(self).model_fields if key.startswith(starts)]
@@ -75,15 +70,13 @@ class NoveltySettings(ExpertSettings):
         mode = self.novelty_threshold_mode
         acting = {"adaptive": "novelty_delta", "calibrated": "novelty_quantile"}
         silent = [key for kind, key in acting.items() if kind != mode]
-        yield from self._without_effect(f"novelty_threshold_mode {mode}", silent)
+        yield from self.has_no_effect(f"novelty_threshold_mode {mode}", True, *silent)
         if mode == "calibrated" and self.is_set("novelty_threshold"):
             yield "novelty_threshold acts with novelty_threshold_mode calibrated only while no task had two classes"
-        if not self.novelty_confidence:
-            yield from self._without_effect("novelty_confidence 0", ["novelty_resamples"])
-        if self.num_experts == 1:
-            yield from self._without_effect("num_experts 1", self._named("novelty_"))
-        elif not self.grow_experts:
-            yield from self._without_effect("grow_experts false", self._named("novelty_"))
+        yield from self.has_no_effect("novelty_confidence 0", not self.novelty_confidence, "novelty_resamples")
+        why = "num_experts 1" if self.num_experts == 1 else "grow_experts false"
+        grows = self.num_experts > 1 and self.grow_experts
+        yield from self.has_no_effect(why, not grows, *self._named("novelty_"))
 
 
 class GateSettings(ExpertSettings):
@@ -128,11 +121,11 @@ class GateSettings(ExpertSettings):
         yield from super().remarks()
         if not self.use_moe_routing:
             silent = [*self._named("router_", "maturity_", "top_k"), "train_columns"]
-            yield from self._without_effect("use_moe_routing false", silent)
+            yield from self.has_no_effect("use_moe_routing false", True, *silent)
         elif self.num_experts == 1:
-            yield from self._without_effect("num_experts 1", [*self._named("router_"), "train_columns"])
+            yield from self.has_no_effect("num_experts 1", True, *self._named("router_"), "train_columns")
         elif self.maturity_tasks is None and self.maturity_steps is None:
-            yield from self._without_effect("maturity_tasks and maturity_steps null", ["top_k_experts"])
+            yield from self.has_no_effect("maturity_tasks and maturity_steps null", True, "top_k_experts")
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()
@@ -187,17 +180,17 @@ class LifeSettings(ExpertSettings):
 
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()
-        if not self.distill_coef:
-            yield from self._without_effect("distill_coef 0", ["distill_on"])
-        if self.expert_rank_max is None:
-            yield from self._without_effect("expert_rank_max null", self._named("rank_growth_"))
-        elif self.epochs <= self.plateau_epochs:
+        yield from self.has_no_effect("distill_coef 0", not self.distill_coef, "distill_on")
+        yield from self.has_no_effect(
+            "expert_rank_max null", self.expert_rank_max is None, *self._named("rank_growth_")
+        )
+        if self.expert_rank_max is not None and self.epochs <= self.plateau_epochs:
             yield f"no rank ever grows: {self.epochs} epochs cannot show a stall over plateau_epochs {self.plateau_epochs}"
         given = [key for key in self._named("plateau_") if self.is_set(key)]
         if self.freeze_on_convergence and given and self.epochs <= self.plateau_epochs and self.expert_rank_max is None:
             yield f"no expert ever freezes: {self.epochs} epochs show no plateau over plateau_epochs {self.plateau_epochs}"
-        if not self.freeze_on_convergence and self.expert_rank_max is None:
-            yield from self._without_effect("freeze_on_convergence false", self._named("plateau_"))
+        unused = not self.freeze_on_convergence and self.expert_rank_max is None
+        yield from self.has_no_effect("freeze_on_convergence false", unused, *self._named("plateau_"))
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()

@@ -96,8 +96,7 @@ class NestedSettings(Trained):
             why = "nested_lora_use_consolidation false"
         elif self.nested_lora_consolidation_method == "ema" and self.nested_lora_consolidation_alpha == 1:
             yield "nested_lora_consolidation_alpha 1 with ema keeps fast alone: every merge throws slow away; 0.5 is usual"
-        if why and (given := [key for key in keys if self.is_set(key)]):
-            yield f"these keys do not act with {why}: {', '.join(given)}"
+        yield from self.has_no_effect(why, bool(why), *keys)
         if self.nested_lora_eval == "fast" and self.nested_lora_use_consolidation:
             yield (
                 "nested_lora_eval fast: right after a merge fast has output 0, so those tasks are scored without adapters; "
@@ -105,7 +104,7 @@ class NestedSettings(Trained):
             )
         every = self.nested_lora_update_interval_slow == 1 and self.nested_lora_level_intervals is None
         if self.nested_lora_skipped_gradients == "accumulate" and every:
-            yield "nested_lora_skipped_gradients does not act: with nested_lora_update_interval_slow 1 no step is skipped"
+            yield "nested_lora_skipped_gradients has no effect: with nested_lora_update_interval_slow 1 no step is skipped"
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()

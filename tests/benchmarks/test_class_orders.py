@@ -39,9 +39,9 @@ def test_a_given_order_is_taken(tmp_path, monkeypatch):
     [
         ({"class_order": [0, 1, 1]}, "class_order: each class number 0..n-1 is expected once"),
         ({"class_order": [0, 1, 2]}, "class_order: has 3 classes, digits has 10"),
-        ({"class_order": list(range(10)), "class_order_seed": 1}, "class_order_seed: does not act beside class_order"),
-        ({"class_order": list(range(10)), "shuffle": False}, "shuffle: does not act beside class_order"),
-        ({"class_order_seed": 1, "shuffle": False}, "class_order_seed: does not act beside shuffle false"),
+        ({"class_order": list(range(10)), "class_order_seed": 1}, "class_order_seed: has no effect beside class_order"),
+        ({"class_order": list(range(10)), "shuffle": False}, "shuffle: has no effect beside class_order"),
+        ({"class_order_seed": 1, "shuffle": False}, "class_order_seed: has no effect beside shuffle false"),
     ],
 )
 def test_an_order_that_makes_no_sense_is_refused(changes, fault, tmp_path, monkeypatch, capsys):

@@ -26,7 +26,7 @@ def test_contradictory_keys_are_refused_and_silent_ones_told():
     ]
     assert told(plateau_epochs=3) == ["no expert ever freezes: 2 epochs show no plateau over plateau_epochs 3"]
     assert told(**FIXED, novelty_delta=0.2, novelty_quantile=0.2) == [
-        "these keys do not act with novelty_threshold_mode fixed: novelty_delta, novelty_quantile"
+        "these keys have no effect with novelty_threshold_mode fixed: novelty_delta, novelty_quantile"
     ]
     assert "router_lr" in told(use_moe_routing=False, router_lr=0.1)[0]
     assert "distill_on" in told(distill_on="logits")[0]

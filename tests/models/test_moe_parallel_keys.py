@@ -39,11 +39,11 @@ def test_keys_that_do_not_act_are_told():
     told = list(
         toy_settings("moe_parallel", moe_mode="task", moe_val_ratio=0.2, fast_lr_multipliers=(1.0, 0.5, 0.2)).remarks()
     )
-    assert told == ["these keys do not act with moe_mode task: moe_val_ratio, fast_lr_multipliers"]
+    assert told == ["these keys have no effect with moe_mode task: moe_val_ratio, fast_lr_multipliers"]
     assert not list(toy_settings("moe_parallel", moe_val_ratio=0.2).remarks())
     (told,) = toy_settings("moe_parallel", moe_mode="task", moe_reset="winner").remarks()
-    assert told == "these keys do not act with moe_mode task: moe_reset"
+    assert told == "these keys have no effect with moe_mode task: moe_reset"
     (told,) = toy_settings("moe_parallel", nested_lora_use_consolidation=False, moe_reset="winner").remarks()
-    assert told == "these keys do not act with nested_lora_use_consolidation false: moe_reset"
+    assert told == "these keys have no effect with nested_lora_use_consolidation false: moe_reset"
     told = list(toy_settings("moe_parallel", selection_split="test", moe_val_ratio=0.2).remarks())
-    assert told == ["these keys do not act with selection_split test: moe_val_ratio"]
+    assert told == ["these keys have no effect with selection_split test: moe_val_ratio"]

@@ -133,7 +133,7 @@ def test_contradictions_are_refused_and_keys_that_do_not_act_are_told():
     assert faults(fixed_expert=3) == ["fixed_expert: 3 does not exist, experts are 0..2"]
     assert faults(router_lr=0.001, min_lr=0.01) == ["min_lr: 0.01 is above router_lr 0.001"]
     told = list(toy_settings("sparse_moe", fixed_routing="uniform", router_lr=0.1, expert_hidden=None).remarks())
-    assert told == ["these keys do not act with fixed_routing uniform: router_lr"]
+    assert told == ["these keys have no effect with fixed_routing uniform: router_lr"]
     keys = {"fixed_routing": "uniform", "top_k_experts": 1, "expert_capacity": 1.5, "expert_hidden": None}
     told = list(toy_settings("sparse_moe", **keys).remarks())
     assert [line.rpartition(": ")[2] for line in told] == ["top_k_experts", "expert_capacity"]

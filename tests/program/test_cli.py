@@ -141,7 +141,8 @@ def test_logs_are_separate_and_free_of_control_codes(finished):
         assert own.name in text and other.name not in text
         assert not CONTROL.search(text)
         assert (
-            "after task 3/3" in text and text.count("these keys never act for sema and are ignored: memory_size") == 1
+            "after task 3/3" in text
+            and text.count("these keys have no effect for sema and are ignored: memory_size") == 1
         )
     assert not CONTROL.search(printed) and not CONTROL.search(errors)
 
@@ -390,7 +391,7 @@ def test_check_shows_defaults_tasks_and_parameters(tiny, capsys):
     assert "10 classes in 3 tasks, class order of seed 1993" in shown
     assert re.search(r"^    1:   4 classes  4 2 7 6$", shown, re.MULTILINE)
     assert re.search(r"[\d,]+  task 1: one adapter a layer", shown)
-    assert "note: these keys never act for sema and are ignored: memory_size" in shown
+    assert "note: these keys have no effect for sema and are ignored: memory_size" in shown
 
 
 def test_output_into_a_closed_pipe_is_no_error():

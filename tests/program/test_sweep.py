@@ -82,7 +82,7 @@ def test_arms_may_change_the_method_and_leave_its_keys_behind(tmp_path):
     away = load(tmp_path, [{}, {"model_name": "simplecil"}], model_name="finetune", epochs=3, init_lr=0.1).cells[1]
     assert away.resolved.notes == (
         "keys of finetune that simplecil does not have are left out: epochs, init_lr",
-        "these keys do not act with simplecil, which trains nothing: batch_size",
+        "these keys have no effect with simplecil, which trains nothing: batch_size",
     )
     assert away.values.keys() == BASE.keys()
 

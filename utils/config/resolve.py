@@ -44,8 +44,8 @@ class Resolved:
     @cached_property  # a sweep asks for it with every run
     def hash(self) -> str:
         """12 hex digits of SHA-256 over all settings that decide a run's numbers, the seed apart."""
-        kept = {k: v for k, v in self.values.items() if k not in NOT_HASHED and LATER.get(k, ...) != v}
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+        deciding = {k: v for k, v in self.values.items() if k not in NOT_HASHED and LATER.get(k, ...) != v}
+        return hashlib.sha256(json.dumps(self.settings.only | deciding, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def resolve(
@@ -71,7 +71,7 @@ def resolve(
     dropped = sorted(k for k in values if k in (NEVER_ACTED | schema.ignored) and k not in schema.model_fields)
     given = {k: v for k, v in values.items() if k not in dropped}
     if not known:  # the method's own keys cannot be judged, the common ones can
-        union = {k for m in methods for k in settings_of(m).model_fields} | set(schema.model_fields)
+        union = {k for m in methods for k in settings_of(m).accepted_keys()} | schema.accepted_keys()
         found += [f"{k or shown(k)}: unknown key{nearest(k, union)}" for k in given if k not in union]
         given = {k: v for k, v in given.items() if k in schema.model_fields}
 
@@ -95,7 +95,7 @@ def resolve(
         found += [fault for keys, fault in checks if not bad.intersection(keys)]
     if found or settings is None:
         raise ConfigError(source, list(dict.fromkeys(found)))
-    ignored = [f"these keys never act for {method} and are ignored: {', '.join(dropped)}"] if dropped else []
+    ignored = [f"these keys have no effect for {method} and are ignored: {', '.join(dropped)}"] if dropped else []
     return Resolved(settings, frozenset(given), (*notes, *ignored, *settings.remarks()))
 
 
@@ -137,8 +137,10 @@ EXPECTED = {
 def _explain(item: Any, value: Any, schema: Schema, method: str, others: Mapping[str, Schema]) -> str:
     """One pydantic error as one line for the user."""
     key, kind = str(item["loc"][0]), item["type"]
+    if key in schema.only:
+        return f"{key}: {method} implements only {shown(schema.only[key])}; got {shown(value)}"
     if kind == "extra_forbidden":
-        owners = [name for name, other in others.items() if key in other.model_fields]
+        owners = [name for name, other in others.items() if key in other.accepted_keys()]
         belongs = f" of {method}, it belongs to {', '.join(owners)}" if owners else ""
         return f"{key or shown(key)}: unknown key{belongs}{nearest(key, schema.model_fields)}"
     meaning = schema.model_fields[key].description or "see the method's file"

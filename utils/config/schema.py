@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from utils.text import shown
 
@@ -45,6 +45,11 @@ def _as_device(value: Any) -> Any:
     return value
 
 
+def _same(value: Any, other: Any) -> bool:
+    """Equality as JSON has it: true is not 1, and 1 is not 1.0."""
+    return type(value) is type(other) and value == other
+
+
 class Card(BaseModel):
     """The numbers an experiment is known to give, see commands/verify.py."""
 
@@ -59,7 +64,12 @@ class Experiment(BaseModel):
     """Keys every method understands."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
-    ignored: ClassVar[frozenset[str]] = frozenset()  # keys of other programs' files that never act for this method
+    # Keys of other programs' files that have no effect for this method: accepted, and named in one note.
+    ignored: ClassVar[frozenset[str]] = frozenset()
+    # Keys of other programs' files of which this method implements one value: any other is refused. They are no fields, so
+    # no key table and no config.json has them, but the settings hash includes them. A subclass extends its base's:
+    # `only: ClassVar[dict[str, Any]] = PoolSettings.only | {"same_key_value": False}`.
+    only: ClassVar[dict[str, Any]] = {}
 
     about: str = Field("", description="what the experiment is: source, what it shows, expected number, time, hardware")
     expected: Card | None = Field(
@@ -187,6 +197,19 @@ class Experiment(BaseModel):
         "past training images per task",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_only(cls, values: Any) -> Any:
+        """Drops the keys of `only` that have their one value; one with another value stays, and is refused as unknown."""
+        if not isinstance(values, dict):
+            return values
+        return {key: value for key, value in values.items() if key not in cls.only or not _same(value, cls.only[key])}
+
+    @classmethod
+    def accepted_keys(cls) -> frozenset[str]:
+        """Every key a file of this method may have, apart from those in `ignored`."""
+        return frozenset(cls.model_fields) | cls.only.keys()
+
     @field_validator("*", mode="before")
     @classmethod
     def _as_tuple(cls, value: Any) -> Any:
@@ -208,13 +231,13 @@ class Experiment(BaseModel):
         return {key: list(value) if isinstance(value, tuple) else value for key, value in known.items()}
 
     def remarks(self) -> Iterator[str]:
-        """Lines on given keys that do not act beside the others; harmless, so no faults, but never silent."""
+        """Notes on keys that are set but have no effect beside the others: no faults, but never silent."""
         yield from ()
 
     def has_no_effect(self, why: str, holds: bool, *keys: str) -> Iterator[str]:
-        """For `remarks`: where `holds`, a line on those of `keys` that are given."""
-        if holds and (given := [key for key in keys if self.is_set(key)]):
-            yield f"these keys do not act with {why}: {', '.join(given)}"
+        """For `remarks`: if `holds`, one note naming those of `keys` that are set; `why` is the key and value at fault."""
+        if holds and (idle := [key for key in keys if self.is_set(key)]):
+            yield f"these keys have no effect with {why}: {', '.join(idle)}"
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         """Yields (keys involved, fault) for rules that span several keys. Skipped when one of the keys is itself faulty."""
@@ -240,12 +263,12 @@ class Experiment(BaseModel):
                 if self.is_set(key):
                     yield (
                         ("class_order", key),
-                        f"{key}: does not act beside class_order, which is the order; leave one out",
+                        f"{key}: has no effect beside class_order, which is the order; leave one out",
                     )
         elif not self.shuffle and self.class_order_seed is not None:
             yield (
                 ("class_order_seed", "shuffle"),
-                "class_order_seed: does not act beside shuffle false, which keeps the natural order; leave one out",
+                "class_order_seed: has no effect beside shuffle false, the natural order; leave one out",
             )
         if (self.data_path is not None) != (self.dataset == "folder"):
             yield ("data_path", "dataset"), "data_path: is needed by, and only by, dataset 'folder'"

@@ -175,13 +175,13 @@ def apply(
     merged, notes = {**values, **arm}, []
     method, before = str(merged.get("model_name")), str(values.get("model_name"))
     if method != before and method in methods and before in methods:
-        known, others = settings_of(method).model_fields, settings_of(before).model_fields
+        known, others = settings_of(method).accepted_keys(), settings_of(before).accepted_keys()
         own = [k for k in values if k in others and k not in known and k not in arm]
         merged = {k: v for k, v in merged.items() if k not in own}
         if own:
             notes.append(f"keys of {before} that {method} does not have are left out: {', '.join(own)}")
-    fields = settings_of(method).model_fields if method in methods else {}
-    return {k: v for k, v in merged.items() if not (k in fields and k in arm and v is None)}, notes
+    known = settings_of(method).accepted_keys() if method in methods else frozenset()
+    return {k: v for k, v in merged.items() if not (k in known and k in arm and v is None)}, notes
 
 
 def _twins(cells: Sequence[Cell]) -> list[str]:

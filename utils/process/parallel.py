@@ -85,7 +85,7 @@ def start(name: str = "auto") -> tuple[torch.device, str | None]:
                 "--device cpu"
             )
         if name.startswith("cuda:"):
-            warning = f"device '{name}' does not act under torchrun: each process takes the GPU of its own number"
+            warning = f"device '{name}' has no effect under torchrun: each process takes the GPU of its own number"
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)

@@ -326,7 +326,7 @@ def test_pilots_files_load(method):
     values |= {"model_name": method, "init_cls": 10, "increment": 10, "backbone_type": f"vit_base_patch16_224_{method}"}
     how = {"settings_of": models.settings_of, "methods": models.available(), "backbones": catalogue.names}
     resolved = resolve(values, source="x", **how)
-    (note,) = [text for text in resolved.notes if "never act" in text]
+    (note,) = [text for text in resolved.notes if "no effect for" in text]
     assert "reinit_optimizer" in note and "freeze" in note
     assert resolved.settings.optimizer == "adam" and resolved.settings.tuned_epoch == 5
 

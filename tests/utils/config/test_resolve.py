@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import pytest
 
@@ -65,7 +66,7 @@ def test_sema_cl_files_load_unchanged(name, tmp_path):
     values, faults = read_json(path)
     found = resolve(values, faults)
     assert found.notes == (
-        "these keys never act for sema and are ignored: "
+        "these keys have no effect for sema and are ignored: "
         "fixed_memory, memory_per_class, memory_size, prompt_token_num, vpt_type",
     )
     for key, value in (SEMA_CL | SIX[name]).items():
@@ -211,6 +212,52 @@ def test_folder_needs_its_path_and_counts_its_classes(tmp_path):
     folder = {"dataset": "folder", "data_path": str(tmp_path)}
     resolve(GOOD | folder | {"init_cls": 3})
     assert "has only 3" in faults_of(**folder, init_cls=4)[0]
+
+
+class Pair:
+    """Settings with two keys of one legal value: once as fields, once as `only`."""
+
+    class Fields(config.Experiment):
+        use_pool: Literal[True] = True
+        layout: Literal["plain"] = "plain"
+        width: int = 3
+
+    class Only(config.Experiment):
+        only: ClassVar[dict[str, Any]] = config.Experiment.only | {"use_pool": True, "layout": "plain"}
+        width: int = 3
+
+
+def resolve_as(schema, **changes):
+    """`changes` resolved where the method `one` has `schema` and the method `two` has no keys beside the common ones."""
+    return config_resolve.resolve(
+        GOOD | {"model_name": "one"} | changes,
+        source="x.json",
+        settings_of={"one": schema, "two": config.Experiment}.__getitem__,
+        methods=["one", "two"],
+        backbones=catalogue.names,
+    )
+
+
+def test_a_key_with_one_legal_value_is_accepted_refused_otherwise_and_no_field():
+    resolved = resolve_as(Pair.Only, use_pool=True, layout="plain", width=4)
+    assert resolved.settings.width == 4 and resolved.notes == ()
+    assert resolved.values.keys() == config.Experiment.model_fields.keys() | {"width"}
+    with pytest.raises(ConfigError) as caught:
+        resolve_as(Pair.Only, use_pool=1, layout="mixed", width=4)
+    assert caught.value.faults == [
+        "use_pool: one implements only true; got 1",
+        'layout: one implements only "plain"; got "mixed"',
+    ]
+    with pytest.raises(ConfigError, match="use_pool: unknown key of two, it belongs to one"):
+        resolve_as(Pair.Only, model_name="two", use_pool=True)
+    with pytest.raises(ConfigError) as caught:
+        resolve_as(Pair.Only, model_name="three", use_pool=True)
+    assert len(caught.value.faults) == 1  # the method is unknown, its key is not
+
+
+def test_the_settings_hash_is_the_same_whether_a_key_is_a_field_or_only():
+    assert resolve_as(Pair.Only).hash == resolve_as(Pair.Fields).hash == resolve_as(Pair.Only, layout="plain").hash
+    assert resolve_as(Pair.Only, width=4).hash == resolve_as(Pair.Fields, width=4).hash != resolve_as(Pair.Only).hash
 
 
 def test_settings_cannot_be_changed():
@@ -367,8 +414,8 @@ def test_a_broken_method_file_is_named(text, words, method_file):
         ("simplecil", {"batch_size": 8}, "simplecil, which trains nothing: batch_size"),
     ],
 )
-def test_keys_that_do_not_act_are_named(method, keys, why):
+def test_keys_without_effect_are_named(method, keys, why):
     found = resolve({"model_name": method, "dataset": "digits", "init_cls": 2, "increment": 2} | keys)
-    assert found.notes == (f"these keys do not act with {why}",)
+    assert found.notes == (f"these keys have no effect with {why}",)
     acting = resolve({"model_name": method, "dataset": "digits", "init_cls": 2, "increment": 2})
     assert acting.notes == ()
