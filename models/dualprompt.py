@@ -9,7 +9,7 @@ choice of its own and the keys and values that were meant. Shapes: B batch, D wi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -26,6 +26,15 @@ from utils.data.tasks import Task
 class Settings(PoolSettings):
     """Defaults are LAMDA-PILOT's for CIFAR-100, its vote over the batch and its scrambled layout apart."""
 
+    only: ClassVar[dict[str, Any]] = PoolSettings.only | {
+        "use_g_prompt": True,  # g_prompt_layer_idx [] leaves G-prompts out
+        "use_e_prompt": True,
+        "use_prefix_tune_for_g_prompt": True,
+        "use_prefix_tune_for_e_prompt": True,
+        "same_key_value": False,
+        "head_type": "token",
+    }
+
     tuned_epoch: int = Field(5, ge=0, description="passes over each task")
     top_k: int = Field(1, ge=1, le=1000, description="E-prompts chosen for an image, one after the other in the prefix")
     use_prompt_mask: bool = Field(
@@ -35,7 +44,9 @@ class Settings(PoolSettings):
         True, description="a task's E-prompts of the mask start as copies of those of the task before"
     )
     g_prompt_length: int = Field(5, ge=1, le=1000, description="length of a G-prompt")
-    g_prompt_layer_idx: tuple[int, ...] = Field((0, 1), description="blocks that read a G-prompt, counted from 0")
+    g_prompt_layer_idx: tuple[int, ...] = Field(
+        (0, 1), description="blocks that read a G-prompt, counted from 0; []: none"
+    )
     e_prompt_layer_idx: tuple[int, ...] = Field(
         (2, 3, 4), min_length=1, description="blocks that read the chosen E-prompts, counted from 0"
     )
@@ -44,13 +55,6 @@ class Settings(PoolSettings):
         description="hand keys and values of E-prompts to other samples of the batch, as LAMDA-PILOT by a reshape that mixes "
         "up axes: a prediction then depends on its place in the batch",
     )
-
-    use_g_prompt: Literal[True] = Field(True, description="LAMDA-PILOT's key; without: g_prompt_layer_idx []")
-    use_e_prompt: Literal[True] = Field(True, description="LAMDA-PILOT's key; only this form is built")
-    use_prefix_tune_for_g_prompt: Literal[True] = Field(True, description="LAMDA-PILOT's key; only this form is built")
-    use_prefix_tune_for_e_prompt: Literal[True] = Field(True, description="LAMDA-PILOT's key; only this form is built")
-    same_key_value: Literal[False] = Field(False, description="LAMDA-PILOT's key; only this form is built")
-    head_type: Literal["token"] = Field("token", description="what the head reads: the backbone's own pooling")
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()

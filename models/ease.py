@@ -28,12 +28,19 @@ class Settings(SessionSettings):
     """The authors' keys, LAMDA-PILOT's too. What its other values do is not built: those are refused."""
 
     ignored: ClassVar[frozenset[str]] = frozenset({"pretrained", "adapter_num"})
+    only: ClassVar[dict[str, Any]] = SessionSettings.only | {
+        "scheduler": "cosine",  # from init_lr to min_lr, stepped once an epoch
+        "recalc_sim": True,  # all missing prototypes are filled in again after every task
+        "use_reweight": True,  # subspaces are weighted by alpha and beta
+        "use_diagonal": False,  # a variant of the original
+        "use_old_data": False,  # true keeps old images
+        "moni_adam": False,  # true stops adding adapters
+    }
 
     # wider than Trained's: each method's adam is that of its original
     optimizer: Literal["sgd", "adam", "adamw"] = Field(  # type: ignore[assignment]
         "sgd", description="sgd (momentum 0.9); adam, here with the decay in its gradient as in the original; or adamw"
     )
-    scheduler: Literal["cosine"] = Field("cosine", description="from init_lr to min_lr, stepped once an epoch")
     init_epochs: int = Field(20, ge=0, description="passes over the first task")
     later_epochs: int | None = Field(
         None,
@@ -56,11 +63,6 @@ class Settings(SessionSettings):
     beta: float = Field(
         0.0, ge=0, le=1e6, description="weight of the score in the frozen model's subspace (use_init_ptm)"
     )
-    recalc_sim: Literal[True] = Field(True, description="all missing prototypes are filled in anew after every task")
-    use_reweight: Literal[True] = Field(True, description="subspaces are weighted by alpha and beta")
-    use_diagonal: Literal[False] = Field(False, description="true is a variant of the original that is not built here")
-    use_old_data: Literal[False] = Field(False, description="true, which keeps old images, is not built here")
-    moni_adam: Literal[False] = Field(False, description="true, which stops adding adapters, is not built here")
     head: Literal["ncm"] = Field("ncm", description="the method is its head: class means in all subspaces, reweighted")
 
     def remarks(self) -> Iterator[str]:

@@ -6,7 +6,7 @@ Imports nothing heavy, so that bad input is refused before torch is loaded.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -43,7 +43,14 @@ class PromptSettings(Trained):
 
 
 class PoolSettings(PromptSettings):
-    """A pool of prompts. An image's query selects some of the pool's prompts."""
+    """A pool of prompts. An image's query, its pooled feature without prompts, selects some of the pool's prompts."""
+
+    only: ClassVar[dict[str, Any]] = PromptSettings.only | {
+        "prompt_pool": True,
+        "prompt_key": True,
+        "prompt_key_init": "uniform",
+        "embedding_key": "cls",
+    }
 
     scheduler: Literal["constant", "cosine"] = Field(
         "constant", description="of the rate: constant, or a cosine to min_lr over the epochs of each task"
@@ -65,13 +72,6 @@ class PoolSettings(PromptSettings):
         False, description="a task's prompts of the mask start as copies of those of the task before"
     )
     shared_prompt_key: bool = Field(False, description="so do their keys")
-
-    prompt_pool: Literal[True] = Field(True, description="LAMDA-PILOT's key; only this form is built")
-    prompt_key: Literal[True] = Field(True, description="LAMDA-PILOT's key; only this form is built")
-    prompt_key_init: Literal["uniform"] = Field("uniform", description="LAMDA-PILOT's key; only this form is built")
-    embedding_key: Literal["cls"] = Field(
-        "cls", description="the query: the pooled feature of the backbone without prompts; only this form is built"
-    )
 
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()

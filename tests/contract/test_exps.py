@@ -1,13 +1,21 @@
 """Every shipped experiment loads, explains itself, passes --check here, and differs from its twin where it says so."""
 
+import ast
+import inspect
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import main
+import models
+from backbone import catalogue
+from commands import keys
 from utils import data
-from utils.config.strict_json import read_json
+from utils.config.resolve import resolve
+from utils.config.strict_json import ConfigError, read_json
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "exps").glob("*.json"))
@@ -86,3 +94,61 @@ def test_files_are_written_alike():
         text = path.read_text(encoding="utf-8")
         assert text.startswith('{\n  "about": ') and text.endswith("\n}\n"), path.name
         assert json.loads(text)
+
+
+def arms(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The settings of every cell of a file, as far as the file states them; of a grid all values of a key count as one."""
+    sweep = values.get("sweep", {})
+    for changes in sweep if isinstance(sweep, list) else [sweep]:
+        yield values | changes
+
+
+def stating_class(settings: type, key: str) -> type:
+    """The class that states this key of a method: the method's Settings, or one it shares with other methods."""
+    return next(cls for cls in settings.__mro__ if key in inspect.get_annotations(cls))
+
+
+# Keys of the data and of measuring, which are no choice of a method.
+DATA = {"data_root", "data_path", "test_ratio", "image_size", "class_order", "class_order_seed"}
+
+
+def test_every_key_of_a_method_has_a_user():
+    """A key is set by a shipped experiment or a benchmark, or it goes: those of the machine and of the data apart."""
+    settings = {name: models.settings_of(name) for name in models.available()}
+    used = set()
+    for path in FILES:
+        for arm in arms(read_json(path)[0]):
+            names = arm["model_name"] if isinstance(arm["model_name"], list) else [arm["model_name"]]
+            schemas = [settings[name] for name in names]
+            used |= {(stating_class(s, key), key) for s in schemas for key in arm if key in s.model_fields}
+    in_benchmarks = set()
+    for path in (ROOT / "benchmarks").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant | ast.keyword):
+                in_benchmarks.add(node.value if isinstance(node, ast.Constant) else node.arg)
+    unused = [
+        f"{key} of {name}"
+        for name, schema in settings.items()
+        for key in schema.model_fields
+        if not keys.is_machine_key(key)
+        and key not in DATA | in_benchmarks
+        and (stating_class(schema, key), key) not in used
+    ]
+    assert not unused, "write an exps/ablate_*.json that sweeps these keys, or remove them"
+
+
+@pytest.mark.parametrize("method", [m for m in models.available() if models.settings_of(m).only])
+def test_a_key_with_one_legal_value_is_accepted_with_it_alone(method):
+    schema = models.settings_of(method)
+    plain = {"model_name": method, "dataset": "digits", "init_cls": 2, "increment": 2}
+
+    def resolved(values):
+        known = {"methods": models.available(), "backbones": catalogue.names, "settings_of": models.settings_of}
+        return resolve(values, source="file", **known)
+
+    assert not schema.only.keys() & schema.model_fields.keys()
+    assert resolved(plain | schema.only).hash == resolved(plain).hash
+    for key, value in schema.only.items():
+        other = not value if isinstance(value, bool) else "other"
+        with pytest.raises(ConfigError, match=f"{key}: {method} implements only {json.dumps(value)}"):
+            resolved(plain | {key: other})

@@ -1,6 +1,6 @@
 """Where the runs of a sweep go (`--engine`): this machine, SLURM or Ray; and what a node of a cluster does with one run.
 
-Every engine has `run(jobs, at_once, accuracy_of)` as utils/engines/jobs.py. A run is the same command in the same run
+Every engine has `run(jobs, at_once, accuracy_of)` as utils/engines/local.py. A run is the same command in the same run
 folder on each, so the next call skips what is finished and continues what was interrupted, whichever engine it names. A
 node writes the exit code of its command into a file beside the console's: both machines see it, and no state that a
 scheduler reports has to be trusted.
@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-ENGINES = {"local": "utils.engines.jobs", "slurm": "utils.engines.slurm", "ray": "utils.engines.ray"}
+ENGINES = {"local": "utils.engines.local", "slurm": "utils.engines.slurm", "ray": "utils.engines.ray"}
 PACKAGES = {"slurm": "submitit", "ray": "ray"}
 
 
