@@ -2,9 +2,10 @@
 
 1. `--files` writes exps/leaderboard_<set>.json: a sweep whose arms are the files exps/<method>_<set>.json.
 2. `python main.py --config exps/leaderboard_<set>.json --jobs 2` runs it: 5 seeds, each with its own class order.
-3. `--collect OUT` takes the finished runs into benchmarks/leaderboard.jsonl, and makes from that file the tables in README.md
-   and, in each shipped file, the reproduction card (`expected`) and the figures that `about` ends with. Files in ALONE get
-   their card from `python main.py --config exps/<file>.json --out OUT`.
+3. `--collect OUT` copies the numbers of the finished runs into benchmarks/leaderboard.jsonl and writes everything that is
+   derived from that file: the tables of PAGES, and in each shipped file the reproduction card (`expected`) and the figures
+   at the end of `about`. Files in ALONE get their card from `python main.py --config exps/<file>.json --out OUT`.
+4. Without an option it writes the tables of PAGES again from benchmarks/leaderboard.jsonl.
 
 Budget, equal for all: one backbone and its weights, one augmentation, batches of 32, at most 10 (digits) or 5 (glyphs,
 fractals) passes over a task's images in each phase that trains on them (SEMA's descriptors, 20 passes over kept mean tokens,
@@ -16,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from utils.text import number
 
 ROOT = Path(__file__).resolve().parent.parent
 SETS = ("digits", "glyphs", "fractals")
-# files that have a card too, but no place in the table: each stands for a set of its own
+# files that have a card but no row in the table: each is the only one of its set
 ALONE = (
     "quickstart",
     "debug_moe_parallel",
@@ -41,8 +42,9 @@ ALONE = (
     "sparse_moe_domains",
 )
 SEEDS = [1993, 1994, 1995, 1996, 1997]
-KEPT = Path(__file__).with_suffix(".jsonl")
-MADE = "made by python -m benchmarks.leaderboard"
+RUNS = Path(__file__).with_suffix(".jsonl")
+WRITER = "written by python -m benchmarks.leaderboard"
+SHORT = ("joint", "ranpac", "sema", "l2p", "finetune")  # rows of the README's table, beside the best method
 COMMON = ("dataset", "init_cls", "increment", "seed", "backbone_type", "batch_size")
 # keys that bring back what the originals' code does and our defaults do not: exps/<method>_original_<set>.json set them
 ORIGINALS: dict[str, dict[str, Any]] = {
@@ -78,19 +80,19 @@ def sweep_file(name: str) -> dict[str, Any]:
     base = {k: v for k, v in files["simplecil"].items() if k in ("model_name", *COMMON)}
     arms = []
     for method in ("simplecil", *(m for m in files if m != "simplecil")):
-        own = {k: v for k, v in files[method].items() if k not in ("about", "expected", "prefix", "seed", "sweep")}
-        arms.append({"prefix": method, **{k: v for k, v in own.items() if k == "model_name" or base.get(k) != v}})
+        values = {k: v for k, v in files[method].items() if k not in ("about", "expected", "prefix", "seed", "sweep")}
+        arms.append({"prefix": method, **{k: v for k, v in values.items() if k == "model_name" or base.get(k) != v}})
     about = (
         f"Shows every method on {name} with its shipped settings, compared with the nearest class mean. Source: the files "
         f"exps/<method>_{name}.json, from which python -m benchmarks.leaderboard --files makes this one. Expected: the "
-        f"leaderboard in README.md. Time: hours on 2 CPU cores, no download; finished runs are never repeated."
+        f"table in docs/results.md. Time: hours on 2 CPU cores, no download; finished runs are never repeated."
     )
     return {"about": about, **base, "seed": SEEDS, "sweep": arms}
 
 
-def collect(out: Path, found: Iterable[Run]) -> list[Run]:
-    """The kept runs with the finished ones below `out`, which replace those of the same set, method and seed."""
-    runs = {(r["set"], r["method"], r["seed"]): r for r in found}
+def collect(out: Path, earlier: Iterable[Run]) -> list[Run]:
+    """The runs recorded earlier with the finished ones below `out`, which replace those of the same set, method and seed."""
+    runs = {(r["set"], r["method"], r["seed"]): r for r in earlier}
     for name in (*SETS, *ALONE):
         wanted = {verify.digest(_resolved(values), models.settings_of): m for m, values in shipped(name).items()}
         folder = f"leaderboard_{name}" if name in SETS else name
@@ -128,36 +130,59 @@ def _resolved(values: Mapping[str, Any]) -> dict[str, Any]:
 def table(runs: Iterable[Run]) -> str:
     """A Markdown row a method: its head; last and average accuracy on each set, mean ± std over the seeds; then, set by set,
     the last accuracy with the task known, the number of seeds and the seconds of a run."""
+    by = _by_method(runs)
+    columns = [f"{name} {what}" for name in SETS for what in ("last", "average")]
+    lines = [
+        f"| method | head | {' | '.join(columns)} | task known | n | seconds |",
+        "|---|---|" + "---:|" * (len(columns) + 3),
+    ]
+    for method, sets in by.items():
+        runs_of = [sets.get(name, []) for name in SETS]
+        cells = [_mean(group, key) for group in runs_of for key in ("last_accuracy", "average_accuracy")]
+        counts = ", ".join(str(len(group)) for group in runs_of)
+        known, seconds = (
+            ", ".join(number(summarise(r[key] for r in group).mean, digits) for group in runs_of)
+            for key, digits in (("task_oracle_accuracy", 1), ("seconds", 0))
+        )
+        lines.append(f"| {method} | {_heads(sets)} | {' | '.join(cells)} | {known} | {counts} | {seconds} |")
+    return "\n".join(lines)
+
+
+def short_table(runs: Iterable[Run]) -> str:
+    """A Markdown row for the best method and each of SHORT: its head, and its last accuracy on each set."""
+    by = _by_method(runs)
+    lines = [f"| method | head | {' | '.join(SETS)} |", "|---|---|" + "---:|" * len(SETS)]
+    for place, (method, sets) in enumerate(by.items()):
+        if place == 0 or method in SHORT:
+            cells = " | ".join(_mean(sets.get(name, []), "last_accuracy") for name in SETS)
+            best = " (highest mean)" if place == 0 else ""
+            lines.append(f"| `{method}`{best} | {_heads(sets)} | {cells} |")
+    return "\n".join(lines)
+
+
+def _by_method(runs: Iterable[Run]) -> dict[str, dict[str, list[Run]]]:
+    """Runs on SETS by method and set, the highest mean last accuracy first; without the originals' forms."""
     by: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
         if run["set"] in SETS and not run["method"].endswith("_original"):
             by.setdefault(run["method"], {}).setdefault(run["set"], []).append(run)
-    head = [f"{name} {what}" for name in SETS for what in ("last", "average")]
-    lines = [
-        f"| method | head | {' | '.join(head)} | task known | n | seconds |",
-        "|---|---|" + "---:|" * (len(head) + 3),
-    ]
 
     def mean_last(method: str) -> float:
         values = [r["last_accuracy"] for name in SETS for r in by[method].get(name, ())]
         return sum(values) / len(values)
 
-    for method in sorted(by, key=mean_last, reverse=True):
-        cells = []
-        for name in SETS:
-            for column in ("last_accuracy", "average_accuracy"):
-                summary = summarise(r[column] for r in by[method].get(name, ()))
-                spread = f" ± {number(summary.std, 1)}" if summary.std is not None else ""
-                cells.append(f"{number(summary.mean, 1)}{spread}")
-        own = [by[method].get(name, []) for name in SETS]
-        heads = ", ".join(dict.fromkeys(r["head"] for runs in own for r in runs))
-        counts = ", ".join(str(len(runs)) for runs in own)
-        known, seconds = (
-            ", ".join(number(summarise(r[key] for r in runs).mean, digits) for runs in own)
-            for key, digits in (("task_oracle_accuracy", 1), ("seconds", 0))
-        )
-        lines.append(f"| {method} | {heads} | {' | '.join(cells)} | {known} | {counts} | {seconds} |")
-    return "\n".join(lines)
+    return {method: by[method] for method in sorted(by, key=mean_last, reverse=True)}
+
+
+def _mean(runs: Iterable[Run], key: str) -> str:
+    """Mean ± standard deviation, in percent."""
+    summary = summarise(r[key] for r in runs)
+    return number(summary.mean, 1) + (f" ± {number(summary.std, 1)}" if summary.std is not None else "")
+
+
+def _heads(sets: Mapping[str, list[Run]]) -> str:
+    """The heads that a method's runs have, in the order of SETS."""
+    return ", ".join(dict.fromkeys(r["head"] for name in SETS for r in sets.get(name, ())))
 
 
 def departures(runs: Iterable[Run]) -> str:
@@ -185,7 +210,7 @@ def departures(runs: Iterable[Run]) -> str:
 
 
 def card(runs: list[Run]) -> dict[str, Any]:
-    """The reproduction card of one file from its kept runs, which share settings and weights."""
+    """The reproduction card of one file from its recorded runs, which share settings and weights."""
     assert len({(r["settings"], r["weights"]) for r in runs}) == 1, (
         "runs of other settings or weights: collect them anew"
     )
@@ -199,14 +224,14 @@ def card(runs: list[Run]) -> dict[str, Any]:
 
 
 def figures(runs: list[Run], seeds: list[int]) -> str:
-    """The end of a file's `about`: what its kept runs gave, and how long one takes. `seeds`: those the file asks for."""
+    """The end of a file's `about`: what its recorded runs gave, and how long one takes. `seeds`: those the file asks for."""
     last, average, seconds = (summarise(r[k] for r in runs) for k in ("last_accuracy", "average_accuracy", "seconds"))
     shown = [
         f"{word} {number(s.mean, 1)}" + (f" ± {number(s.std, 1)}" if s.std is not None else "")
         for word, s in (("last", last), ("average", average))
     ]
-    found = [r["seed"] for r in runs]
-    which = "these seeds" if found == seeds else f"seed {', '.join(map(str, found))}"
+    finished = [r["seed"] for r in runs]
+    which = "these seeds" if finished == seeds else f"seed {', '.join(map(str, finished))}"
     return (
         f"Expected: {', '.join(shown)} percent over {which}, each with its own class order (benchmarks/leaderboard.jsonl). "
         f"Time: about {number(seconds.mean, 0)} s a seed on one of two busy CPU cores, no download."
@@ -216,58 +241,69 @@ def figures(runs: list[Run], seeds: list[int]) -> str:
 def with_figures(text: str, runs: list[Run]) -> str:
     """An experiment file's text with `figures` as the end of its `about`. Raises ValueError if that has no such end."""
     end = figures(runs, json.loads(text)["seed"])
-    made, count = re.subn(r'Expected: [^"]*"', lambda _: f'{end}"', text, count=1)
+    changed, count = re.subn(r'Expected: [^"]*"', lambda _: f'{end}"', text, count=1)
     if not count:
         raise ValueError("about has no part that begins with Expected:")
-    return made
+    return changed
 
 
-def with_card(text: str, made: Mapping[str, Any]) -> str:
+def with_card(text: str, values: Mapping[str, Any]) -> str:
     """An experiment file's text with the card as its last key."""
     body = text.partition('  "expected": {')[0].rstrip().removesuffix("}").rstrip().rstrip(",")
-    curves = [f'      "{seed}": {json.dumps(curve)}' for seed, curve in made["top1_curve"].items()]
-    parts = [f'    "{key}": {json.dumps(made[key])}' for key in ("weights", "settings", "tolerance")]
+    curves = [f'      "{seed}": {json.dumps(curve)}' for seed, curve in values["top1_curve"].items()]
+    parts = [f'    "{key}": {json.dumps(values[key])}' for key in ("weights", "settings", "tolerance")]
     parts.append('    "top1_curve": {\n' + ",\n".join(curves) + "\n    }")
     return body + ',\n  "expected": {\n' + ",\n".join(parts) + "\n  }\n}\n"
 
 
-def kept() -> list[Run]:
-    return [json.loads(line) for line in KEPT.read_text(encoding="utf-8").splitlines()] if KEPT.is_file() else []
+def recorded() -> list[Run]:
+    """The runs in benchmarks/leaderboard.jsonl."""
+    return [json.loads(line) for line in RUNS.read_text(encoding="utf-8").splitlines()] if RUNS.is_file() else []
 
 
-def replaced(readme: str) -> str:
-    """README.md with the tables of the kept runs between their markers."""
-    for name, text in (("leaderboard", table(kept())), ("departures", departures(kept()))):
-        begin, end = f"<!-- {name}: {MADE} -->", f"<!-- end of {name} -->"
-        head, found, rest = readme.partition(begin)
-        if not found or end not in rest:
-            raise ValueError(f"README.md lacks {begin} or {end}")
-        readme = f"{head}{begin}\n{text}\n{end}{rest.partition(end)[2]}"
-    return readme
+# The pages that hold a table, each with the table's name in its markers and the function that writes it.
+PAGES: dict[str, tuple[str, Callable[[Iterable[Run]], str]]] = {
+    "README.md": ("results", short_table),
+    "docs/results.md": ("leaderboard", table),
+    "docs/originals.md": ("departures", departures),
+}
+
+
+def with_table(page: str, text: str, runs: Iterable[Run]) -> str:
+    """`text` of a page with the table of `runs` between its markers. Raises ValueError if a marker is missing."""
+    name, write = PAGES[page]
+    begin, end = f"<!-- {name}: {WRITER} -->", f"<!-- end of {name} -->"
+    before, marker, rest = text.partition(begin)
+    if not marker or end not in rest:
+        raise ValueError(f"{page} lacks {begin} or {end}")
+    return f"{before}{begin}\n{write(runs)}\n{end}{rest.partition(end)[2]}"
 
 
 def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--files", action="store_true", help="write the sweep files")
-    ask.add_argument("--collect", type=Path, metavar="OUT", help="take in the finished runs; write table and cards")
+    ask.add_argument(
+        "--collect", type=Path, metavar="OUT", help="add the finished runs below OUT; write tables and cards"
+    )
     args = ask.parse_args()
     if args.files:
         for name in SETS:
             text = json.dumps(sweep_file(name), indent=2, ensure_ascii=False)
             (ROOT / "exps" / f"leaderboard_{name}.json").write_text(text + "\n", encoding="utf-8")
     if args.collect:
-        runs = collect(args.collect, kept())
-        KEPT.write_text("".join(json.dumps(run) + "\n" for run in runs), encoding="utf-8")
+        runs = collect(args.collect, recorded())
+        RUNS.write_text("".join(json.dumps(run) + "\n" for run in runs), encoding="utf-8")
         for name in (*SETS, *ALONE):
             for method in shipped(name):
                 path = path_of(name, method)
-                if own := [r for r in runs if (r["set"], r["method"]) == (name, method)]:
+                if of_method := [r for r in runs if (r["set"], r["method"]) == (name, method)]:
                     text = path.read_text(encoding="utf-8")
-                    text = with_figures(text, own) if name in SETS else text
-                    path.write_text(with_card(text, card(own)), encoding="utf-8")
-        readme = ROOT / "README.md"
-        readme.write_text(replaced(readme.read_text(encoding="utf-8")), encoding="utf-8")
-    print(table(kept()))
+                    text = with_figures(text, of_method) if name in SETS else text
+                    path.write_text(with_card(text, card(of_method)), encoding="utf-8")
+    for page in PAGES:
+        path = ROOT / page
+        path.write_text(with_table(page, path.read_text(encoding="utf-8"), recorded()), encoding="utf-8")
+    print(table(recorded()))
 
 
 if __name__ == "__main__":

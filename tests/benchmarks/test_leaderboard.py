@@ -9,11 +9,18 @@ from benchmarks import leaderboard
 from commands import verify
 from utils.config.strict_json import read_json
 
-README = (leaderboard.ROOT / "README.md").read_text(encoding="utf-8")
+
+@pytest.mark.parametrize("page", leaderboard.PAGES)
+def test_the_tables_of_the_pages_are_up_to_date(page):
+    text = (leaderboard.ROOT / page).read_text(encoding="utf-8")
+    assert leaderboard.with_table(page, text, leaderboard.recorded()) == text, "python -m benchmarks.leaderboard"
 
 
-def test_the_readmes_table_is_up_to_date():
-    assert leaderboard.replaced(README) == README, "python -m benchmarks.leaderboard --collect logs"
+def test_the_short_table_has_the_best_method_and_the_chosen_ones():
+    lines = leaderboard.short_table(leaderboard.recorded()).split("\n")[2:]
+    full = leaderboard.table(leaderboard.recorded()).split("\n")[2:]
+    assert "(highest mean)" in lines[0] and f"| {lines[0].split('`')[1]} " in full[0]
+    assert {line.split("`")[1] for line in lines[1:]} == set(leaderboard.SHORT) - {lines[0].split("`")[1]}
 
 
 @pytest.mark.parametrize("name", leaderboard.SETS)
@@ -33,7 +40,7 @@ def test_an_arm_is_the_shipped_experiment():
 
 
 def test_every_card_is_made_from_the_kept_runs():
-    runs = leaderboard.kept()
+    runs = leaderboard.recorded()
     for name in (*leaderboard.SETS, *leaderboard.ALONE):
         for method, values in leaderboard.shipped(name).items():
             own = [r for r in runs if (r["set"], r["method"]) == (name, method)]
