@@ -51,24 +51,9 @@ def _joined(values: list[Any]) -> Any:
 
 
 def _random_of_all(device: torch.device) -> dict[str, Any]:
-    """The state of the random generators; of several processes a list of all of theirs, as numbers."""
-    own = rng_state(device)
-    if parallel.world() == 1:
-        return own
-    return {"ranks": parallel.gather_objects({k: _plain(v) for k, v in own.items()})}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return {"bytes": value.tolist()} if value.dtype == torch.uint8 else {"words": value.tolist()}
-    return [_plain(v) for v in value] if isinstance(value, list) else value
-
-
-def _full(value: Any) -> Any:
-    if isinstance(value, dict):
-        (kind,) = value
-        return torch.tensor(value[kind], dtype=torch.uint8 if kind == "bytes" else torch.int64)
-    return [_full(v) for v in value] if isinstance(value, list) else value
+    """The state of the random generators; in a run of several processes the list of all ranks' states."""
+    state = rng_state(device)
+    return state if parallel.world() == 1 else {"ranks": parallel.gather_objects(state)}
 
 
 def _set_random(state: dict[str, Any], device: torch.device, where: tuple[int, int]) -> None:
@@ -76,10 +61,8 @@ def _set_random(state: dict[str, Any], device: torch.device, where: tuple[int, i
     saved = state.get("ranks", [state])
     if len(saved) != parallel.world():
         seed_everything("resumed", *where, "rank", parallel.rank())
-    elif "ranks" in state:
-        set_rng_state({k: _full(v) for k, v in saved[parallel.rank()].items()}, device)
     else:
-        set_rng_state(state, device)
+        set_rng_state(saved[parallel.rank()], device)
 
 
 class Phase:

@@ -1,7 +1,7 @@
-"""SIGINT and SIGTERM as a request to stop: the step in progress is finished and saved first. A second one stops at once.
+"""SIGINT and SIGTERM as a request to stop: the step in progress is finished and saved first. A second signal stops at once.
 
-Only between `handling` and its end: elsewhere a notice acts as Python has it. Signals belong to the process, hence the
-global state, which only this file and utils/process/stopwatch.py have.
+This holds inside a `handling` block; elsewhere the signals have Python's usual effect. Signals belong to the process, hence
+the global state here.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from types import FrameType
 from utils.process import parallel
 
 NOTICES = (signal.SIGINT, signal.SIGTERM)
-_requested = False  # a notice came
-_deferred = 0  # depth of `defer` blocks
+_requested = False  # whether a signal arrived
+_deferred = 0  # how many `defer` blocks enclose this moment
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run stopped on request at a moment from which it goes on."""
+    """The run stopped on request, in a state from which the same command resumes it."""
 
 
 @contextmanager
 def handling() -> Iterator[None]:
-    """Within the block the first notice is remembered, and raised at the next `raise_if_requested`; the second is
-    raised at once."""
+    """Inside the block the first signal is remembered until the next `raise_if_requested`; a second one raises
+    KeyboardInterrupt at once."""
     global _requested
-    owner, before = os.getpid(), {n: signal.getsignal(n) for n in NOTICES}
+    process, before = os.getpid(), {n: signal.getsignal(n) for n in NOTICES}
 
     def notice(number: int, frame: FrameType | None) -> None:
         global _requested
-        if os.getpid() != owner:  # a worker that was forked: its parent decides
+        if os.getpid() != process:  # a forked worker process: its parent decides
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return
@@ -42,7 +42,7 @@ def handling() -> Iterator[None]:
 
     _requested = False
     for n, handler in before.items():
-        if handler is not signal.SIG_IGN:  # nohup, or a shell's background job: what is ignored stays so
+        if handler is not signal.SIG_IGN:  # a signal that nohup or a shell's background job ignores stays ignored
             signal.signal(n, notice)
     try:
         yield
@@ -54,8 +54,7 @@ def handling() -> Iterator[None]:
 
 @contextmanager
 def defer() -> Iterator[None]:
-    """Within the block `raise_if_requested` does nothing: who holds asks `stop_requested` himself, where his state can
-    be saved."""
+    """Inside the block `raise_if_requested` is a no-op; the caller polls `stop_requested` where it can save."""
     global _deferred
     _deferred += 1
     try:
@@ -65,25 +64,26 @@ def defer() -> Iterator[None]:
 
 
 def stop_requested_here() -> bool:
-    """Whether a notice came to this process."""
+    """Whether this process received a signal."""
     return _requested
 
 
 def stop_requested() -> bool:
-    """Whether a notice came; in a run of several processes to any of them, so all ask at the same moment."""
+    """Whether any process of the run received a signal. Every rank must call this at the same point of the program."""
     return parallel.any_rank(_requested)
 
 
 def raise_if_requested(together: bool = False) -> None:
-    """Raises Interrupted if a notice came and nobody holds it back; every pass over data calls this once a batch.
+    """Raises Interrupted if a signal arrived and no `defer` block is open. Every pass over data calls this once a batch.
 
-    Several processes stop `together` or not at all, where all of them ask at the same moment: the others would wait in vain
-    for one that leaves alone."""
+    With several processes it raises only if `together` is true, which promises that every rank calls it at this point: a
+    rank that stopped alone would leave the others waiting for it."""
     if not _deferred and (_requested if parallel.world() == 1 else together and parallel.any_rank(_requested)):
         raise Interrupted
 
 
 def leave_to_parent(worker: int) -> None:
-    """In a process that decodes images: torchrun sends its notice to these too, and the step in progress needs them."""
+    """`worker_init_fn` of processes that decode images: they ignore the signals, which torchrun sends to them as well,
+    because the step in progress still needs their batches."""
     for n in NOTICES:
         signal.signal(n, signal.SIG_IGN)

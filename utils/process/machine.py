@@ -1,4 +1,4 @@
-"""What a run needs around the mathematics: named seeds, device choice, facts about the machine."""
+"""The machine a run uses: choice of device, a check of the installation, facts for environment.json, peak memory."""
 
 from __future__ import annotations
 
@@ -25,24 +25,21 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "p
 
 
 class SetupError(ValueError):
-    """The installation is broken; the message is two lines: what is wrong, and the command that mends it."""
-
-
-# ------------------------------------------------------------------------------------------------ the machine
+    """The installation is broken. The message has two lines: what is wrong, and the command that repairs it."""
 
 
 def flush_denormals() -> None:
-    """Numbers below 1e-38 count as 0 on the CPU: it computes with them up to a hundred times slower, and losses that reach
-    1e-6 leave gradients and momentum full of them. Threads that start later inherit it, so it is called first."""
+    """Makes the CPU treat numbers below 1e-38 as 0. It computes with them up to a hundred times slower, and once a loss
+    reaches 1e-6, gradients and momentum are full of them. Call this first: threads inherit it from the one that starts them."""
     import torch
 
     torch.set_flush_denormal(True)
 
 
 def pick_device(name: str = "auto") -> tuple[torch.device, str | None]:
-    """Device for `auto`, `cpu`, `cuda` or `cuda:N`, and one warning (or None) where it is not the one asked for.
+    """The device for `auto`, `cpu`, `cuda` or `cuda:N`, and a warning if another one had to be taken, else None.
 
-    A configuration written for a GPU machine still runs where there is none. Any other name raises ValueError.
+    An experiment written for a GPU machine also runs on a machine without one. Raises ValueError for any other name.
     """
     import torch
 
@@ -51,7 +48,7 @@ def pick_device(name: str = "auto") -> tuple[torch.device, str | None]:
     if name == "cpu":
         return torch.device("cpu"), None
     if not torch.cuda.is_available():
-        why = "torch is a CPU-only build" if torch.version.cuda is None else "torch finds no CUDA GPU here"
+        why = "torch is a CPU-only build" if torch.version.cuda is None else "torch sees no CUDA GPU here"
         return torch.device("cpu"), None if name == "auto" else f"device '{name}' asked for, but {why}: using the CPU"
     index, count = int(name.partition(":")[2] or 0), torch.cuda.device_count()
     if index >= count:
@@ -61,23 +58,23 @@ def pick_device(name: str = "auto") -> tuple[torch.device, str | None]:
 
 @contextmanager
 def _compiler_later() -> Iterator[None]:
-    """Keeps torchvision's import from importing torch's compiler, which takes as long as torch itself.
+    """Inside the block an import of torchvision does not import torch's compiler, which takes as long as torch itself.
 
-    One of its operators takes one function from there. It gets one that does the same, but imports when it is called."""
-    import torch  # imports what it needs of the compiler before anything stands in for it
+    One operator of torchvision imports one function of the compiler. A substitute for it imports the compiler when called."""
+    import torch  # before the substitutes exist: torch itself needs a few names of the compiler
 
     names = ("torch._dynamo", "torch._dynamo.utils")
     if torch and any(name in sys.modules for name in names):
         yield
         return
-    package, module = standing_in = [ModuleType(name) for name in names]
+    package, module = substitutes = [ModuleType(name) for name in names]
 
     def is_compile_supported(device_type: Any) -> Any:
         return importlib.import_module(names[1]).is_compile_supported(device_type)
 
     vars(package)["utils"] = module
     vars(module)["is_compile_supported"] = is_compile_supported
-    sys.modules.update(zip(names, standing_in, strict=True))
+    sys.modules.update(zip(names, substitutes, strict=True))
     try:
         yield
     finally:
@@ -86,12 +83,12 @@ def _compiler_later() -> Iterator[None]:
 
 
 def check_torchvision() -> None:
-    """Raise SetupError (two lines, with the fix) where torchvision is missing or built for another torch.
+    """Raises SetupError (two lines, with the fix) if torchvision is missing or was built for another torch.
 
     The usual cause is a CPU-only torch beside a CUDA torchvision: torch then lacks the operators that torchvision's
     import registers, which shows as `RuntimeError: operator torchvision::nms does not exist`.
     """
-    with suppress(Exception), _compiler_later():  # where that fails, a plain import says what is wrong, if anything is
+    with suppress(Exception), _compiler_later():  # if this fails, the plain import below says why
         importlib.import_module("torchvision")
     try:
         importlib.import_module("torchvision")
@@ -101,9 +98,9 @@ def check_torchvision() -> None:
     except (ImportError, RuntimeError, OSError, AttributeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         cuda = _torch_cuda()
-        ours = "CPU-only" if cuda is None else f"CUDA {cuda}"
+        build = "CPU-only" if cuda is None else f"CUDA {cuda}"
         raise SetupError(
-            f"torchvision cannot be imported beside this torch ({_version('torch')}, {ours}; torchvision"
+            f"torchvision cannot be imported beside this torch ({_version('torch')}, {build}; torchvision"
             f" {_version('torchvision')}): they are different builds ({reason}).\n"
             "Fix: pip uninstall -y torch torchvision && pip install torch torchvision"
         ) from error
@@ -128,9 +125,9 @@ def command_line() -> str:
 
 
 def environment(device: torch.device | None = None) -> dict[str, Any]:
-    """Facts for environment.json: versions, commit, device, threads, platform, command, time (UTC).
+    """The content of environment.json: versions, commit, device, threads, platform, command, time (UTC).
 
-    Holds no user name, host name or home folder, except what the command line itself contains.
+    It contains no user name, host name or home folder, except what stands in the command line.
     """
     import torch
 
@@ -151,9 +148,9 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit of this program and whether tracked files differ from it; None outside a repository of its own."""
+    """Commit of this program and whether tracked files differ from it; None if it is not in a git repository."""
 
-    def ask(*words: str) -> str:
+    def git(*words: str) -> str:
         # GIT_OPTIONAL_LOCKS=0: `git status` must not write to the index beside a user's own git command
         return subprocess.run(
             ["git", "-C", str(ROOT), *words],
@@ -165,9 +162,9 @@ def _git() -> dict[str, Any] | None:
         ).stdout.strip()
 
     try:
-        if Path(ask("rev-parse", "--show-toplevel")).resolve() != ROOT:  # unpacked inside somebody else's repository
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:  # unpacked inside another repository
             return None
-        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "-uno"))}
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -185,8 +182,8 @@ def _cpu_name() -> str:
 def peak_memory(device: torch.device | str = "cpu") -> int:
     """Largest memory so far in bytes: torch's allocations on a GPU, the process's resident set on the CPU.
 
-    The CPU figure never falls within a process, so a later seed reports at least the earlier ones'; 0 means unknown
-    (Windows has no such record in the standard library).
+    The CPU figure never falls within a process, so a later seed reports at least the figure of an earlier one. 0 means
+    unknown (Windows has no such record in the standard library).
     """
     if str(device).startswith("cuda"):
         import torch

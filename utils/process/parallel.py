@@ -1,13 +1,13 @@
 """One run in several processes, one a GPU, started by `torchrun --nproc_per_node N main.py --config FILE`.
 
-Each rank has the whole model and computes a part of every batch; what the parts gave is gathered, so that between steps all
-ranks hold the same state and take the same decisions. Rank 0 alone writes and speaks. Without torchrun, or with one process,
-every function here is the identity and torch.distributed is not touched.
+Each rank has the whole model and computes one shard of every batch. The results of all shards are gathered, so between two
+steps all ranks have the same state and take the same decisions. Only rank 0 writes files and prints. Without torchrun, or
+with one process, every function here is the identity and torch.distributed is never called.
 
-On torch.distributed alone. DistributedDataParallel wraps one module's forward, and a step here is a closure over parts; it
-also turns absent gradients into zeros, which momentum and weight decay then move. Nothing is pickled. Processes belong
-together for as long as they live, hence the global state, as in utils/process/interrupt.py.
-Shapes: B rows of a batch, b of them a rank's own, W ranks.
+Why not DistributedDataParallel: it wraps the forward of one module, while a training step here is a closure over several;
+and it turns absent gradients into zeros, which momentum and weight decay would then apply. Nothing is pickled. The ranks form
+one group for the life of the process, hence the global state, as in utils/process/interrupt.py.
+Shapes: B rows of a batch, b rows of this rank's shard, W ranks.
 """
 
 from __future__ import annotations
@@ -30,13 +30,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
-TIMEOUT = timedelta(
-    minutes=30
-)  # for a rank that waits for another, which may be loading data; a dead one is noticed at once
-ROUNDING = (
-    1e-3  # part of a tensor's norm by which ranks may differ: what each computes for itself may be rounded otherwise
-)
-# how torch's backends say that another process is gone; they have no exception of their own for it
+# How long a rank waits for another, which may be loading data. A rank that died is noticed at once.
+TIMEOUT = timedelta(minutes=30)
+# Largest difference between ranks, relative to the tensor's norm, that counts as rounding.
+ROUNDING = 1e-3
+# Messages by which torch's backends report that another process has ended; there is no exception class for it.
 GONE = re.compile(r"gloo|NCCL|Connection (closed|reset) by peer|TCPStore|Broken pipe", re.IGNORECASE)
 
 _rank, _world = 0, 1
@@ -44,29 +42,29 @@ _device: tuple[torch.device, str | None] | None = None
 
 
 def rank() -> int:
-    """This process's number, from 0."""
+    """The number of this process, from 0."""
     return _rank
 
 
 def world() -> int:
-    """How many processes compute this run."""
+    """The number of processes that compute this run."""
     return _world
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """Whether this is rank 0, the process that writes files and prints."""
     return _rank == 0
 
 
 def torchrun_ranks() -> tuple[int, int]:
-    """(rank, processes) as torchrun's environment says, before `start`."""
+    """(rank, number of processes) from torchrun's environment variables; valid before `start`."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def start(name: str = "auto") -> tuple[torch.device, str | None]:
-    """As `pick_device`; under torchrun the processes find each other first, and LOCAL_RANK says which GPU is whose.
+    """Like `pick_device`. Under torchrun it also joins the process group and takes the GPU with the number LOCAL_RANK.
 
-    Raises ValueError where there are more processes than GPUs."""
+    Raises ValueError if there are more processes than GPUs, or if the processes have different kinds of device."""
     global _rank, _world, _device
     number, count = torchrun_ranks()
     if count == 1:
@@ -78,14 +76,14 @@ def start(name: str = "auto") -> tuple[torch.device, str | None]:
 
     device, warning = pick_device(name)
     if device.type == "cuda":
-        local, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-        if local >= there:
+        local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if local >= gpus:
             raise ValueError(
-                f"torchrun started more processes than there are GPUs here ({there}): give --nproc_per_node {there}, or "
+                f"torchrun started more processes than there are GPUs here ({gpus}): give --nproc_per_node {gpus}, or "
                 "--device cpu"
             )
         if name.startswith("cuda:"):
-            warning = f"device '{name}' has no effect under torchrun: each process takes the GPU of its own number"
+            warning = f"device '{name}' has no effect under torchrun: each process takes the GPU with its local rank"
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
@@ -97,22 +95,23 @@ def start(name: str = "auto") -> tuple[torch.device, str | None]:
 
 
 def rank_seed() -> tuple[str | int, ...]:
-    """What makes random draws in training differ between ranks; nothing on rank 0."""
+    """Names to add to a seed so that ranks draw different numbers; empty on rank 0, as in a run of one process."""
     return ("rank", _rank) if _rank else ()
 
 
 def leave(code: int) -> None:
-    """Ends the process. Where others may still wait for it, without any clean-up that could wait for them."""
+    """Ends the process with exit code `code`. After an error in a run of several processes it skips every clean-up, since
+    a clean-up could wait for ranks that wait for this one."""
     if _world > 1 and code:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-    gc.freeze()  # else Python ends by searching all that torch has loaded for cycles, a fifth of the time of --check
+    gc.freeze()  # otherwise Python ends with a search for cycles in all of torch, a fifth of the time of --check
     sys.exit(code)
 
 
 def stop() -> None:
-    """Ends the group that `start` made, once all are here."""
+    """Leaves the process group once every rank has called this."""
     global _rank, _world, _device
     if _device is None:
         return
@@ -124,58 +123,59 @@ def stop() -> None:
 
 
 def lost(error: BaseException) -> bool:
-    """Whether the error only says that another process has ended."""
+    """Whether `error` only reports that another process of the run has ended."""
     return _world > 1 and isinstance(error, RuntimeError | OSError) and bool(GONE.search(str(error)))
 
 
-# Parts of batches, and what they give ----------------------------------------------------------------------------------
+# Shards of batches, and their results ----------------------------------------------------------------------------------
 
 
 def shard(batch: Sequence[T]) -> list[T]:
-    """This rank's own of a batch: contiguous parts whose sizes differ by one at most, empty for some of a small batch."""
-    size, more = divmod(len(batch), _world)
-    first = _rank * size + min(_rank, more)
-    return list(batch[first : first + size + (_rank < more)])
+    """This rank's shard of `batch`. Shards are contiguous and their sizes differ by at most one; in a batch smaller than the
+    number of ranks, some are empty."""
+    size, rest = divmod(len(batch), _world)
+    first = _rank * size + min(_rank, rest)
+    return list(batch[first : first + size + (_rank < rest)])
 
 
-def counts(own: int) -> list[int]:
-    """The `own` of each rank [W]."""
+def counts(count: int) -> list[int]:
+    """The `count` of every rank, [W]."""
     if _world == 1:
-        return [own]
+        return [count]
     import torch
 
-    found = torch.zeros(_world, dtype=torch.int64)
-    found[_rank] = own
-    return total(found).tolist()
+    by_rank = torch.zeros(_world, dtype=torch.int64)
+    by_rank[_rank] = count
+    return total(by_rank).tolist()
 
 
 def gather(x: Any, sizes: Sequence[int]) -> Any:
-    """The whole batch [B, ...] from each rank's first `sizes[rank]` rows of x [b or more, ...], in the order of ranks.
+    """The whole batch [B, ...], put together from the first `sizes[rank]` rows of every rank's x [b or more, ...].
 
-    x: a tensor, or a list, tuple or dict of what can be gathered. Every rank must have at least one row, if only as
-    padding, since its shape is needed."""
+    `x` is a tensor, or a list, tuple or dict of tensors. Every rank must pass at least one row, if only as padding, because
+    the shape of a row is read from it."""
     if _world == 1:
         return x
     if isinstance(x, dict):
         return {k: gather(v, sizes) for k, v in x.items()}
     if isinstance(x, list | tuple):
-        found = [gather(v, sizes) for v in x]
-        return type(x)(*found) if hasattr(x, "_fields") else type(x)(found)
+        gathered = [gather(v, sizes) for v in x]
+        return type(x)(*gathered) if hasattr(x, "_fields") else type(x)(gathered)
     import torch
     from torch import distributed
 
-    own = x.detach()[: sizes[_rank]].contiguous()
-    padded = own.new_zeros(max(sizes), *x.shape[1:])
-    padded[: len(own)] = own
+    rows = x.detach()[: sizes[_rank]].contiguous()
+    padded = rows.new_zeros(max(sizes), *x.shape[1:])
+    padded[: len(rows)] = rows
     flat = padded.view(-1).view(torch.uint8)  # bytes: some backends lack some types
-    everything = [torch.empty_like(flat) for _ in range(_world)]
-    distributed.all_gather(everything, flat)
-    parts = [of_rank.view(x.dtype).view(padded.shape) for of_rank in everything]
-    return torch.cat([of_rank[:n] for of_rank, n in zip(parts, sizes, strict=True)])
+    flat_by_rank = [torch.empty_like(flat) for _ in range(_world)]
+    distributed.all_gather(flat_by_rank, flat)
+    by_rank = [received.view(x.dtype).view(padded.shape) for received in flat_by_rank]
+    return torch.cat([rows[:n] for rows, n in zip(by_rank, sizes, strict=True)])
 
 
 def total(x: Tensor) -> Tensor:
-    """Sum over ranks; all get the same bits."""
+    """The sum over ranks; every rank receives the same bits."""
     if _world == 1:
         return x
     from torch import distributed
@@ -186,18 +186,19 @@ def total(x: Tensor) -> Tensor:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether any rank says so."""
+    """Whether `flag` is true on any rank."""
     return sum(counts(int(flag))) > 0
 
 
 def barrier() -> None:
-    """Returns when all ranks have come here."""
+    """Returns once every rank has called this."""
     counts(0)
 
 
 @dataclass(frozen=True)
 class StepTotals:
-    """What the parts of a step gave: `sizes` of the parts [W], `means` over samples, `sums`, whether any has a `flag`."""
+    """A step over all ranks: `sizes` of the shards [W], `means` over all samples, `sums`, and whether any rank's `flag` was
+    true."""
 
     sizes: list[int]
     means: list[Tensor]
@@ -206,65 +207,67 @@ class StepTotals:
 
 
 def average(
-    parameters: Iterable[torch.nn.Parameter], own: int, means: Sequence[Tensor], sums: Sequence[Tensor], flag: bool
+    parameters: Iterable[torch.nn.Parameter], count: int, means: Sequence[Tensor], sums: Sequence[Tensor], flag: bool
 ) -> StepTotals:
-    """After backward: each gradient becomes that of the mean over the whole batch, in one exchange with all the rest.
+    """Call after backward, on every rank: makes each gradient that of the mean over the whole batch, in one all-reduce which
+    also carries `means`, `sums` and `flag`.
 
-    A rank counts by its `own` samples, with 0 not at all. A gradient that no rank has stays None."""
+    A rank counts by `count`, the samples of its shard; with 0 its padding adds nothing. A parameter without a gradient on
+    every rank keeps None."""
     import torch
     from torch import distributed
 
-    own_parameters = list(parameters)
+    trained = list(parameters)
     scalars = [v.detach() for v in (*means, *sums)]
-    dtype = reduce(torch.promote_types, [p.dtype for p in own_parameters], scalars[0].dtype)
+    dtype = reduce(torch.promote_types, [p.dtype for p in trained], scalars[0].dtype)
     device = scalars[0].device
-    weights = [float(own)] * len(means) + [float(own > 0)] * len(sums)
+    weights = [float(count)] * len(means) + [float(count > 0)] * len(sums)
     weighted = [v.to(dtype) * w if w else v.new_zeros((), dtype=dtype) for v, w in zip(scalars, weights, strict=True)]
-    here = torch.zeros(_world, dtype=dtype)
-    here[_rank] = own
-    there = [p.grad is not None for p in own_parameters]
-    facts = torch.tensor([*here.tolist(), float(flag), *map(float, there)], dtype=dtype).to(device)
+    count_by_rank = torch.zeros(_world, dtype=dtype)
+    count_by_rank[_rank] = count
+    has_gradient = [float(p.grad is not None) for p in trained]
+    facts = torch.tensor([*count_by_rank.tolist(), float(flag), *has_gradient], dtype=dtype).to(device)
     gradients = [
-        p.new_zeros(p.numel(), dtype=dtype) if p.grad is None or not own else p.grad.reshape(-1).to(dtype) * own
-        for p in own_parameters
+        p.new_zeros(p.numel(), dtype=dtype) if p.grad is None or not count else p.grad.reshape(-1).to(dtype) * count
+        for p in trained
     ]
     flat = torch.cat([facts, torch.stack(weighted), *gradients])
     distributed.all_reduce(flat)
-    head, values, rest = flat.split([len(facts), len(weighted), len(flat) - len(facts) - len(weighted)])
-    told = head.tolist()
-    sizes = [round(n) for n in told[:_world]]
-    count, present = sum(sizes), told[_world + 1 :]
-    rest = rest / count
-    for p, gradient, n in zip(own_parameters, rest.split([p.numel() for p in own_parameters]), present, strict=True):
-        p.grad = gradient.view_as(p).to(p.dtype) if n else None
-    made = list(values.unbind())
-    return StepTotals(sizes, [v / count for v in made[: len(means)]], made[len(means) :], told[_world] > 0)
+    facts, values, gradient = flat.split([len(facts), len(weighted), len(flat) - len(facts) - len(weighted)])
+    numbers = facts.tolist()
+    sizes = [round(n) for n in numbers[:_world]]
+    samples, ranks_with_gradient = sum(sizes), numbers[_world + 1 :]
+    by_parameter = (gradient / samples).split([p.numel() for p in trained])
+    for p, mean_gradient, ranks in zip(trained, by_parameter, ranks_with_gradient, strict=True):
+        p.grad = mean_gradient.view_as(p).to(p.dtype) if ranks else None
+    totals = list(values.unbind())
+    return StepTotals(sizes, [v / samples for v in totals[: len(means)]], totals[len(means) :], numbers[_world] > 0)
 
 
 def mean(x: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Mean over ranks of x, each counting by its samples."""
+    """Mean of x over ranks, each weighted by `sizes`, the samples of its shard."""
     if _world == 1:
         return x
     weight = sizes[_rank] / sum(sizes)
     return total(x * weight if weight else x.new_zeros(x.shape))
 
 
-# What all must know, from one of them ----------------------------------------------------------------------------------
+# Facts that every rank needs -------------------------------------------------------------------------------------------
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Every rank's value, JSON data, in the order of ranks."""
+    """The `value` of every rank, JSON data, in the order of ranks."""
     if _world == 1:
         return [value]
     import torch
 
-    own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-    sizes = counts(len(own))
-    return [json.loads(text.numpy().tobytes()) for text in gather(own, sizes).split(sizes)]
+    text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    sizes = counts(len(text))
+    return [json.loads(received.numpy().tobytes()) for received in gather(text, sizes).split(sizes)]
 
 
 def broadcast_from_first(make: Callable[[], tuple[Any, Mapping[str, Tensor]]]) -> tuple[Any, dict[str, Tensor]]:
-    """What `make` gives on rank 0, which alone calls it: JSON data, and tensors by name, on the CPU."""
+    """Calls `make` on rank 0 alone and returns its result on every rank: JSON data, and tensors by name, on the CPU."""
     if _world == 1:
         facts, tensors = make()
         return facts, dict(tensors)
@@ -272,18 +275,19 @@ def broadcast_from_first(make: Callable[[], tuple[Any, Mapping[str, Tensor]]]) -
     from torch import distributed
 
     facts, tensors = make() if is_first() else (None, {})
-    own = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    shapes = {name: [str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in own.items()}
-    facts, shapes = _text_from_first([facts, shapes])
-    for name, (kind, shape) in shapes.items():
+    copies = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    shapes = {name: [str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in copies.items()}
+    facts, shapes = _json_from_first([facts, shapes])
+    for name, (dtype, shape) in shapes.items():
         if not is_first():
-            own[name] = torch.empty(shape, dtype=getattr(torch, kind))
-        if own[name].numel():
-            distributed.broadcast(own[name].view(-1).view(torch.uint8), src=0)
-    return facts, {name: own[name] for name in shapes}
+            copies[name] = torch.empty(shape, dtype=getattr(torch, dtype))
+        if copies[name].numel():
+            distributed.broadcast(copies[name].view(-1).view(torch.uint8), src=0)
+    return facts, {name: copies[name] for name in shapes}
 
 
-def _text_from_first(value: Any) -> Any:
+def _json_from_first(value: Any) -> Any:
+    """Rank 0's `value`, JSON data, on every rank."""
     import torch
     from torch import distributed
 
@@ -295,19 +299,20 @@ def _text_from_first(value: Any) -> Any:
 
 
 def first_rank_first(make: Callable[[], T]) -> T:
-    """What `make` gives, on rank 0 before it is called on the others: what it downloads is there by then."""
+    """Calls `make` on rank 0, then on the others, which find what rank 0 has downloaded; returns its result."""
     if is_first():
-        made = make()
+        result = make()
         barrier()
-        return made
+        return result
     barrier()
     return make()
 
 
 def broadcast_rounding(tensors: Mapping[str, Tensor], when: str) -> None:
-    """Ranks compute for themselves what is no pass over data; where that was rounded otherwise, rank 0's values count.
+    """Copies rank 0's values into `tensors` where another rank's differ by rounding. Everything that is not a pass over data
+    is computed on every rank, and different processors may round it differently. `when` begins the error message.
 
-    Raises RuntimeError, which names the first tensor, where they differ by more: then something took another way."""
+    Raises RuntimeError naming the first tensor that differs by more than rounding: the ranks have diverged."""
     if _world == 1:
         return
     import torch
@@ -315,17 +320,17 @@ def broadcast_rounding(tensors: Mapping[str, Tensor], when: str) -> None:
 
     shapes = gather_objects([[name, list(t.shape)] for name, t in tensors.items()])
     if shapes[_rank] != shapes[0]:
-        raise RuntimeError(f"{when} rank {_rank} holds other tensors than rank 0")
+        raise RuntimeError(f"{when} rank {_rank} has tensors of other names or shapes than rank 0")
     with torch.no_grad():
-        for name, own in tensors.items():
-            if not own.numel():
+        for name, tensor in tensors.items():
+            if not tensor.numel():
                 continue
-            flat = own.detach().contiguous().view(-1)
-            first = flat.clone()
+            here = tensor.detach().contiguous().view(-1)
+            first = here.clone()
             distributed.broadcast(first.view(torch.uint8), src=0)
-            if torch.equal(first.view(torch.uint8), flat.view(torch.uint8)):
+            if torch.equal(first.view(torch.uint8), here.view(torch.uint8)):
                 continue
-            wide = torch.float64
-            if not (first - flat).to(wide).norm() <= ROUNDING * first.to(wide).norm() or not own.is_floating_point():
+            difference, norm = (first - here).to(torch.float64).norm(), first.to(torch.float64).norm()
+            if not difference <= ROUNDING * norm or not tensor.is_floating_point():
                 raise RuntimeError(f"{when} rank {_rank} has other values in {name} than rank 0")
-            own.copy_(first.view_as(own))
+            tensor.copy_(first.view_as(tensor))

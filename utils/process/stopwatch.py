@@ -1,9 +1,10 @@
-"""Where a run's time goes: wall-clock seconds by part, each second in one of them (`--profile`).
+"""Where a run's time goes: wall-clock seconds by section, each second counted in exactly one (`--profile`).
 
-Parts nest, and a second belongs to the innermost one, with a choice: data and prefix are told apart everywhere, since workers
-and the prefix cache change those; what detection, consolidation and evaluation compute above the prefix is their own, so that
-adapters and backward are training alone. Off, a mark costs one test. On a GPU, whose work runs behind the program, the
-program waits for it wherever the part changes: a profiled run is slower, its numbers are the same.
+Sections nest, and a second counts for the innermost. There are two exceptions. `data` and `prefix` are counted everywhere,
+because loader processes and the prefix cache change them. `adapters` and `backward` are training alone: inside detection,
+consolidation and evaluation their time counts for that stage.
+Without a profile a section costs one test. On a GPU, which works asynchronously, the program waits for the device at every
+change of section: a profiled run is slower, its numbers are the same.
 
 Time belongs to the process, hence the global state, as in utils/process/interrupt.py.
 """
@@ -31,15 +32,15 @@ SECTIONS = {
 }
 STAGES = ("detection", "consolidation", "evaluation")
 
-
-current: Profile | None = None  # the run's profile, None unless it is asked for
+current: Profile | None = None  # the run's profile; None without --profile
 _NOTHING: AbstractContextManager[None] = nullcontext()
 
 
 class Profile:
-    """Seconds and images by part since the last `lap`.
+    """Seconds and images by section since the last `lap`.
 
-    `border()` is the layer at which the prefix ends now, `wait()` returns when the device has done all it was given."""
+    `border()` is the layer at which the frozen prefix ends now; `wait()` returns when the device has finished its queue;
+    `clock()` is the time in seconds."""
 
     def __init__(
         self,
@@ -48,7 +49,7 @@ class Profile:
         clock: Callable[[], float] = time.perf_counter,
     ):
         self.border, self.wait, self.clock = border, wait, clock
-        self._open, self._now = ["rest"], "rest"  # the parts that enclose this moment, and the one that is charged
+        self._open, self._now = ["rest"], "rest"  # the sections around this moment, and the one the time counts for
         self._mark = self._start = clock()
         self._reset()
 
@@ -61,32 +62,32 @@ class Profile:
         self.seconds[self._now] += now - self._mark
         self._mark = now
 
-    def _change(self, name: str) -> None:
+    def _switch_to(self, name: str) -> None:
         if name != self._now:
             self._charge()
             self._now = name
 
-    def _own(self, name: str) -> str:
-        """The part that `name` counts as here: training's parts within a stage are the stage's."""
-        stage = next((part for part in reversed(self._open) if part in STAGES), None)
+    def _counted_as(self, name: str) -> str:
+        """The section that the time of `name` counts for here: inside a stage, training counts for the stage."""
+        stage = next((section for section in reversed(self._open) if section in STAGES), None)
         return stage if stage is not None and name in ("adapters", "backward") else name
 
     @contextmanager
     def section(self, name: str, images: int = 0) -> Iterator[None]:
-        self._open.append(self._own(name))
-        self._change(self._open[-1])
+        self._open.append(self._counted_as(name))
+        self._switch_to(self._open[-1])
         if name == self._now:
             self.images[name] += images
         try:
             yield
         finally:
             self._open.pop()
-            self._change(self._open[-1])
+            self._switch_to(self._open[-1])
 
     def block(self, layer: int) -> None:
-        """Within a pass that began in the prefix: the block `layer` comes next."""
-        self._open[-1] = self._own("prefix" if layer < self.border() else "adapters")
-        self._change(self._open[-1])
+        """Called by a pass that began in the prefix, before block `layer` (from 0) runs."""
+        self._open[-1] = self._counted_as("prefix" if layer < self.border() else "adapters")
+        self._switch_to(self._open[-1])
 
     def waited(self, load: Callable[[], Iterator[Any]]) -> Iterator[Any]:
         with self.section("data"):
@@ -99,22 +100,22 @@ class Profile:
             yield batch
 
     def lap(self) -> dict[str, Any]:
-        """Seconds and images by part since the last lap, and the seconds between the two as the clock has them."""
+        """Seconds and images by section since the last lap, and `total`, the seconds since then by the clock."""
         self._charge()
-        found = {"total": self._mark - self._start, "seconds": self.seconds, "images": self.images}
+        lap = {"total": self._mark - self._start, "seconds": self.seconds, "images": self.images}
         self._start = self._mark
         self._reset()
-        return found
+        return lap
 
 
-# The marks ---------------------------------------------------------------------------------------------------------------
+# What the program calls ------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def running(asked: bool, border: Callable[[], int], device: torch.device) -> Iterator[None]:
-    """Within the block the marks act, if that is `asked`."""
+def running(profiled: bool, border: Callable[[], int], device: torch.device) -> Iterator[None]:
+    """Inside the block the time of this process is measured, if `profiled`. `border` is as in Profile."""
     global current
-    if asked:
+    if profiled:
         current = Profile(border, _waiting(device))
     try:
         yield
@@ -131,10 +132,12 @@ def _waiting(device: torch.device) -> Callable[[], None]:
 
 
 def section(name: str, images: int = 0) -> AbstractContextManager[None]:
-    """The time within the block belongs to this part, in which so many images are worked on."""
+    """The time inside the block counts for section `name`, a key of SECTIONS, and so do `images`, the number of images it
+    works on."""
     return _NOTHING if current is None else current.section(name, images)
 
 
 def waited(load: Callable[[], Iterator[Any]]) -> Iterator[Any]:
-    """The batches (images, labels, ...) that `load` begins to give; beginning and waiting for each are the part data."""
+    """The batches (images, labels, ...) of the iterator that `load` returns. Calling `load` and waiting for each batch count
+    for section `data`."""
     return load() if current is None else current.waited(load)

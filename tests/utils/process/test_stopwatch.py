@@ -1,4 +1,4 @@
-"""Where the time goes: each second in one part, nothing else changed."""
+"""Where the time goes: each second counts for one section, and nothing else changes."""
 
 import itertools
 import json
@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import main
-from commands import running
 from models.learner.base import Learner
 from tests.helpers.runs import TINY, rows_of, timeless, tiny_experiment
 from utils.config.strict_json import read_json
@@ -218,15 +217,15 @@ def test_a_profiled_run_is_the_same_run(method, tmp_path, monkeypatch, capsys):
     assert [row["images"]["evaluation"] for row in rows] == [20, 40]  # four test images a class, all classes so far
 
 
-@pytest.mark.parametrize("place", [(running, "score"), (Learner, "consolidate")], ids=["learned", "inside"])
-def test_a_resumed_task_counts_what_this_process_spent(place, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("stopped_in", [(run_task, "score"), (Learner, "consolidate")], ids=["learned", "inside"])
+def test_a_resumed_task_counts_what_this_process_spent(stopped_in, tmp_path, monkeypatch, capsys):
     run = [*tiny_experiment("finetune", tmp_path, monkeypatch), "--out", str(tmp_path / "logs")]
 
     def stop(*rest):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(*place, stop)
+        patch.setattr(*stopped_in, stop)
         assert main.main([*run, "--profile"]) == 75
     assert stopwatch.current is None
     assert main.main([*run, "--profile"]) == 0
