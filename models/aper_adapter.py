@@ -23,13 +23,13 @@ from utils.data.tasks import Task
 
 
 class Settings(SessionSettings):
-    """LAMDA-PILOT's keys. Nothing departs from its code: the adapter's factor and dropout are keys, constants there."""
+    """LAMDA-PILOT's keys. Nothing differs from its code; the adapter's factor and dropout, fixed there, are keys."""
 
-    tuned_epoch: int = Field(20, ge=0, description="passes over the first task; 0: nothing is adapted, as SimpleCIL")
+    tuned_epoch: int = Field(20, ge=0, description="epochs of the first task; 0: nothing is adapted, as SimpleCIL")
     head: Literal["ncm", "ridge"] = Field(
         "ncm",
-        description="what predicts, over both features side by side: the nearest class mean, which is APER, or ridge "
-        "regression on class statistics",
+        description="what predicts from both models' features, concatenated: the nearest class mean, which is APER, or "
+        "ridge regression on class statistics",
     )
 
     def remarks(self) -> Iterator[str]:

@@ -30,31 +30,32 @@ from utils.data.tasks import Task, task_sizes
 
 
 class Settings(PromptSettings):
-    """Defaults are LAMDA-PILOT's for CIFAR-100, the faults behind the last keys apart."""
+    """Defaults are LAMDA-PILOT's for CIFAR-100; the last two keys bring back faults of its code."""
 
-    tuned_epoch: int = Field(20, ge=0, description="passes over each task")
+    tuned_epoch: int = Field(20, ge=0, description="epochs: passes over the training images of each task")
     batch_size: int = Field(128, ge=1, description="training images per step")
     scheduler: Literal["constant", "cosine"] = Field(
         "cosine",
-        description="of the rate: constant, or init_lr cos(99 pi e / (200 (E - 1))) in epoch e of E; no min_lr",
+        description="learning rate within a task: constant, or init_lr cos(99 pi e / (200 (E - 1))) in epoch e of E",
     )
     prompt_param: tuple[int, int, float] = Field(
         (100, 8, 0.0),
-        description="components of a layer, shared out evenly among the tasks; length of a prompt, half of it keys, half "
-        "values; weight of the orthogonality penalty",
+        description="three numbers: components of a layer, divided evenly among the tasks; length of a prompt in tokens, half "
+        "keys and half values; weight of the orthogonality penalty",
     )
     prompt_layer_idx: tuple[int, ...] = Field(
-        (0, 1, 2, 3, 4), min_length=1, description="blocks that read a prompt, counted from 0"
+        (0, 1, 2, 3, 4), min_length=1, description="layers that read a prompt, counted from 0"
     )
     cosine_off_by_one: bool = Field(
-        False, description="the first two epochs have the full rate, as in the authors' and LAMDA-PILOT's schedule"
+        False, description="keep the full rate for the first two epochs, as the authors' and LAMDA-PILOT's code"
     )
-    drop_last: bool = Field(False, description="leave out an incomplete last training batch, as LAMDA-PILOT")
+    drop_last: bool = Field(
+        False, description="leave out an incomplete last training batch of an epoch, as LAMDA-PILOT"
+    )
 
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()
-        if self.is_set("min_lr"):
-            yield "min_lr does not act: the cosine of coda_prompt ends where it ends"
+        yield from self.has_no_effect("coda_prompt, whose cosine has a fixed end", True, "min_lr")
         yield from self.has_no_effect("scheduler constant", self.scheduler == "constant", "cosine_off_by_one")
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -67,8 +68,8 @@ class Settings(PromptSettings):
                 f"expected; got {list(self.prompt_param)}",
             )
         if len(set(self.prompt_layer_idx)) != len(self.prompt_layer_idx) or min(self.prompt_layer_idx, default=0) < 0:
-            given = list(self.prompt_layer_idx)
-            yield ("prompt_layer_idx",), f"prompt_layer_idx: different numbers from 0 are expected; got {given}"
+            layers = list(self.prompt_layer_idx)
+            yield ("prompt_layer_idx",), f"prompt_layer_idx: different numbers from 0 are expected; got {layers}"
 
 
 class Learner(PromptLearner):

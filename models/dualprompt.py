@@ -24,7 +24,7 @@ from utils.data.tasks import Task
 
 
 class Settings(PoolSettings):
-    """Defaults are LAMDA-PILOT's for CIFAR-100, its vote over the batch and its scrambled layout apart."""
+    """Defaults are LAMDA-PILOT's for CIFAR-100, without its vote over the batch and its scrambled layout."""
 
     only: ClassVar[dict[str, Any]] = PoolSettings.only | {
         "use_g_prompt": True,  # g_prompt_layer_idx [] leaves G-prompts out
@@ -35,25 +35,28 @@ class Settings(PoolSettings):
         "head_type": "token",
     }
 
-    tuned_epoch: int = Field(5, ge=0, description="passes over each task")
-    top_k: int = Field(1, ge=1, le=1000, description="E-prompts chosen for an image, one after the other in the prefix")
+    tuned_epoch: int = Field(5, ge=0, description="epochs: passes over the training images of each task")
+    top_k: int = Field(
+        1, ge=1, le=1000, description="number of E-prompts chosen for an image, concatenated in the prefix"
+    )
     use_prompt_mask: bool = Field(
-        True, description="task t trains E-prompts t*top_k to (t+1)*top_k-1, as far as the pool has them"
+        True,
+        description="task t, counted from 0, trains E-prompts t*top_k to (t+1)*top_k-1 only, as far as the pool has them",
     )
     shared_prompt_pool: bool = Field(
-        True, description="a task's E-prompts of the mask start as copies of those of the task before"
+        True, description="with use_prompt_mask, start a task's E-prompts as copies of the previous task's"
     )
-    g_prompt_length: int = Field(5, ge=1, le=1000, description="length of a G-prompt")
+    g_prompt_length: int = Field(5, ge=1, le=1000, description="length of a G-prompt, tokens")
     g_prompt_layer_idx: tuple[int, ...] = Field(
-        (0, 1), description="blocks that read a G-prompt, counted from 0; []: none"
+        (0, 1), description="layers that read a G-prompt, counted from 0; []: none"
     )
     e_prompt_layer_idx: tuple[int, ...] = Field(
-        (2, 3, 4), min_length=1, description="blocks that read the chosen E-prompts, counted from 0"
+        (2, 3, 4), min_length=1, description="layers that read the chosen E-prompts, counted from 0"
     )
     scrambled_e_prompt: bool = Field(
         False,
-        description="hand keys and values of E-prompts to other samples of the batch, as LAMDA-PILOT by a reshape that mixes "
-        "up axes: a prediction then depends on its place in the batch",
+        description="give images the keys and values of other images' E-prompts, as LAMDA-PILOT's code by a reshape of the "
+        "wrong axes: a prediction then depends on the image's position in the batch",
     )
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:

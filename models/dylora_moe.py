@@ -55,36 +55,37 @@ from utils.process.seeds import named_generator
 
 
 class Settings(LifeSettings, GateSettings, NoveltySettings):
-    """Keys of the parts, see models/settings/experts.py. What the defaults rest on stands in benchmarks/routed.md."""
+    """The other keys are in models/settings/experts.py; benchmarks/routed.md has the runs that the defaults rest on."""
 
     train_experts: Literal["open", "target"] = Field(
-        "open", description="experts that learn a task: all that are not frozen, or only the task's own"
+        "open", description="experts that train in a task: all that are not frozen, or only the task's expert"
     )
     replay_per_class: int = Field(
         0,
         ge=0,
         le=10_000,
-        description="training images of each earlier class that later tasks train on as well, all seen classes told apart; "
-        "above 0 the run is not rehearsal-free",
+        description="stored training images of each earlier class, on which later tasks train too, with cross-entropy over "
+        "all classes seen; above 0 the run is not rehearsal-free",
     )
 
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()
         if self.replay_per_class:
-            yield f"replay_per_class {self.replay_per_class}: training images are kept, the run is not rehearsal-free"
+            yield f"replay_per_class {self.replay_per_class}: training images are stored, so the run is not rehearsal-free"
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()
         if not self.grow_experts and self.train_experts == "target":
             yield (
                 ("grow_experts", "train_experts"),
-                "train_experts: target would train one of the experts that are all there from the start, and never the others; "
-                "open is expected with grow_experts false",
+                "train_experts: with grow_experts false all experts exist from the start, and target would "
+                "train only one of them; "
+                "open is expected",
             )
         if self.merge_below and not self.use_moe_routing:
             yield (
                 ("merge_below", "use_moe_routing"),
-                "merge_below: tells low use from the router's gates, and use_moe_routing is false",
+                "merge_below: measures use by the router's gates, but use_moe_routing is false; remove one of the two",
             )
 
 

@@ -25,7 +25,7 @@ from utils.data.tasks import Task, task_sizes
 
 
 class Settings(SessionSettings):
-    """The authors' keys, LAMDA-PILOT's too. What its other values do is not built: those are refused."""
+    """The authors' keys, which LAMDA-PILOT shares."""
 
     ignored: ClassVar[frozenset[str]] = frozenset({"pretrained", "adapter_num"})
     only: ClassVar[dict[str, Any]] = SessionSettings.only | {
@@ -37,38 +37,40 @@ class Settings(SessionSettings):
         "moni_adam": False,  # true stops adding adapters
     }
 
-    # wider than Trained's: each method's adam is that of its original
+    # more values than Trained has: each method's adam is that of its original
     optimizer: Literal["sgd", "adam", "adamw"] = Field(  # type: ignore[assignment]
-        "sgd", description="sgd (momentum 0.9); adam, here with the decay in its gradient as in the original; or adamw"
+        "sgd", description="sgd (momentum 0.9); adam, with weight decay in its gradient as in the original; or adamw"
     )
-    init_epochs: int = Field(20, ge=0, description="passes over the first task")
+    init_epochs: int = Field(20, ge=0, description="epochs of the first task")
     later_epochs: int | None = Field(
         None,
         ge=0,
-        description="passes over each later task; null: init_epochs, which the original takes for equal sizes",
+        description="epochs of each later task; null: init_epochs, as the original where all tasks have one size",
     )
     later_lr: float | None = Field(
         None,
         gt=0,
         le=100,
-        description="learning rate of later tasks; null: init_lr, which the original takes for equal sizes",
+        description="learning rate of later tasks; null: init_lr, as the original where all tasks have one size",
     )
-    use_init_ptm: bool = Field(False, description="the frozen model's own features are a subspace too")
+    use_init_ptm: bool = Field(False, description="use the frozen model's features as a subspace too")
     alpha: float = Field(
         0.1,
         ge=0,
         le=1e6,
-        description="weight of the mean score in the other adapters' subspaces, beside 1 for a class's own",
+        description="weight of the mean score in the subspaces of other tasks' adapters; the class's own task has weight 1",
     )
     beta: float = Field(
         0.0, ge=0, le=1e6, description="weight of the score in the frozen model's subspace (use_init_ptm)"
     )
-    head: Literal["ncm"] = Field("ncm", description="the method is its head: class means in all subspaces, reweighted")
+    head: Literal["ncm"] = Field(
+        "ncm", description="the nearest class mean over all subspaces, weighted by alpha and beta"
+    )
 
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()
         if self.use_init_ptm != bool(self.beta):
-            yield "beta and use_init_ptm act together: the frozen model's subspace counts beta times"
+            yield "beta and use_init_ptm have an effect together only: beta is the weight of the frozen model's subspace"
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()

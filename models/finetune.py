@@ -25,12 +25,14 @@ from utils.data.tasks import Task
 # 1. Settings. `Trained` brings optimizer, rates, batch size and the keys all methods share; add only what is new. Every key is
 # typed and bounded, and its description says meaning, unit and source: --check shows it.
 class Settings(Trained):
-    epochs: int = Field(20, ge=0, description="passes over each task")
-    trainable: Literal["adapters", "head"] = Field("adapters", description="adapters and head, or the head alone")
+    epochs: int = Field(20, ge=0, description="epochs: passes over the training images of each task")
+    trainable: Literal["adapters", "head"] = Field(
+        "adapters", description="what is trained: adapters and head, or the head alone"
+    )
     ffn_num: int = Field(16, ge=1, le=4096, description="rank of the adapter in each layer")
     mask_old_classes: bool = Field(
         False,
-        description="cross-entropy among the task's own classes only; false is the naive form, over all classes seen",
+        description="cross-entropy over the classes of the task only; false, the naive form: over all classes seen",
     )
 
     def remarks(self) -> Iterator[str]:

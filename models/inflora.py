@@ -38,7 +38,7 @@ PART = "kv"  # keys and values share A
 
 
 class Settings(TaskRateSettings):
-    """Keys of the authors' files that never act, or say what the backbone and the split say already, are accepted."""
+    """Keys of the authors' files that have no effect, or repeat what backbone and split say, are accepted."""
 
     ignored: ClassVar[frozenset[str]] = frozenset(
         {"net_type", "embd_dim", "num_heads", "total_sessions", "EPSILON", "init_lr_decay", "lrate_decay"}
@@ -47,36 +47,38 @@ class Settings(TaskRateSettings):
 
     optimizer: Literal["sgd", "adam"] = Field(
         "adam",
-        description="sgd (momentum 0.9) with a cosine to min_lr, or adam (weight_decay in its gradient) with a quarter of one",
+        description="sgd (momentum 0.9) with a cosine to min_lr, or adam (weight decay in its gradient) with a "
+        "quarter cosine to 0",
     )
     init_lr: float = Field(0.0005, gt=0, le=100, description="learning rate at the start of the first task")
-    weight_decay: float = Field(0.0, ge=0, le=10, description="L2 penalty; the authors' recipes have none")
-    rank: int = Field(10, ge=1, le=4096, description="R of each task's update; at most the backbone's width")
+    weight_decay: float = Field(0.0, ge=0, le=10, description="L2 penalty; 0 in the authors' files")
+    rank: int = Field(10, ge=1, le=4096, description="rank R of each task's update; at most the backbone's width")
     lamb: float = Field(
-        0.95, gt=0, le=1, description="share of a layer's input energy whose directions are kept after the first task"
+        0.95,
+        gt=0,
+        le=1,
+        description="share of a layer's input energy that the protected directions cover after the first task",
     )
     lame: float = Field(
         1.0,
         gt=0,
         le=1,
-        description="what lamb rises towards: task t of T asks for lamb + (lame - lamb) t / T, t from 0",
+        description="limit towards which lamb rises: task t of T, counted from 0, needs lamb + (lame - lamb) t / T",
     )
     late_schedule: bool = Field(
         False,
-        description="with adam the cosine begins one epoch late and stops one short of its end, as the authors' code",
+        description="with adam, start the cosine one epoch late and stop one epoch before its end, as the authors' code",
     )
     short_first_basis: bool = Field(
         False,
-        description="after the first task keep one direction fewer than lamb asks for, and where that is half of all or more "
-        "mistake them for the rest, as the authors' code (which stops at more than half)",
+        description="protect one direction fewer than lamb needs after the first task, and if those are at least half of all, "
+        "take them for the unprotected ones, as the authors' code does (which stops at more than half)",
     )
 
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()
-        if self.optimizer == "adam" and self.is_set("min_lr"):
-            yield "min_lr does not act with optimizer adam, whose cosine ends near 0"
-        if self.optimizer == "sgd" and self.late_schedule:
-            yield "late_schedule does not act with optimizer sgd"
+        yield from self.has_no_effect("optimizer adam, whose cosine ends near 0", self.optimizer == "adam", "min_lr")
+        yield from self.has_no_effect("optimizer sgd", self.optimizer == "sgd", "late_schedule")
 
 
 class Learner(Base):

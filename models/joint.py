@@ -22,7 +22,9 @@ from utils.data.tasks import Task
 class Settings(Trained):
     """Keys of joint training."""
 
-    epochs: int = Field(20, ge=0, description="passes over all data seen, anew after every task")
+    epochs: int = Field(
+        20, ge=0, description="epochs: passes over the training images of all tasks so far, repeated after every task"
+    )
     ffn_num: int = Field(16, ge=1, le=4096, description="rank of the adapter in each layer")
 
 

@@ -23,12 +23,12 @@ from utils.data.tasks import Task
 
 
 class Settings(PoolSettings):
-    """Defaults are LAMDA-PILOT's for CIFAR-100, the choice for each image by itself apart."""
+    """Defaults are LAMDA-PILOT's for CIFAR-100, except that prompts are chosen for each image."""
 
     init_lr: float = Field(0.001875, gt=0, le=100, description="learning rate at the start of each task")
     head_type: Literal["prompt", "token"] = Field(
         "prompt",
-        description="what the head reads: the mean of the prompt tokens, or the backbone's own pooling of the others",
+        description="what the head reads: the mean of the prompt tokens, or the backbone's pooling of the image's tokens",
     )
 
 

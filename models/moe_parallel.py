@@ -30,24 +30,25 @@ from utils.data.tasks import Task
 
 
 class Settings(SharedAdapterSettings):
-    """Keys of the competition; rates, time scales and merging are those of models/settings/rates.py."""
+    """Keys of the competition; rates, time scales and merging are in models/settings/nested.py."""
 
     num_experts: int = Field(
-        4, ge=1, le=64, description="K, fast experts in each layer (nb_tasks in Nested-LoRA's files)"
+        4, ge=1, le=64, description="number K of fast experts in each layer (nb_tasks in Nested-LoRA's files)"
     )
     moe_mode: Literal["parallel", "task"] = Field(
-        "parallel", description="parallel: all experts compete in every task; task: expert t mod K is trained in task t"
+        "parallel",
+        description="parallel: all experts compete in every task; task: task t, counted from 0, trains expert t mod K",
     )
     moe_heads: Literal["shared", "per_expert"] = Field(
-        "shared", description="one linear head for all branches, or one each, of which the winner's is kept"
+        "shared", description="one linear head for all branches, or one for each, where the winner's is used"
     )
     moe_loss: Literal["sum", "mean"] = Field(
         "sum",
-        description="sum of the branches' mean losses, gradients of shared parameters divided by K; mean over all K B "
-        "samples, as the original, divides every expert's rate by K",
+        description="sum of the branches' mean losses, with gradients of shared parameters divided by K; or the mean over all "
+        "K B samples, as the original, which divides every expert's rate by K",
     )
     fast_lr_multipliers: tuple[float, ...] | None = Field(
-        None, description="factor on the fast rate of each expert, K values; null: 1, 1/2, 1/4, ..."
+        None, description="factors on the fast learning rate, one for each of K experts; null: 1, 1/2, 1/4, ..."
     )
     moe_val_ratio: float = Field(
         0.1,
@@ -56,15 +57,16 @@ class Settings(SharedAdapterSettings):
         description="share of each class's training images held out to select the winner; 0 only for K = 1",
     )
     selection_split: Literal["validation", "test"] = Field(
-        "validation", description="data the winner is selected on; test looks at test data and spoils the result"
+        "validation",
+        description="data on which the winner is selected; test uses test images and invalidates the result",
     )
     moe_reset: Literal["all", "winner"] = Field(
         "all",
-        description="fast experts that start anew after a merge; winner: the losers go on, as in the original. With all and "
-        "a consolidation interval above 1, what earlier winners had not merged is lost",
+        description="fast experts that start again after a merge: all, or the winner alone, as in the original. With all and "
+        "a consolidation interval above 1, what earlier winners learned and did not merge is lost",
     )
     moe_eval: Literal["winner", "sum"] = Field(
-        "winner", description="fast experts that are evaluated beside slow: the last winner, or the sum of all"
+        "winner", description="fast experts that are evaluated together with slow: the last winner, or the sum of all"
     )
 
     def multipliers(self) -> tuple[float, ...]:
@@ -101,7 +103,7 @@ class Settings(SharedAdapterSettings):
         if count > 1 and self.moe_mode == "parallel" and not self.moe_val_ratio and self.selection_split != "test":
             yield (
                 ("moe_val_ratio", "num_experts"),
-                f"moe_val_ratio: 0 leaves nothing to select among {count} experts on; 0.1 is usual",
+                f"moe_val_ratio: 0 leaves no images on which to select among {count} experts; 0.1 is usual",
             )
         if self.moe_mode == "task":
             for key, why in (("selection_split", "nothing is selected"), ("moe_heads", "there is one head")):

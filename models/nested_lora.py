@@ -23,7 +23,7 @@ from utils.data.tasks import Task
 
 
 class Settings(SharedAdapterSettings):
-    """Nothing of its own: rates, time scales and merging are the keys of models/settings/rates.py."""
+    """Its keys are all shared: rates, time scales and merging are in models/settings/nested.py."""
 
 
 class Learner(Base):

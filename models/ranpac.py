@@ -25,27 +25,33 @@ from utils.data.tasks import Task
 
 
 class Settings(SessionSettings):
-    """LAMDA-PILOT's keys; `ranpac_scores` and `ranpac_ridge` bring back what it and the authors' code do otherwise."""
+    """LAMDA-PILOT's keys; `ranpac_scores` and `ranpac_ridge` bring back where it and the authors' code differ."""
 
     ignored: ClassVar[frozenset[str]] = frozenset({"use_simplecil"})
 
-    tuned_epoch: int = Field(20, ge=0, description="passes over the first task; 0: nothing is adapted (no phase 1)")
-    use_RP: bool = Field(True, description="lift features by the random projection; false: the ablation without it")
-    M: int = Field(10_000, ge=1, le=50_000, description="random features; ridge keeps 8 M^2 bytes, 800 MB for 10,000")
+    tuned_epoch: int = Field(
+        20, ge=0, description="epochs of the first task; 0: nothing is adapted (without phase 1 of the paper)"
+    )
+    use_RP: bool = Field(
+        True, description="apply the random projection to the features; false: the ablation without it"
+    )
+    M: int = Field(
+        10_000, ge=1, le=50_000, description="number M of random features; ridge stores 8 M^2 bytes, 800 MB for 10,000"
+    )
     head: Literal["ridge", "ncm"] = Field(
         "ridge",
-        description="what predicts: ridge regression, which is RanPAC, or the nearest class mean of the lifted features, its "
-        "ablation without decorrelation",
+        description="what predicts: ridge regression, which is RanPAC, or the nearest class mean of the projected features, "
+        "its ablation without decorrelation",
     )
     ranpac_scores: Literal["linear", "cosine"] = Field(
         "linear",
-        description="scores of ridge: linear as paper and authors; cosine as LAMDA-PILOT, times the session's sigma, which "
-        "throws the lengths of the solution's rows away",
+        description="scores of ridge: linear as in the paper and the authors' code; or cosine times the trained sigma as "
+        "LAMDA-PILOT, which ignores the norms of the solution's rows",
     )
     ranpac_ridge: Literal["all", "task"] = Field(
         "all",
-        description="how lambda is chosen: fitted on all tasks so far, a fifth of each new class held out; or as both codes "
-        "on the task alone, whose last fifth in one random order is held out, whatever its classes",
+        description="how lambda is chosen: all, fitted on all tasks so far, with a fifth of each new class held out; task, as "
+        "both codes, on the task alone, with the last fifth of its images in one random order held out",
     )
 
     def remarks(self) -> Iterator[str]:
@@ -62,7 +68,7 @@ class Settings(SessionSettings):
             )
         for key in ("ranpac_scores", "ranpac_ridge"):
             if self.head != "ridge" and self.is_set(key):
-                yield (key, "head"), f'{key}: acts on head "ridge" only, remove it'
+                yield (key, "head"), f'{key}: has an effect with head "ridge" only; remove it'
 
 
 class Learner(Base):

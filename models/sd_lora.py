@@ -36,8 +36,8 @@ START = 0.8  # of every magnitude, as in the authors' code
 
 
 class Settings(TaskRateSettings, SteppedSettings):
-    """Keys of the authors' files that never act there are accepted. `optimizer` and `weight_decay` act here; there it is
-    always SGD without decay, whatever a file says."""
+    """Keys of the authors' files that have no effect there are accepted. `optimizer` and `weight_decay` have one here; the
+    authors' code always uses SGD without decay."""
 
     ignored: ClassVar[frozenset[str]] = frozenset({"scheduler", "tuned_epoch", "init_weight_decay", "filepath"})
 
@@ -45,15 +45,15 @@ class Settings(TaskRateSettings, SteppedSettings):
     weight_decay: float = Field(
         0.0, ge=0, le=10, description="L2 penalty (sgd) or decoupled decay (adam); none in the paper"
     )
-    rank: int = Field(10, ge=1, le=4096, description="R of each task's update of queries and of values")
+    rank: int = Field(10, ge=1, le=4096, description="rank R of each task's update of queries and of values")
     init_milestones: tuple[int, ...] | None = Field(None, description="milestones of the first task; null: milestones")
     init_lr_decay: float | None = Field(
         None, ge=0, le=1, description="lrate_decay of the first task; null: lrate_decay"
     )
     restart_magnitudes: bool = Field(
         False,
-        description="all magnitudes start at 0.8 in every task, and every pair of factors is divided by its own two norms "
-        "when its task is over, as in the authors' code",
+        description="start all magnitudes at 0.8 in every task, and divide a task's two factors by their norms when it ends, "
+        "as the authors' code",
     )
 
     def remarks(self) -> Iterator[str]:

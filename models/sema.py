@@ -36,12 +36,12 @@ from utils.process import stopwatch
 
 
 class Settings(NestedSettings):
-    """Keys of SEMA. The group at the end undoes faults of the original one by one; their defaults are faithful.
+    """Keys of SEMA. Those at the end correct faults of the original one by one; the defaults reproduce it.
 
-    The keys of slow and fast adapters act with ffn_adapter_type nested_lora, and are refused without it."""
+    The keys of slow and fast adapters need ffn_adapter_type nested_lora, and are refused without it."""
 
     ffn_adapter_type: Literal["adaptmlp", "nested_lora"] = Field(
-        "adaptmlp", description="functional adapter: the AdaptFormer bottleneck, or slow and fast ones in its place"
+        "adaptmlp", description="functional adapter: the AdaptFormer bottleneck, or slow and fast adapters in its place"
     )
     router_lr: float | None = Field(None, ge=0, le=100, description="learning rate of router columns; null: init_lr")
     ffn_num: int = Field(16, ge=1, le=4096, description="rank of each functional adapter")
@@ -52,58 +52,72 @@ class Settings(NestedSettings):
         0,
         ge=0,
         le=100,
-        description="augmented views per image whose mean tokens are kept and reused; 0: a fresh one each epoch",
+        description="augmented views of an image whose mean tokens are stored and reused; 0: a new one in each epoch",
     )
     rd_dim: int = Field(128, ge=1, le=16384, description="code size of a descriptor")
-    buffer_size: int = Field(500, ge=3, le=10_000_000, description="reconstruction losses a descriptor remembers")
+    buffer_size: int = Field(
+        500, ge=3, le=10_000_000, description="number of reconstruction losses a descriptor records"
+    )
     detect_batch_size: int = Field(128, ge=1, description="images per batch of the scan for distribution shift")
     exp_threshold: float = Field(
-        2.0, ge=0, le=1e30, description="score above which a layer asks for an adapter, standard deviations"
+        2.0,
+        ge=0,
+        le=1e30,
+        description="score above which a layer adds an adapter, in standard deviations of the recorded losses",
     )
     adapt_start_layer: int | None = Field(
-        None, ge=0, description="first layer that may expand, counted from 0; null: the last three, as in the paper"
+        None,
+        ge=0,
+        description="first layer that may add adapters, counted from 0; null: the last three layers may, as in the paper",
     )
-    adapt_end_layer: int | None = Field(None, ge=0, description="last layer that may expand; null: the backbone's last")
+    adapt_end_layer: int | None = Field(
+        None, ge=0, description="last layer that may add adapters; null: the backbone's last"
+    )
 
     ffn_adapter_scalar: float = Field(
         1.0,
         gt=0,
         le=1e6,
-        description="factor on every adapter's output; the original configures 0.1 and never applies it",
+        description="factor on every adapter's output; the original's files say 0.1, which its code ignores",
     )
     ffn_adapter_dropout: float = Field(
-        0.0, ge=0, lt=1, description="dropout in the bottleneck; the original configures 0.1 and never applies it"
+        0.0,
+        ge=0,
+        lt=1,
+        description="dropout probability in the bottleneck; the original's files say 0.1, which its code ignores",
     )
     train_first_router_column: bool = Field(
         False,
-        description="train the first adapter's router column when the second arrives; the original never trains it",
+        description="train the first adapter's router column from the second adapter on; the original never trains it",
     )
     detect_scope: Literal["batch", "task"] = Field(
         "batch",
-        description="what a score averages over; in the original any one batch, even a last partial one, expands",
+        description="images over which a score is averaged: a batch, as the original, where any one batch, even a "
+        "partial last one, can add an adapter; or the whole task",
     )
     detect_sign: Literal["absolute", "signed"] = Field(
-        "absolute", description="absolute, as the original, also counts better reconstruction as shift; signed does not"
+        "absolute", description="absolute, as the original, counts better reconstruction as shift too; signed does not"
     )
     detect_std_floor: float = Field(
         0.0,
         ge=0,
         le=1e6,
-        description="smallest deviation to divide by, as a share of the mean loss; the original divides by zero",
+        description="lower bound on the standard deviation in the score, as a fraction of the mean loss; the "
+        "original divides by 0",
     )
     record_when: Literal["training", "end"] = Field(
         "training",
-        description="losses remembered: all training steps of both phases, as the original, or one pass at the end",
+        description="losses recorded: in all training steps of both phases, as the original, or in one pass at the end",
     )
     decay_other_rows: bool = Field(
         True,
-        description="weight decay also shrinks the head rows of other tasks, as the original; false: they stay as they are",
+        description="weight decay also shrinks the head's rows of other tasks, as the original; false: they stay unchanged",
     )
 
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()
-        if self.ffn_adapter_type == "nested_lora" and self.is_set("ffn_num"):
-            yield "ffn_num does not act with ffn_adapter_type nested_lora: the rank is nested_lora_rank"
+        why = "ffn_adapter_type nested_lora, whose rank is nested_lora_rank"
+        yield from self.has_no_effect(why, self.ffn_adapter_type == "nested_lora", "ffn_num")
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()
@@ -119,10 +133,10 @@ class Settings(NestedSettings):
             if plain and (key.startswith("nested_lora_") or key == "head_recalibration"):
                 yield (
                     (key, "ffn_adapter_type"),
-                    f'{key}: acts on slow and fast adapters only; set ffn_adapter_type to "nested_lora" or remove it',
+                    f'{key}: is for slow and fast adapters only; set ffn_adapter_type to "nested_lora" or remove it',
                 )
             elif not plain and key in ("ffn_adapter_scalar", "ffn_adapter_dropout"):
-                yield (key, "ffn_adapter_type"), f"{key}: does not act on nested_lora adapters, remove it"
+                yield (key, "ffn_adapter_type"), f"{key}: has no effect on nested_lora adapters; remove it"
 
 
 class Learner(Base):

@@ -17,7 +17,7 @@ from utils.data.tasks import Task
 
 
 class Settings(Experiment):
-    """Training keys of LAMDA-PILOT's file are accepted: its code ignores them too."""
+    """Training keys of LAMDA-PILOT's file are accepted without effect: its code ignores them too."""
 
     ignored: ClassVar[frozenset[str]] = frozenset(
         {

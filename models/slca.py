@@ -35,23 +35,28 @@ from utils.data.tasks import Task
 class Settings(SteppedSettings):
     ignored: ClassVar[frozenset[str]] = frozenset({"model_postfix", "init_epoch", "init_milestones", "init_lr_decay"})
 
-    epochs: int = Field(20, ge=0, description="passes over each task")
+    epochs: int = Field(20, ge=0, description="epochs: passes over the training images of each task")
     lrate: float | None = Field(None, gt=0, le=100, description="learning rate of the head; null: init_lr")
-    bcb_lrscale: float = Field(0.01, ge=0, le=1, description="the backbone's rate as a part of the head's; 0: frozen")
-    ca_epochs: int = Field(5, ge=0, description="passes of the classifier alignment; 0: none")
+    bcb_lrscale: float = Field(
+        0.01, ge=0, le=1, description="learning rate of the backbone, as a fraction of the head's; 0: frozen"
+    )
+    ca_epochs: int = Field(5, ge=0, description="epochs of the classifier alignment; 0: none")
     ca_with_logit_norm: float = Field(
         0.1,
         ge=0,
         le=100,
-        description="logits are divided by it and by their mean norm over tasks in the alignment; 0: neither",
+        description="temperature of the alignment: logits are divided by it and by their mean norm over tasks; 0: by neither",
     )
-    ca_samples: int = Field(256, ge=1, description="features S drawn from each class in a pass of the alignment")
+    ca_samples: int = Field(
+        256, ge=1, description="number S of features drawn from each class in an epoch of the alignment"
+    )
     ca_task_by_size: bool = Field(
-        False, description="a class's task is its number divided by the current task's size, as LAMDA-PILOT's code"
+        False, description="take a class's number divided by the current task's size as its task, as LAMDA-PILOT's code"
     )
 
     @property
     def rate(self) -> float:
+        """Learning rate of the head at the start of a task."""
         return self.init_lr if self.lrate is None else self.lrate
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -67,7 +72,7 @@ class Settings(SteppedSettings):
         alignment = ("ca_samples", "ca_with_logit_norm", "ca_task_by_size")
         yield from self.has_no_effect("ca_epochs 0", not self.ca_epochs, *alignment)
         if self.head != "linear":
-            yield f"there is no classifier alignment with head {self.head}: class statistics predict, not the linear head"
+            yield f"the classifier alignment is skipped with head {self.head}: class statistics predict, not the linear head"
 
 
 class Head(LinearHead):

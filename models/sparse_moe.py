@@ -31,39 +31,62 @@ class Settings(RoutedSettings):
     """Keys of the sparse mixture."""
 
     num_experts: int = Field(4, ge=1, le=256, description="experts in each layer")
-    top_k_experts: int = Field(2, ge=1, le=256, description="experts that act on a token; 1 as Switch, 2 as Mixtral")
+    top_k_experts: int = Field(
+        2, ge=1, le=256, description="experts used for a token: 1 as Switch Transformer, 2 as Mixtral"
+    )
     ffn_num: int = Field(
-        64, ge=1, le=4096, description="rank of the dense adapter whose parameters a layer of experts has"
+        64, ge=1, le=4096, description="rank of the adapter that has as many parameters as a layer's experts"
     )
     expert_hidden: int | None = Field(
-        None, ge=1, le=16384, description="hidden size of an expert; null: so that the layer has ffn_num's parameters"
+        None,
+        ge=1,
+        le=16384,
+        description="hidden size of an expert; null: the size at which the layer has the parameters of ffn_num",
     )
     router_lr: float | None = Field(None, gt=0, le=100, description="learning rate of the router; null: init_lr")
     router_warmup: int = Field(
-        0, ge=0, description="steps of each task over which the router's rate rises to its full value"
+        0,
+        ge=0,
+        description="training steps at the start of each task over which the router's learning rate rises to its full value",
     )
-    router_aux_loss_coef: float = Field(0.01, ge=0, le=100, description="weight of the balance loss (Switch, eq. 4)")
-    router_z_loss_coef: float = Field(0.001, ge=0, le=100, description="weight of the z-loss (ST-MoE, eq. 5)")
+    router_aux_loss_coef: float = Field(
+        0.01, ge=0, le=100, description="weight of the balance loss (Switch Transformer, arXiv 2101.03961, eq. 4)"
+    )
+    router_z_loss_coef: float = Field(
+        0.001, ge=0, le=100, description="weight of the z-loss (ST-MoE, arXiv 2202.08906, eq. 5)"
+    )
     router_bias_rate: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="balancing by a bias on the choice alone, moved this much a step (arXiv 2408.15664)",
+        description="balance by a bias that affects the choice of experts alone and moves by this much a step "
+        "(arXiv 2408.15664); 0: none",
     )
-    router_granularity: Literal["token", "sample"] = Field("token", description="what is routed")
-    router_noisy: bool = Field(False, description="noisy top-k in training (Shazeer et al. 2017, eq. 4)")
+    router_granularity: Literal["token", "sample"] = Field(
+        "token", description="gates for each token, or one set of gates for a whole image"
+    )
+    router_noisy: bool = Field(
+        False, description="noisy top-k in training (Shazeer et al. 2017, arXiv 1701.06538, eq. 4)"
+    )
     router_centre: bool = Field(
-        True, description="route by the distance from the mean token of the first task; without it top-1 may collapse"
+        True,
+        description="subtract the mean token of the first task from the router's input; without it top-1 may collapse",
     )
     fixed_routing: Literal["none", "uniform", "expert"] = Field(
-        "none", description="control without a learned router: all experts alike, or all to the expert fixed_expert"
+        "none",
+        description="control without a learned router: equal gates for all experts, or the expert fixed_expert alone",
     )
-    fixed_expert: int = Field(0, ge=0, description="the expert of fixed_routing expert")
+    fixed_expert: int = Field(0, ge=0, description="number of that expert, counted from 0")
     expert_capacity: float | None = Field(
-        None, gt=0, le=1e6, description="room of an expert in training, times its even share of tokens; null: no limit"
+        None,
+        gt=0,
+        le=1e6,
+        description="most tokens of an expert in training, in multiples of an equal share; tokens above it skip "
+        "the expert; null: no limit",
     )
     moe_dispatch: Literal["auto", "dense", "loop", "grouped"] = Field(
-        "auto", description="how experts are computed; all give the same to rounding"
+        "auto",
+        description="how experts are computed: all give the same numbers up to rounding; auto: by size and device",
     )
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -71,12 +94,12 @@ class Settings(RoutedSettings):
         if self.top_k_experts > self.num_experts and self.is_set("top_k_experts"):
             yield (
                 ("top_k_experts", "num_experts"),
-                f"top_k_experts: {self.top_k_experts} of num_experts {self.num_experts} cannot act",
+                f"top_k_experts: {self.top_k_experts} is above num_experts {self.num_experts}; set it to at most that",
             )
         if self.expert_capacity is not None and self.router_granularity == "sample":
             yield (
                 ("expert_capacity", "router_granularity"),
-                "expert_capacity: counts tokens and would cut samples that are routed as a whole; null is expected with "
+                "expert_capacity: counts tokens, and whole images cannot be cut; null is expected with "
                 "router_granularity sample",
             )
         if self.fixed_expert >= self.num_experts:
@@ -92,10 +115,10 @@ class Settings(RoutedSettings):
         keys = [*(f"router_{name}" for name in learned), "top_k_experts"]
         yield from self.has_no_effect(f"fixed_routing {self.fixed_routing}", self.fixed_routing != "none", *keys)
         yield from self.has_no_effect("fixed_routing uniform", self.fixed_routing == "uniform", "expert_capacity")
-        if self.fixed_routing != "expert" and self.is_set("fixed_expert"):
-            yield f"fixed_expert does not act with fixed_routing {self.fixed_routing}"
-        if self.expert_hidden is not None and self.is_set("ffn_num"):
-            yield "ffn_num does not act beside expert_hidden"
+        yield from self.has_no_effect(
+            f"fixed_routing {self.fixed_routing}", self.fixed_routing != "expert", "fixed_expert"
+        )
+        yield from self.has_no_effect("expert_hidden", self.expert_hidden is not None, "ffn_num")
 
 
 class Learner(Base):

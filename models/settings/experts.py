@@ -1,4 +1,4 @@
-"""JSON keys of experts that come and go, one group a phase: novelty, gates, and the life of an expert after its birth.
+"""Keys of experts that are added, trained, frozen and merged, in groups: novelty, router and gates, life of an expert.
 
 Imports nothing heavy, so that bad input is refused before torch is loaded.
 """
@@ -17,12 +17,13 @@ class ExpertSettings(RoutedSettings):
     """Experts. How large, how many, and where in a block they act."""
 
     ffn_num: int = Field(16, ge=1, le=4096, description="rank of a new expert")
-    num_experts: int = Field(8, ge=1, le=64, description="most experts in a layer; the first task brings one")
+    num_experts: int = Field(8, ge=1, le=64, description="most experts in a layer; the first task adds one")
     grow_experts: bool = Field(
-        True, description="add an expert where a task is new; false: all num_experts from the start, as a control"
+        True, description="add an expert when a task is new; false: all num_experts from the start, as a control"
     )
     lora_target: tuple[Literal["qkv", "proj", "fc1", "fc2"], ...] | None = Field(
-        None, description="linear layers of the block on which experts are LoRA; null: adapters beside the MLP"
+        None,
+        description="linear layers of the block to which experts are LoRA updates; null: experts are adapters beside the MLP",
     )
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -43,27 +44,33 @@ class NoveltySettings(ExpertSettings):
 
     novelty_threshold_mode: Literal["fixed", "adaptive", "calibrated"] = Field(
         "calibrated",
-        description="similarity below which a task is new: novelty_threshold; less novelty_delta log(1 + experts); or the "
-        "novelty_quantile of how similar the classes of one task are to each other",
+        description="similarity below which a task is new. fixed: novelty_threshold; adaptive: novelty_threshold - "
+        "novelty_delta log(1 + experts); calibrated: the novelty_quantile of the similarities among the classes of one task",
     )
     novelty_threshold: float = Field(
         0.5,
         ge=-2,
         le=2,
-        description="similarity, a cosine around the mean of the past; 2 spawns always, -2 never; for calibrated the value "
-        "while no task had two classes",
+        description="threshold on the similarity, a cosine after the mean of the past was subtracted; 2 adds an expert in "
+        "every task, -2 never; calibrated uses it until a task had two classes",
     )
-    novelty_delta: float = Field(0.1, ge=0, le=2, description="adaptive: how fast the threshold falls with the experts")
-    novelty_quantile: float = Field(0.5, ge=0, le=1, description="calibrated: which quantile is the threshold")
+    novelty_delta: float = Field(
+        0.1, ge=0, le=2, description="adaptive: how fast the threshold falls with the number of experts"
+    )
+    novelty_quantile: float = Field(0.5, ge=0, le=1, description="calibrated: the quantile that is the threshold")
     novelty_similarity: Literal["max", "median"] = Field(
-        "max", description="which of the cosines between a class and a skill's stored classes counts"
+        "max",
+        description="similarity of a class to an expert: the largest or the median cosine to the classes it learned",
     )
-    novelty_min_samples: int = Field(1, ge=1, description="a task with fewer training images is never new")
-    novelty_cooldown: int = Field(0, ge=0, description="tasks after a spawn that spawn nothing")
+    novelty_min_samples: int = Field(1, ge=1, description="training images that a task needs to be new")
+    novelty_cooldown: int = Field(0, ge=0, description="number of tasks after a new expert in which none is added")
     novelty_confidence: float = Field(
-        0.95, ge=0, lt=1, description="bootstrap interval that must lie below the threshold; 0: the estimate alone"
+        0.95,
+        ge=0,
+        lt=1,
+        description="confidence of the bootstrap interval that must lie below the threshold; 0: compare the estimate itself",
     )
-    novelty_resamples: int = Field(200, ge=10, le=100_000, description="bootstrap resamples")
+    novelty_resamples: int = Field(200, ge=10, le=100_000, description="number of bootstrap resamples")
 
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()
@@ -72,7 +79,7 @@ class NoveltySettings(ExpertSettings):
         silent = [key for kind, key in acting.items() if kind != mode]
         yield from self.has_no_effect(f"novelty_threshold_mode {mode}", True, *silent)
         if mode == "calibrated" and self.is_set("novelty_threshold"):
-            yield "novelty_threshold acts with novelty_threshold_mode calibrated only while no task had two classes"
+            yield "novelty_threshold has an effect with novelty_threshold_mode calibrated only until a task had two classes"
         yield from self.has_no_effect("novelty_confidence 0", not self.novelty_confidence, "novelty_resamples")
         why = "num_experts 1" if self.num_experts == 1 else "grow_experts false"
         grows = self.num_experts > 1 and self.grow_experts
@@ -84,37 +91,58 @@ class GateSettings(ExpertSettings):
 
     train_columns: Literal["trained", "all"] = Field(
         "trained",
-        description="router columns that learn a task: those of the experts that do and of the target, or all",
+        description="router columns trained in a task: those of the experts that train and of the task's expert, or all",
     )
-    use_moe_routing: bool = Field(True, description="mix experts by a router; false: their plain sum, as a control")
+    use_moe_routing: bool = Field(True, description="mix experts by a router; false: their sum, as a control")
     router_scope: Literal["shared", "layer"] = Field(
-        "shared", description="gates of all layers from the first layer's input, or each layer's from its own"
+        "shared",
+        description="one router that reads the first adapted layer's input, or a router in each layer that reads "
+        "that layer's input",
     )
-    router_granularity: Literal["token", "sample"] = Field("token", description="what is routed")
+    router_granularity: Literal["token", "sample"] = Field(
+        "token", description="gates for each token, or one set of gates for a whole image"
+    )
     router_column_start: Literal["zero", "prototype"] = Field(
         "zero",
-        description="router column of an added expert: zero, an even share of everything; or the linear discriminant of the "
-        "new task against the first, so that old images stay with the old experts",
+        description="router column of a new expert: zero, an equal share of every image; prototype, the linear discriminant "
+        "of the new task against the first, so that old images stay with the old experts",
     )
-    router_centre: bool = Field(True, description="route by the distance from the mean token of the first task")
+    router_centre: bool = Field(True, description="subtract the mean token of the first task from the router's input")
     router_lr: float | None = Field(None, gt=0, le=100, description="learning rate of the router; null: init_lr")
     router_aux_loss_coef: float = Field(
-        0.01, ge=0, le=100, description="weight of the balance loss among mature experts that learn (Switch, eq. 4)"
+        0.01,
+        ge=0,
+        le=100,
+        description="weight of the balance loss among mature experts that train (Switch Transformer, arXiv 2101.03961, eq. 4)",
     )
     router_entropy_coef: float = Field(
-        0.01, ge=0, le=100, description="weight of the entropy loss that replaces it while all experts act"
+        0.01,
+        ge=0,
+        le=100,
+        description="weight of the entropy loss (LIMoE, arXiv 2206.02770) in place of the balance loss while every "
+        "expert is used",
     )
-    router_z_loss_coef: float = Field(0.001, ge=0, le=100, description="weight of the z-loss (ST-MoE, eq. 5)")
-    router_temperature_start: float = Field(2.0, gt=0, le=100, description="temperature at a task's first step")
+    router_z_loss_coef: float = Field(
+        0.001, ge=0, le=100, description="weight of the z-loss (ST-MoE, arXiv 2202.08906, eq. 5)"
+    )
+    router_temperature_start: float = Field(
+        2.0, gt=0, le=100, description="softmax temperature of the router at a task's first step"
+    )
     router_temperature_end: float = Field(
-        1.0, gt=0, le=100, description="temperature at its last step and in evaluation, approached geometrically"
+        1.0, gt=0, le=100, description="temperature at a task's last step and in evaluation; it falls geometrically"
     )
-    top_k_experts: int = Field(2, ge=1, le=64, description="mature experts that act; young ones act always")
+    top_k_experts: int = Field(
+        2, ge=1, le=64, description="mature experts used for an input; young experts are always used"
+    )
     maturity_tasks: int | None = Field(
-        1, ge=1, description="an expert is mature at the start of a task if it learned this many; null: not by tasks"
+        1,
+        ge=1,
+        description="an expert is mature at the start of a task after training in this many tasks; null: tasks do not count",
     )
     maturity_steps: int | None = Field(
-        None, ge=1, description="an expert is mature after this many steps, also within a task; null: not by steps"
+        None,
+        ge=1,
+        description="an expert is mature after this many training steps, also within a task; null: steps do not count",
     )
 
     def remarks(self) -> Iterator[str]:
@@ -132,13 +160,13 @@ class GateSettings(ExpertSettings):
         if self.router_column_start == "prototype" and not self.router_centre:
             yield (
                 ("router_column_start", "router_centre"),
-                "router_column_start: prototype tells a new task from the first one's mean token, so router_centre true is "
+                "router_column_start: prototype compares a new task with the mean token of the first, so router_centre true is "
                 "expected",
             )
         if self.top_k_experts > self.num_experts and self.is_set("top_k_experts"):
             yield (
                 ("top_k_experts", "num_experts"),
-                f"top_k_experts: {self.top_k_experts} of num_experts {self.num_experts} cannot act",
+                f"top_k_experts: {self.top_k_experts} is above num_experts {self.num_experts}; set it to at most that",
             )
         if self.router_temperature_end > self.router_temperature_start:
             yield (
@@ -153,29 +181,41 @@ class LifeSettings(ExpertSettings):
     """Life of an expert. What happens after it was added: distillation, rank growth, freezing, merging."""
 
     distill_coef: float = Field(
-        0.0, ge=0, le=1000, description="weight of staying at the previous model's output while mature experts learn"
+        0.0,
+        ge=0,
+        le=1000,
+        description="weight of the distillation loss towards the previous model, while mature experts train; 0: none",
     )
     distill_on: Literal["features", "logits"] = Field(
-        "features", description="mean squared error of the features, or divergence of the old classes' scores (LwF)"
+        "features",
+        description="distil features by mean squared error, or the old classes' logits by KL divergence (LwF, "
+        "arXiv 1606.09282)",
     )
     expert_rank_max: int | None = Field(
-        None, ge=2, le=4096, description="rank up to which a target grows when its held-out loss stalls; null: never"
+        None,
+        ge=2,
+        le=4096,
+        description="rank up to which a task's expert grows when its loss on held-out images has plateaued; null: never",
     )
-    rank_growth_step: int = Field(4, ge=1, le=4096, description="neurons added at once; the function stays")
-    rank_growth_epochs: int = Field(2, ge=1, description="passes over the task after each growth")
+    rank_growth_step: int = Field(
+        4, ge=1, le=4096, description="ranks added at once; the expert's output stays the same"
+    )
+    rank_growth_epochs: int = Field(2, ge=1, description="epochs of training after each growth")
     rank_growth_val_ratio: float = Field(
-        0.1, gt=0, lt=1, description="share of each class held out of training to see the stall"
+        0.1, gt=0, lt=1, description="share of each class's training images held out to measure that loss"
     )
     freeze_on_convergence: bool = Field(
-        True, description="freeze an expert for good after a task in which it learned and the loss reached a plateau"
+        True, description="freeze an expert for good after a task in which it trained and the loss plateaued"
     )
-    plateau_epochs: int = Field(2, ge=1, description="epochs without improvement that make a plateau or stall")
-    plateau_tolerance: float = Field(0.01, ge=0, lt=1, description="share of the loss below which nothing improved")
+    plateau_epochs: int = Field(2, ge=1, description="epochs without improvement after which a loss has plateaued")
+    plateau_tolerance: float = Field(
+        0.01, ge=0, lt=1, description="relative decrease of the loss that counts as improvement"
+    )
     merge_below: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="merge an expert into the most used one if its mean gate was below this in every task; 0: never",
+        description="merge an expert into the most used one if its mean gate was below this value in every task; 0: never",
     )
 
     def remarks(self) -> Iterator[str]:
@@ -185,10 +225,10 @@ class LifeSettings(ExpertSettings):
             "expert_rank_max null", self.expert_rank_max is None, *self._named("rank_growth_")
         )
         if self.expert_rank_max is not None and self.epochs <= self.plateau_epochs:
-            yield f"no rank ever grows: {self.epochs} epochs cannot show a stall over plateau_epochs {self.plateau_epochs}"
+            yield f"no rank ever grows: {self.epochs} epochs cannot show a plateau of plateau_epochs {self.plateau_epochs}"
         given = [key for key in self._named("plateau_") if self.is_set(key)]
         if self.freeze_on_convergence and given and self.epochs <= self.plateau_epochs and self.expert_rank_max is None:
-            yield f"no expert ever freezes: {self.epochs} epochs show no plateau over plateau_epochs {self.plateau_epochs}"
+            yield f"no expert ever freezes: {self.epochs} epochs cannot show a plateau of plateau_epochs {self.plateau_epochs}"
         unused = not self.freeze_on_convergence and self.expert_rank_max is None
         yield from self.has_no_effect("freeze_on_convergence false", unused, *self._named("plateau_"))
 

@@ -1,4 +1,4 @@
-"""Settings of adapters with several time scales: rates, intervals, consolidation."""
+"""Keys of adapters with several time scales: rates, step intervals, consolidation."""
 
 from __future__ import annotations
 
@@ -15,75 +15,85 @@ class NestedSettings(Trained):
     """Slow and fast adapters. The time scales, how they are merged, and the rate of each parameter group."""
 
     head_lr: float | None = Field(None, gt=0, le=100, description="learning rate of the head; null: init_lr")
-    nested_lora_rank: int = Field(16, ge=1, le=4096, description="rank of each slow and each fast adapter")
+    nested_lora_rank: int = Field(16, ge=1, le=4096, description="rank R of each slow and each fast adapter")
     nested_lora_activation: Literal["relu", "none"] = Field(
-        "relu", description="between the two projections: relu, as SEMA's adapter, or none, the true LoRA"
+        "relu", description="function between the two projections: relu, as SEMA's adapter, or none, which is LoRA"
     )
     nested_lora_levels: int = Field(
         2,
         ge=1,
         le=8,
-        description="time scales: 1 a single adapter (the control), 2 slow and fast, more: some in between",
+        description="number of time scales: 1 is a single adapter (the control), 2 slow and fast, more add levels between them",
     )
     nested_lora_lr_fast: float | None = Field(
-        None, ge=0, le=100, description="learning rate of the fast adapters; null: init_lr, 0: frozen"
+        None, ge=0, le=100, description="learning rate of the fast adapters; null: init_lr; 0: frozen"
     )
     nested_lora_lr_slow: float | None = Field(
         None,
         ge=0,
         le=100,
-        description="learning rate of the slow adapter; null: a tenth of the fast rate (init_lr with 1 level), 0: frozen",
+        description="learning rate of the slow adapter; null: a tenth of the fast rate, or init_lr with 1 level; 0: frozen",
     )
-    nested_lora_update_interval_slow: int = Field(1, ge=1, description="the slow adapter steps at every n-th step only")
+    nested_lora_update_interval_slow: int = Field(
+        1, ge=1, description="the slow adapter is updated at every n-th training step"
+    )
     nested_lora_skipped_gradients: Literal["drop", "accumulate"] = Field(
-        "drop", description="slow gradients of the steps between: dropped, or accumulated and their mean taken"
+        "drop", description="gradients of slow at the steps between its updates: dropped, or accumulated and averaged"
     )
     nested_lora_level_lrs: tuple[float, ...] | None = Field(
-        None, description="rates of the levels between, from slow to fast; null: geometric between slow and fast"
+        None, description="learning rates of the levels between, from slow to fast; null: a geometric series"
     )
     nested_lora_level_intervals: tuple[int, ...] | None = Field(
-        None, description="step intervals of the levels between, from slow to fast; null: geometric, rounded"
+        None,
+        description="training steps between updates of the levels between, from slow to fast; null: a geometric "
+        "series, rounded",
     )
     nested_lora_use_consolidation: bool = Field(
-        True, description="merge fast into slow at the end of a task; false: both go on as they are"
+        True, description="merge fast into slow at the end of a task; false: never merge, both keep training"
     )
     nested_lora_consolidation_method: Literal["task_arithmetic", "pam_lite", "concat", "svd", "ema", "ties", "pam"] = (
-        Field("concat", description="how fast is merged into slow, see backbone/adapters/consolidation.py")
+        Field("concat", description="how fast is merged into slow; formulas in backbone/adapters/consolidation.py")
     )
     nested_lora_consolidation_alpha: float = Field(
         1.0,
         ge=0,
         le=10,
-        description="weight of fast in the merge; 1 keeps the function the head was trained on, but ema at 1 keeps fast alone",
+        description="weight of fast in the merge; at 1 the merged adapter computes what the head was trained on, "
+        "except with ema, which keeps fast alone",
     )
     nested_lora_consolidation_interval: int = Field(1, ge=1, description="tasks between two merges")
     nested_lora_consolidation_rank: int | None = Field(
         None,
         ge=1,
-        description="largest rank of slow after concat, svd, ema or ties; null: concat grows, the others keep slow's",
+        description="largest rank of slow after concat, svd, ema or ties; null: concat grows by the rank of fast, "
+        "the others keep the rank",
     )
     nested_lora_reset: Literal["fresh", "zero"] = Field(
         "fresh",
-        description="fast after a merge: fresh LoRA start values, or all zero as the original, which can never learn again",
+        description="fast after a merge: new LoRA start values, or all zeros as in the original, where it never learns again",
     )
     nested_lora_eval: Literal["combined", "slow", "fast"] = Field(
-        "combined", description="which part is evaluated: slow and fast together, or one alone"
+        "combined", description="which adapters are evaluated: slow and fast together, or one alone"
     )
     head_recalibration: bool = Field(
-        False, description="refit the task's rows of the linear head on the merged features of its training images"
+        False,
+        description="after a merge, refit the task's rows of the linear head on the features of its training images",
     )
 
     @property
     def rate_slow(self) -> float:
+        """Learning rate of slow at the start of a task."""
         default = self.init_lr if self.nested_lora_levels == 1 else self.rate_fast / 10
         return default if self.nested_lora_lr_slow is None else self.nested_lora_lr_slow
 
     @property
     def rate_fast(self) -> float:
+        """Learning rate of fast at the start of a task."""
         return self.init_lr if self.nested_lora_lr_fast is None else self.nested_lora_lr_fast
 
     @property
     def rate_head(self) -> float:
+        """Learning rate of the head at the start of a task."""
         return self.init_lr if self.head_lr is None else self.head_lr
 
     def remarks(self) -> Iterator[str]:
@@ -95,11 +105,11 @@ class NestedSettings(Trained):
         elif not self.nested_lora_use_consolidation:
             why = "nested_lora_use_consolidation false"
         elif self.nested_lora_consolidation_method == "ema" and self.nested_lora_consolidation_alpha == 1:
-            yield "nested_lora_consolidation_alpha 1 with ema keeps fast alone: every merge throws slow away; 0.5 is usual"
+            yield "nested_lora_consolidation_alpha 1 with ema replaces slow by fast at every merge; 0.5 is usual"
         yield from self.has_no_effect(why, bool(why), *keys)
         if self.nested_lora_eval == "fast" and self.nested_lora_use_consolidation:
             yield (
-                "nested_lora_eval fast: right after a merge fast has output 0, so those tasks are scored without adapters; "
+                "nested_lora_eval fast: after a merge the output of fast is 0, so those tasks are scored without adapters; "
                 "set nested_lora_use_consolidation to false to see what fast learned"
             )
         every = self.nested_lora_update_interval_slow == 1 and self.nested_lora_level_intervals is None
@@ -113,7 +123,7 @@ class NestedSettings(Trained):
             yield (
                 ("nested_lora_consolidation_method", "nested_lora_activation"),
                 "nested_lora_consolidation_method: ties elects signs in the product of the two projections, which is the "
-                'function only for nested_lora_activation "none"; set that, or take concat, svd or ema',
+                'adapter only with nested_lora_activation "none"; set that, or take concat, svd or ema',
             )
         if method == "ema" and self.nested_lora_consolidation_alpha > 1 and self.nested_lora_use_consolidation:
             yield (
@@ -124,7 +134,8 @@ class NestedSettings(Trained):
         if self.nested_lora_consolidation_rank is not None and method in ("task_arithmetic", "pam_lite", "pam"):
             yield (
                 ("nested_lora_consolidation_rank", "nested_lora_consolidation_method"),
-                f"nested_lora_consolidation_rank: {method} never changes the rank; remove it, or take concat, svd or ema",
+                f"nested_lora_consolidation_rank: {method} leaves the rank as it is; remove the key, or take "
+                f"concat, svd or ema",
             )
         between = max(self.nested_lora_levels - 2, 0)
         for key in ("nested_lora_level_lrs", "nested_lora_level_intervals"):
@@ -144,12 +155,12 @@ class NestedSettings(Trained):
                 if self.is_set(key):
                     yield (
                         (key, "nested_lora_levels"),
-                        f"{key}: acts on fast adapters, and with nested_lora_levels 1 there are none",
+                        f"{key}: is for fast adapters, and with nested_lora_levels 1 there are none; remove it",
                     )
         if self.head_recalibration and self.head != "linear":
             yield (
                 ("head_recalibration", "head"),
-                f"head_recalibration: refits the linear head, which head {self.head!r} does not predict with",
+                f"head_recalibration: refits the linear head, but head {self.head!r} predicts; remove one of the two",
             )
         for key in ("head_lr", "nested_lora_lr_slow", "nested_lora_lr_fast", "nested_lora_level_lrs"):
             rates = getattr(self, key)

@@ -1,4 +1,4 @@
-"""JSON keys that the prompt methods share, under LAMDA-PILOT's names.
+"""Keys that the prompt methods share. The names are LAMDA-PILOT's.
 
 Imports nothing heavy, so that bad input is refused before torch is loaded.
 """
@@ -29,16 +29,16 @@ class PromptSettings(Trained):
         }
     )
 
-    tuned_epoch: int = Field(5, ge=0, description="passes over each task")
+    tuned_epoch: int = Field(5, ge=0, description="epochs: passes over the training images of each task")
     optimizer: Literal["sgd", "adam"] = Field(
-        "adam", description="sgd (momentum 0.9) or adam, here with the L2 penalty in the gradient, as LAMDA-PILOT"
+        "adam", description="sgd (momentum 0.9) or adam with the L2 penalty in the gradient, as LAMDA-PILOT"
     )
     init_lr: float = Field(0.001, gt=0, le=100, description="learning rate at the start of each task")
     weight_decay: float = Field(0.0, ge=0, le=10, description="L2 penalty in the gradient")
     decay_other_rows: bool = Field(
         False,
-        description="weight decay also moves rows of head and prompts that cannot learn in a task, as in LAMDA-PILOT: under "
-        "adam by about init_lr a step",
+        description="weight decay also moves the rows of head and prompts that get no gradient in a task, as in LAMDA-PILOT; "
+        "with adam by about init_lr a step",
     )
 
 
@@ -53,30 +53,33 @@ class PoolSettings(PromptSettings):
     }
 
     scheduler: Literal["constant", "cosine"] = Field(
-        "constant", description="of the rate: constant, or a cosine to min_lr over the epochs of each task"
+        "constant",
+        description="learning rate within a task: constant, or a cosine from init_lr to min_lr over its epochs",
     )
-    size: int = Field(10, ge=1, le=10_000, description="prompts in the pool")
-    length: int = Field(5, ge=1, le=1000, description="tokens of a prompt")
-    top_k: int = Field(5, ge=1, le=1000, description="prompts chosen for an image")
+    size: int = Field(10, ge=1, le=10_000, description="number of prompts in the pool")
+    length: int = Field(5, ge=1, le=1000, description="length of a prompt, tokens")
+    top_k: int = Field(5, ge=1, le=1000, description="number of prompts chosen for an image")
     batchwise_prompt: bool = Field(
         False,
-        description="one choice by majority for a whole batch, in testing too, as LAMDA-PILOT; false: for each image by "
-        "itself, so that no prediction depends on what else is in its batch",
+        description="choose the same prompts for a whole batch, by majority, in testing too, as LAMDA-PILOT; false: choose "
+        "for each image, so that no prediction depends on the rest of its batch",
     )
-    pull_constraint: bool = Field(True, description="pull the chosen keys towards the queries")
-    pull_constraint_coeff: float = Field(0.1, ge=0, le=1e6, description="weight of that pull in the loss")
+    pull_constraint: bool = Field(True, description="add a loss that pulls the chosen keys towards the queries")
+    pull_constraint_coeff: float = Field(0.1, ge=0, le=1e6, description="weight of that loss")
     use_prompt_mask: bool = Field(
-        False, description="task t trains prompts t*top_k to (t+1)*top_k-1, as far as the pool has them"
+        False,
+        description="task t, counted from 0, trains prompts t*top_k to (t+1)*top_k-1 only, as far as the pool has them",
     )
     shared_prompt_pool: bool = Field(
-        False, description="a task's prompts of the mask start as copies of those of the task before"
+        False, description="with use_prompt_mask, start a task's prompts as copies of the previous task's"
     )
-    shared_prompt_key: bool = Field(False, description="so do their keys")
+    shared_prompt_key: bool = Field(
+        False, description="with use_prompt_mask, start a task's keys as copies of the previous task's"
+    )
 
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()
-        if self.scheduler == "constant" and self.is_set("min_lr"):
-            yield "min_lr does not act with scheduler constant"
+        yield from self.has_no_effect("scheduler constant", self.scheduler == "constant", "min_lr")
         yield from self.has_no_effect("pull_constraint false", not self.pull_constraint, "pull_constraint_coeff")
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -86,5 +89,5 @@ class PoolSettings(PromptSettings):
         if (self.shared_prompt_pool or self.shared_prompt_key) and not self.use_prompt_mask:
             yield (
                 ("shared_prompt_pool", "shared_prompt_key", "use_prompt_mask"),
-                "shared_prompt_pool, shared_prompt_key: act with use_prompt_mask only",
+                "shared_prompt_pool, shared_prompt_key: have an effect with use_prompt_mask only; set it to true",
             )

@@ -1,4 +1,4 @@
-"""JSON keys that several methods share: of layers that are adapted, and of slow and fast adapters in them (Nested LoRA).
+"""Keys that several methods share: epochs, learning rates and their schedule, the layers that are adapted, learned routers.
 
 Imports nothing heavy, so that bad input is refused before torch is loaded.
 """
@@ -13,16 +13,18 @@ from utils.config.schema import Trained
 
 
 class TaskRateSettings(Trained):
-    """Epochs and rates of the first task. They may differ from those of later tasks; names of LAMDA-PILOT."""
+    """Epochs and rates of the first task. They may differ from those of later tasks. The names are LAMDA-PILOT's."""
 
-    epochs: int = Field(20, ge=0, description="passes over each task")
-    init_epoch: int | None = Field(None, ge=0, description="passes over the first task; null: epochs")
-    lrate: float | None = Field(None, gt=0, le=100, description="learning rate in later tasks; null: init_lr")
+    epochs: int = Field(20, ge=0, description="epochs: passes over the training images of each task")
+    init_epoch: int | None = Field(None, ge=0, description="epochs of the first task; null: as epochs")
+    lrate: float | None = Field(None, gt=0, le=100, description="learning rate of later tasks; null: init_lr")
 
     def passes(self, task: int) -> int:
+        """Epochs of task `task`, counted from 0."""
         return self.epochs if task or self.init_epoch is None else self.init_epoch
 
     def rate(self, task: int) -> float:
+        """Learning rate at the start of task `task`, counted from 0."""
         return self.init_lr if not task or self.lrate is None else self.lrate
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -31,31 +33,32 @@ class TaskRateSettings(Trained):
 
 
 class SteppedSettings(Trained):
-    """Rates that fall in steps. Names of LAMDA-PILOT."""
+    """Rates that fall in steps. The names are LAMDA-PILOT's."""
 
     milestones: tuple[int, ...] | None = Field(
         None,
-        description="epochs, counted from 0, from which on the rate is lrate_decay times lower; null: cosine to min_lr",
+        description="epochs, counted from 0, at which the learning rate is multiplied by lrate_decay; null: a cosine to min_lr",
     )
-    lrate_decay: float = Field(0.1, ge=0, le=1, description="what the rate is multiplied by at each of milestones")
+    lrate_decay: float = Field(0.1, ge=0, le=1, description="factor on the learning rate at each of milestones")
 
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()
-        if self.milestones is not None and self.is_set("min_lr"):
-            yield "min_lr does not act with milestones: the rate falls in steps"
+        yield from self.has_no_effect(
+            "milestones, where the rate falls in steps", self.milestones is not None, "min_lr"
+        )
         yield from self.has_no_effect("milestones null", self.milestones is None, "lrate_decay")
 
 
 class LayerSettings(Trained):
-    """Adapted layers. The method trains something in a range of layers, shared by all tasks."""
+    """Adapted layers. The method trains adapters in a range of layers, which all tasks share."""
 
-    epochs: int = Field(20, ge=0, description="passes over each task")
+    epochs: int = Field(20, ge=0, description="epochs: passes over the training images of each task")
     adapt_start_layer: int | None = Field(
-        None, ge=0, description="first layer that is adapted, counted from 0; null: the last three"
+        None, ge=0, description="first layer with adapters, counted from 0; null: only the last three layers have any"
     )
-    adapt_end_layer: int | None = Field(None, ge=0, description="last layer that is adapted; null: the backbone's last")
+    adapt_end_layer: int | None = Field(None, ge=0, description="last layer with adapters; null: the backbone's last")
     decay_other_rows: bool = Field(
-        False, description="weight decay also shrinks the head rows of other tasks, as in the originals"
+        False, description="weight decay also shrinks the head's rows of other tasks, as in the originals"
     )
 
 
@@ -64,6 +67,7 @@ class RoutedSettings(LayerSettings):
 
     routing_controls: bool = Field(
         True,
-        description="after the last task, score the same model with uniform and random routing and with each expert alone: "
-        "E + 2 more passes over the test images, which the learner never sees; not with one expert or no learned router",
+        description="after the last task, score the same model with uniform and random routing and with each of E experts "
+        "alone, in E + 2 more passes over the test images, from which nothing is learned; skipped with one expert or without "
+        "a learned router",
     )

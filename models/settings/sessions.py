@@ -1,4 +1,4 @@
-"""Settings of methods that train in the first task alone, as APER and RanPAC do."""
+"""Keys of methods that train in the first task only, as APER and RanPAC do, or one adapter a task, as EASE does."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import Field
 
 from utils.config.schema import Trained
 
-# what a session of training takes, by the keys' names
+# the keys that have no effect where nothing is trained
 SESSION_KEYS = (
     "optimizer",
     "init_lr",
@@ -24,8 +24,14 @@ class SessionSettings(Trained):
 
     ffn_num: int = Field(64, ge=1, le=4096, description="rank of the adapter in each layer")
     ffn_adapter_scalar: float = Field(
-        0.1, gt=0, le=1e6, description="factor on every adapter's output, a constant in the originals"
+        0.1,
+        gt=0,
+        le=1e6,
+        description="factor on every adapter's output (AdaptFormer, arXiv 2205.13535); fixed in the originals' code",
     )
     ffn_adapter_dropout: float = Field(
-        0.1, ge=0, lt=1, description="dropout in the bottleneck, in training; a constant in the originals"
+        0.1,
+        ge=0,
+        lt=1,
+        description="dropout probability in the bottleneck during training; 0.1 is fixed in the originals' code",
     )

@@ -22,14 +22,14 @@ def test_contradictory_keys_are_refused_and_silent_ones_told():
 
     assert told() == []
     assert told(novelty_threshold=0.3) == [
-        "novelty_threshold acts with novelty_threshold_mode calibrated only while no task had two classes"
+        "novelty_threshold has an effect with novelty_threshold_mode calibrated only until a task had two classes"
     ]
-    assert told(plateau_epochs=3) == ["no expert ever freezes: 2 epochs show no plateau over plateau_epochs 3"]
+    assert told(plateau_epochs=3) == ["no expert ever freezes: 2 epochs cannot show a plateau of plateau_epochs 3"]
     assert told(**FIXED, novelty_delta=0.2, novelty_quantile=0.2) == [
         "these keys have no effect with novelty_threshold_mode fixed: novelty_delta, novelty_quantile"
     ]
     assert "router_lr" in told(use_moe_routing=False, router_lr=0.1)[0]
     assert "distill_on" in told(distill_on="logits")[0]
     assert "rank_growth_step" in told(rank_growth_step=2)[0]
-    assert told(replay_per_class=2) == ["replay_per_class 2: training images are kept, the run is not rehearsal-free"]
+    assert told(replay_per_class=2) == ["replay_per_class 2: training images are stored, so the run is not rehearsal-free"]
     assert "no rank ever grows" in told(expert_rank_max=9, epochs=2)[0]

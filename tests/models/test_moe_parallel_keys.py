@@ -15,7 +15,7 @@ from tests.helpers.toy import toy_settings
         ({"fast_lr_multipliers": []}, "fast_lr_multipliers: 0 values for num_experts 4"),
         ({"num_experts": 2, "fast_lr_multipliers": [1.0, 0.0]}, "every value must be above 0; got [1.0, 0.0]"),
         ({"num_experts": 2, "fast_lr_multipliers": [1.0, 1e308]}, "1e+308 times the fast rate 0.01 is above 100"),
-        ({"moe_val_ratio": 0.0}, "moe_val_ratio: 0 leaves nothing to select among 4 experts on"),
+        ({"moe_val_ratio": 0.0}, "moe_val_ratio: 0 leaves no images on which to select among 4 experts"),
         ({"moe_val_ratio": 1.0}, "moe_val_ratio: "),
         ({"moe_mode": "task", "selection_split": "test"}, "selection_split: nothing is selected"),
         ({"moe_mode": "task", "moe_heads": "per_expert"}, "moe_heads: there is one head"),

@@ -14,8 +14,8 @@ from tests.helpers.toy import toy_settings
         ({"nested_lora_levels": 4, "nested_lora_level_intervals": [2]}, "nested_lora_level_intervals: 1 values"),
         ({"nested_lora_levels": 3, "nested_lora_level_intervals": [0]}, "every value must be above 0; got [0]"),
         ({"nested_lora_levels": 3, "nested_lora_level_lrs": [101]}, "every rate must be at most 100; got [101.0]"),
-        ({"nested_lora_levels": 1, "nested_lora_lr_fast": 0.1}, "nested_lora_lr_fast: acts on fast adapters"),
-        ({"nested_lora_consolidation_method": "ties"}, 'the function only for nested_lora_activation "none"'),
+        ({"nested_lora_levels": 1, "nested_lora_lr_fast": 0.1}, "nested_lora_lr_fast: is for fast adapters"),
+        ({"nested_lora_consolidation_method": "ties"}, 'adapter only with nested_lora_activation "none"'),
         (
             {"nested_lora_consolidation_method": "ema", "nested_lora_consolidation_alpha": 2.0},
             "nested_lora_consolidation_alpha: ema averages slow and fast, so at most 1 is expected; got 2",
@@ -26,7 +26,7 @@ from tests.helpers.toy import toy_settings
             "min_lr: 0.005 is above nested_lora_level_lrs 0.001",
         ),
         ({"min_lr": 0.005, "init_lr": 0.01}, "min_lr: 0.005 is above 0.001, the slow rate"),
-        ({"head_recalibration": True, "head": "ncm"}, "head_recalibration: refits the linear head, which head 'ncm'"),
+        ({"head_recalibration": True, "head": "ncm"}, "head_recalibration: refits the linear head, but head 'ncm'"),
         ({"head_lr": 0.0}, "head_lr: must be greater than 0"),  # there may be nothing else to train
         ({"router_lr": 0.1}, "router_lr: unknown key of nested_lora, it belongs to dylora_moe, sema"),
         ({"nested_lora_eval": "both"}, "nested_lora_eval: must be 'combined', 'slow' or 'fast'"),
@@ -73,7 +73,7 @@ def test_what_does_not_act_is_told():
             "nested_lora_use_consolidation": False,
             "nested_lora_consolidation_method": "svd",
         },
-        "nested_lora_consolidation_alpha 1 with ema keeps fast alone": {"nested_lora_consolidation_method": "ema"},
+        "nested_lora_consolidation_alpha 1 with ema replaces slow": {"nested_lora_consolidation_method": "ema"},
     }
     for start, keys in told.items():
         (line,) = toy_settings("nested_lora", **keys).remarks()

@@ -126,10 +126,10 @@ def test_contradictions_are_refused_and_keys_that_do_not_act_are_told():
 
     assert not faults(num_experts=1)  # the default of top_k_experts asks for no more than there are
     assert faults(expert_capacity=1.0, router_granularity="sample") == [
-        "expert_capacity: counts tokens and would cut samples that are routed as a whole; null is expected with "
+        "expert_capacity: counts tokens, and whole images cannot be cut; null is expected with "
         "router_granularity sample"
     ]
-    assert faults(num_experts=2, top_k_experts=3) == ["top_k_experts: 3 of num_experts 2 cannot act"]
+    assert faults(num_experts=2, top_k_experts=3) == ["top_k_experts: 3 is above num_experts 2; set it to at most that"]
     assert faults(fixed_expert=3) == ["fixed_expert: 3 does not exist, experts are 0..2"]
     assert faults(router_lr=0.001, min_lr=0.01) == ["min_lr: 0.01 is above router_lr 0.001"]
     told = list(toy_settings("sparse_moe", fixed_routing="uniform", router_lr=0.1, expert_hidden=None).remarks())

@@ -299,7 +299,7 @@ def test_the_recipe_is_pilots(toy_learner):
     ("method", "keys", "fault"),
     [
         ("l2p", {"top_k": 11}, "top_k: 11 prompts cannot be chosen from a pool of size 10"),
-        ("l2p", {"shared_prompt_pool": True}, "act with use_prompt_mask only"),
+        ("l2p", {"shared_prompt_pool": True}, "have an effect with use_prompt_mask only"),
         ("dualprompt", {"g_prompt_layer_idx": (0, 2)}, "each in one of the two"),
         ("dualprompt", {"g_prompt_layer_idx": (-1,)}, "each in one of the two"),
         ("coda_prompt", {"prompt_param": (10, 3, 0.0)}, "with an even length"),

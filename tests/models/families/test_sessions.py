@@ -193,10 +193,10 @@ def test_ease_with_the_plain_model_begins_with_its_features(toy_learner):
     ("method", "keys", "fault"),
     [
         ("ranpac", {"head_projection_dim": 5}, "the width of ranpac's projection is M"),
-        ("ranpac", {"head": "ncm", "ranpac_scores": "cosine"}, 'ranpac_scores: acts on head "ridge" only'),
+        ("ranpac", {"head": "ncm", "ranpac_scores": "cosine"}, 'ranpac_scores: has an effect with head "ridge" only'),
         ("ease", {"head_projection_dim": 5}, "ease has no random projection"),
         ("ease", {"later_lr": 0.01, "min_lr": 0.02, "init_lr": 0.1}, "min_lr: 0.02 is above later_lr 0.01"),
-        ("ease", {"moni_adam": True}, "moni_adam: must be False"),
+        ("ease", {"moni_adam": True}, "moni_adam: ease implements only false"),
     ],
 )
 def test_what_does_not_act_is_refused(method, keys, fault, tmp_path, capsys):

@@ -57,7 +57,7 @@ def test_chain_keeps_the_meaning_of_its_file(tmp_path):
     assert kept.nested_lora_consolidation_method == "task_arithmetic" and kept.nested_lora_consolidation_alpha == 0.1
     assert kept.nested_lora_reset == "fresh"  # a fault of the original stays off
     names, silent, faults, ignored, empty = found.notes
-    assert empty.startswith("nested_lora_eval fast: right after a merge fast has output 0")
+    assert empty.startswith("nested_lora_eval fast: after a merge the output of fast is 0")
     assert "pretrained_vit_b16_224_nested_lora as" in names
     assert "nested_lora_eval_ablation fast_only as nested_lora_eval fast" in names
     assert silent.endswith('stand: nested_lora_consolidation_method "task_arithmetic"')
