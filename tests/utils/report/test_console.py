@@ -260,6 +260,13 @@ def test_seed_table():
 
 def test_imports_are_light():
     heavy = "{'torch', 'matplotlib', 'torchvision', 'sklearn'}"
-    for module in ("evaluation.metrics", "report.console", "report.plots", "report.page", "compare.page", "run.sample_images"):
+    for module in (
+        "evaluation.metrics",
+        "report.console",
+        "report.plots",
+        "report.page",
+        "compare.page",
+        "run.sample_images",
+    ):
         code = f"import sys, utils.{module}; assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

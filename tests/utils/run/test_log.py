@@ -129,12 +129,12 @@ def test_a_lock_dies_with_its_process_though_a_worker_lives_on(tmp_path):
     ready, worker = tmp_path / "ready", tmp_path / "worker"
     child = os.fork()
     if not child:  # a run whose data worker survives it
-        RunLog(tmp_path / "run", console=False)
-        if own := os.fork():
-            worker.write_text(str(own))
+        log = RunLog(tmp_path / "run", console=False)
+        if child_of_child := os.fork():
+            worker.write_text(str(child_of_child))
             ready.touch()
         time.sleep(30)
-        os._exit(0)
+        os._exit(log.rows)
     while not ready.exists():
         time.sleep(0.01)
     with pytest.raises(ValueError, match=f"another run .process {child} on"):
