@@ -1,8 +1,6 @@
-"""The data sets by name: light facts first, images only when `load` is called.
+"""Data sets by name: the facts in DATASETS, the images from `load`; transforms, tasks and batches in a file each.
 
-Importing this module brings in neither torch nor torchvision nor scikit-learn nor matplotlib, because the
-configuration is checked against `DATASETS` before any heavy import.
-
+Importing this package loads no torch, torchvision, scikit-learn or matplotlib: names in experiment files are checked with it.
 May import utils.files, utils.process and utils.text; never the experiment's configuration, backbone, models or commands.
 """
 
@@ -11,6 +9,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+from utils.data import folders
 from utils.data.dataset import Dataset, DatasetInfo
 
 _PILOT = "train/<class> and test/<class> as LAMDA-PILOT packs it: https://github.com/LAMDA-CL/LAMDA-PILOT#datasets"
@@ -46,28 +45,26 @@ def load(
 ) -> Dataset:
     """The data set `name`: embedded sets and CIFAR in memory, folder sets as lists of checked files.
 
-    `root` is the data root that holds each set's folder; `path` and `test_ratio` matter to `folder` only.
-    CIFAR is downloaded to `root` if it is not there and `download` is true.
-    Raises FileNotFoundError where data are missing and ValueError where they are not what they should be; both messages
-    name the path looked in and say what to do."""
+    `root` is the data root, which has a folder for each set; `path` and `test_ratio` are for the set `folder` alone.
+    If CIFAR is missing and `download` is true, it is downloaded to `root`.
+    Raises FileNotFoundError where data are missing and ValueError where they are damaged; both messages name the path and say
+    what to do."""
     info = _info(name)
     if info.kind == "embedded":
         return _embedded(info)
     if info.kind == "torchvision":
         from utils.data import cifar
 
-        return cifar.load(info, _needs(info, root, "data_root"), download=download)
-    from utils.data import folders
-
+        return cifar.load(info, _required(info, root, "data_root"), download=download)
     if info.folder is None:
-        return folders.load(info, _needs(info, path, "data_path"), test_ratio=test_ratio)
-    return folders.load(info, _needs(info, root, "data_root") / info.folder)
+        return folders.load(info, _required(info, path, "data_path"), test_ratio=test_ratio)
+    return folders.load(info, _required(info, root, "data_root") / info.folder)
 
 
 def missing(name: str, *, root: Path | None = None, path: Path | None = None) -> str | None:
-    """None if the data are here, else one line with the path looked in and how to get them. Opens no image.
+    """None if the data are on this machine, else one line with the path that was searched and how to get them.
 
-    Of folder sets the names of the class folders are compared with what `load` expects too."""
+    It opens no image. In folder sets it also compares the names of the class folders with what `load` expects."""
     info = _info(name)
     if info.kind == "embedded":
         return None
@@ -75,19 +72,15 @@ def missing(name: str, *, root: Path | None = None, path: Path | None = None) ->
         from utils.data import cifar
 
         return cifar.missing(info, root)
-    from utils.data import folders
-
-    place = path if info.folder is None else root / info.folder if root is not None else None
-    return folders.missing(info, place)
+    folder = path if info.folder is None else root / info.folder if root is not None else None
+    return folders.missing(info, folder)
 
 
 def count_classes(name: str, *, root: Path | None = None, path: Path | None = None) -> int | None:
-    """Number of classes; for `folder` the class folders under `path`, None if it is not there (`missing` explains)."""
+    """Number of classes; for the set `folder` the class folders under `path`, None if that is missing (`missing` explains)."""
     info = _info(name)
     if info.num_classes is not None or path is None:
         return info.num_classes
-    from utils.data import folders
-
     return folders.count_classes(path)
 
 
@@ -97,15 +90,16 @@ def _info(name: str) -> DatasetInfo:
     return DATASETS[name]
 
 
-def _needs(info: DatasetInfo, place: Path | None, key: str) -> Path:
-    if place is None:
+def _required(info: DatasetInfo, path: Path | None, key: str) -> Path:
+    """`path`; ValueError if the experiment's key `key`, which sets it, is missing."""
+    if path is None:
         raise ValueError(f"dataset {info.name}: the key {key} must say where the images are ({info.source})")
-    return Path(place)
+    return Path(path)
 
 
 def _embedded(info: DatasetInfo) -> Dataset:
-    """Every embedded source is a module of that name whose `load()` gives (class names, train images uint8 [N,3,32,32],
-    train labels [N], test images, test labels)."""
+    """Loads an embedded set: the module of that name has `load()`, which returns (class names, training images uint8
+    [N, 3, 32, 32], training labels [N], test images, test labels)."""
     from utils.data.images import ImageArray
 
     names, train, train_labels, test, test_labels = importlib.import_module(f"utils.data.{info.name}").load()

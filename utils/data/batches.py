@@ -1,6 +1,7 @@
-"""Cuts a data set into a stream of tasks with new classes each, and feeds a task's samples in seeded batches.
+"""The samples of a task as seeded batches: order, augmentation, loader processes and shards for several ranks.
 
-Labels are renumbered in the order in which classes arrive: the first task has 0 .. init_cls - 1, the next follows on.
+Labels are numbered in the order in which classes arrive: the first task has 0 .. init_cls - 1, the next one continues.
+Letters: N samples, B samples of a batch, S side of the network's input.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from utils.data import transforms
-from utils.data import workers as loading
+from utils.data import transforms, workers
 from utils.data.dataset import ImageSet
 from utils.data.images import ImageArray
 from utils.process import interrupt, parallel, stopwatch
@@ -27,43 +27,43 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class _Source:
-    """Where samples come from and how they are turned into input; the same for all tasks of a stream."""
+class Source:
+    """Images and how they become input: one for all training data of a run, one for all its test data."""
 
     images: ImageSet
     train: transforms.Transform
     test: transforms.Transform
     seed: int
     num_workers: int
-    inputs: str = ""  # names the transforms and the size of their result
-    device: torch.device | None = None  # where batches go
-    before: int = 0  # test images, where these are training images: what is kept of both is planned together
+    inputs: str = ""  # names the data set, the transforms and the input size; part of `digest`
+    device: torch.device | None = None  # where batches are sent
+    before: int = 0  # for training images: the number of test images, which the prefix cache stores first
 
     @cached_property
     def pixels(self) -> torch.Tensor:
-        """The images of an ImageArray, on the device where they fit."""
+        """The images of an ImageArray, uint8 [N, 3, H, W], on the device if they fit there."""
         assert isinstance(self.images, ImageArray)
-        own = self.images.images
-        return own.to(self.device) if loading.fits(own.nbytes, self.device) else own
+        images = self.images.images
+        return images.to(self.device) if workers.fits(images.nbytes, self.device) else images
 
     @cached_property
     def digest(self) -> str:
-        """16 hex digits over the images (of files: paths, sizes and times of change), labels and transforms."""
-        found = hashlib.blake2b(self.inputs.encode(), digest_size=8)
-        found.update(np.ascontiguousarray(self.images.labels).data)
+        """16 hex digits over images, labels and transforms; of image files their paths, sizes and times of change."""
+        digest = hashlib.blake2b(self.inputs.encode(), digest_size=8)
+        digest.update(np.ascontiguousarray(self.images.labels).data)
         if isinstance(self.images, ImageArray):
-            found.update(self.images.images.contiguous().numpy().data)
+            digest.update(self.images.images.contiguous().numpy().data)
         for path in getattr(self.images, "paths", ()):
             facts = os.stat(path)
-            found.update(f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode())
-        return found.hexdigest()
+            digest.update(f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode())
+        return digest.hexdigest()
 
 
 class TaskData:
-    """Samples of some classes. `labels` int64 [N] in arrival order numbers; `rows` int64 [N] are rows of the data
-    set."""
+    """Samples of some classes. `labels` int64 [N] are class numbers in order of arrival; `rows` int64 [N] are the samples'
+    rows in the data set."""
 
-    def __init__(self, source: _Source, task: int, rows: np.ndarray, labels: torch.Tensor):
+    def __init__(self, source: Source, task: int, rows: np.ndarray, labels: torch.Tensor):
         self._source, self._task = source, task
         self.rows, self.labels = rows, labels
 
@@ -71,8 +71,8 @@ class TaskData:
         return len(self.rows)
 
     @property
-    def source(self) -> _Source:
-        """Where the samples come from: one for all training data of a run, one for all test data."""
+    def source(self) -> Source:
+        """The images these samples are rows of; the same object for all training data of a run."""
         return self._source
 
     def batches(
@@ -85,15 +85,15 @@ class TaskData:
         shuffle: bool = True,
         part: bool = False,
     ) -> Batches:
-        """One pass over the samples; the last batch may be smaller. The result has a length and can be run through
-        again.
+        """One pass over the samples; the last batch may be smaller. The result has a length and can be iterated again.
 
         Yields (images float32 [B, 3, S, S] in [0, 1], labels int64 [B], index int64 [B], the positions in this
-        TaskData). The order comes from (seed, task, draw, epoch), a sample's augmentation from those and its row, so
-        neither depends on the batch size or the number of workers. `draw` names the use, so that two uses of one
-        epoch draw differently. `augment=False` gives the test transform, `shuffle=False` the order of the data set.
-        `part`: of each batch only what this rank computes, see utils/process/parallel.py. Where a batch has fewer samples than
-        there are ranks, some get one image as padding, and an empty index with it."""
+        TaskData). The order depends on (seed, task, draw, epoch), a sample's augmentation on those and its row, so neither
+        depends on the batch size or the number of workers. `draw` names the use, so that two uses in one epoch draw
+        different numbers. `augment=False` applies the test transform, `shuffle=False` keeps the order of the data set.
+        With `part`, each batch has only this rank's shard (utils/process/parallel.py). In a batch with fewer samples than
+        ranks, the ranks left over get one image as padding and an empty index.
+        Raises ValueError if the batch size is below 1."""
         if batch_size < 1:
             raise ValueError(f"the batch size must be at least 1, got {batch_size}")
         order = self.order(epoch, draw) if shuffle else torch.arange(len(self))
@@ -109,40 +109,40 @@ class TaskData:
         augment: bool = True,
         part: bool = False,
     ) -> Batches:
-        """Batches of the samples at these positions, with the augmentation that `draw` and `epoch` draw."""
+        """A batch for each list of positions in `chunks`; the other arguments are those of `batches`."""
         fetch = _Fetch(self._source, self.rows, self.labels, self.draws(epoch, draw), augment)
         if part:
-            chunks = own_parts(chunks)
+            chunks = shards_of(chunks)
         return Batches(fetch, chunks)
 
     def draws(self, epoch: int, draw: str) -> int:
-        """The seed of the augmentation that `draw` and `epoch` draw; with a sample's row it decides the image."""
+        """The seed of the augmentation in a pass; together with a sample's row it determines the augmented image."""
         return named_seed(self._source.seed, "augment", self._task, draw, epoch)
 
     def order(self, epoch: int, draw: str) -> torch.Tensor:
-        """The shuffled positions int64 [N] of one pass, as `batches` takes them."""
+        """The shuffled positions int64 [N] of the pass that `batches` makes."""
         return torch.randperm(len(self), generator=named_generator(self._source.seed, "order", self._task, draw, epoch))
 
     def split(self, ratio: float, draw: str) -> tuple[TaskData, TaskData]:
-        """(kept, held out): of every class a seeded share `ratio`, rounded but at least one sample, is held out.
+        """(the rest, the held-out samples): of every class a seeded share `ratio`, at least one sample, is held out.
 
-        Both keep the data set's order. A class is split by its own draw from (the run's seed, `draw`, class), the same
-        whatever else is in the task.
+        Both stay in the order of the data set. The draw for a class depends on (seed of the run, `draw`, class) alone, not on
+        the other classes of the task.
         Raises ValueError if the ratio is not inside (0, 1) or a class has fewer than two samples."""
         if not 0 < ratio < 1:
             raise ValueError(f"the held-out share must lie between 0 and 1, got {ratio}")
-        held = np.zeros(len(self), dtype=bool)
+        held_out = np.zeros(len(self), dtype=bool)
         for label in self.labels.unique().tolist():
             of_class = np.flatnonzero(self.labels.numpy() == label)
             if (size := len(of_class)) < 2:
                 raise ValueError(f"class {label} of task {self._task} has {size} sample, too few to hold one out")
             count = min(max(round(ratio * size), 1), size - 1)
             generator = named_generator(self._source.seed, "split", draw, label)
-            held[of_class[torch.randperm(size, generator=generator)[:count].numpy()]] = True
-        return self.subset(np.flatnonzero(~held)), self.subset(np.flatnonzero(held))
+            held_out[of_class[torch.randperm(size, generator=generator)[:count].numpy()]] = True
+        return self.subset(np.flatnonzero(~held_out)), self.subset(np.flatnonzero(held_out))
 
     def at_rows(self, rows: np.ndarray) -> TaskData:
-        """Samples of the same source at these rows of the data set, to be looked at without labels: all are -1."""
+        """The samples at these rows of the same data set, without their labels: every label is -1."""
         return TaskData(self._source, self._task, rows, torch.full((len(rows),), -1))
 
     def subset(self, index: np.ndarray | torch.Tensor | Sequence[int]) -> TaskData:
@@ -151,15 +151,15 @@ class TaskData:
         return TaskData(self._source, self._task, self.rows[chosen], self.labels[torch.from_numpy(chosen)])
 
     def join(self, *others: TaskData) -> TaskData:
-        """These samples and those of others of the same stream, one after the other, as one set."""
-        parts = (self, *others)
-        assert all(part._source is self._source for part in parts), "parts of different streams"
-        rows = np.concatenate([part.rows for part in parts])
-        return TaskData(self._source, self._task, rows, torch.cat([part.labels for part in parts]))
+        """These samples, followed by those of `others`, which must come from the same source."""
+        everything = (self, *others)
+        assert all(data._source is self._source for data in everything), "data of different sources"
+        rows = np.concatenate([data.rows for data in everything])
+        return TaskData(self._source, self._task, rows, torch.cat([data.labels for data in everything]))
 
 
 class Batches:
-    """A sized iterable over batches; every pass gives the same ones."""
+    """A sized iterable over batches; every iteration yields the same ones."""
 
     def __init__(self, fetch: _Fetch, chunks: list[list[int]]):
         self._fetch, self._chunks = fetch, chunks
@@ -169,7 +169,7 @@ class Batches:
 
     @property
     def decodes(self) -> bool:
-        """Whether worker processes would help."""
+        """Whether images are decoded or transformed one by one, so that loader processes would help."""
         return not self._fetch.cheap
 
     def __iter__(self) -> Iterator[Batch]:
@@ -180,18 +180,18 @@ class Batches:
             yield batch
 
     def after(self, count: int) -> Batches:
-        """Those after the first `count`; the rest is not loaded."""
+        """The batches after the first `count`, which are not loaded."""
         return Batches(self._fetch, self._chunks[count:])
 
     def _loader(self) -> Iterator[Batch | Exception]:
-        workers = min(self._fetch.useful_workers(), len(self._chunks))
-        if workers == 0:
+        processes = min(self._fetch.useful_workers(), len(self._chunks))
+        if processes == 0:
             return (self._fetch.__getitems__(chunk) for chunk in self._chunks)
-        unused = torch.Generator()  # without one the loader would draw from the global generator
+        unused = torch.Generator()  # without it the loader would draw from the global generator
         loader = DataLoader(
             self._fetch,
             batch_sampler=self._chunks,
-            num_workers=workers,
+            num_workers=processes,
             collate_fn=_unchanged,
             generator=unused,
             pin_memory=self._fetch.pins,
@@ -200,16 +200,19 @@ class Batches:
         return iter(loader)
 
 
-def own_parts(chunks: list[list[int]]) -> list[list[int]]:
-    """This rank's part of each chunk of positions. Where it is empty it has one position p as padding, written ~p."""
+def shards_of(chunks: list[list[int]]) -> list[list[int]]:
+    """This rank's shard of each list of positions. An empty shard gets one position p as padding, written ~p."""
     if parallel.world() == 1:
         return chunks
     return [parallel.shard(chunk) or [~chunk[0]] for chunk in chunks]
 
 
-def real_and_padded(chunk: list[int]) -> tuple[list[int], torch.Tensor]:
-    """(positions to compute, those of them that are no padding, int64) of a chunk of `own_parts`."""
-    return [p if p >= 0 else ~p for p in chunk], torch.tensor([p for p in chunk if p >= 0], dtype=torch.int64)
+def split_padding(shard: list[int]) -> tuple[list[int], torch.Tensor]:
+    """(positions to compute, the positions among them that are not padding, int64) of a shard of `shards_of`."""
+    return [p if p >= 0 else ~p for p in shard], torch.tensor([p for p in shard if p >= 0], dtype=torch.int64)
+
+
+own_parts, real_and_padded = shards_of, split_padding  # old names
 
 
 def _unchanged(batch: Any) -> Any:
@@ -217,26 +220,26 @@ def _unchanged(batch: Any) -> Any:
 
 
 class _Fetch(torch.utils.data.Dataset):
-    """Builds whole batches, in the worker process where there are any."""
+    """Builds whole batches, in loader processes if there are any."""
 
-    def __init__(self, source: _Source, rows: np.ndarray, labels: torch.Tensor, base: int, augment: bool):
+    def __init__(self, source: Source, rows: np.ndarray, labels: torch.Tensor, base: int, augment: bool):
         self.source, self.rows, self.labels, self.base = source, rows, labels, base
         self.transform = source.train if augment else source.test
         self.cheap = isinstance(source.images, ImageArray) and self.transform.batched
-        # page-locked memory: copies to a GPU then run beside its work; anywhere else it only costs
+        # page-locked memory lets copies to a GPU overlap with its work; without a GPU it only costs time
         self.pins = source.device is not None and source.device.type == "cuda"
 
     def useful_workers(self) -> int:
         return 0 if self.cheap else self.source.num_workers
 
     def __getitems__(self, index: list[int]) -> Batch | Exception:
-        """One batch; a damaged file's error is returned, since a worker would wrap its message in a traceback."""
-        index, own = real_and_padded(index)
+        """One batch. The error of a damaged file is returned, not raised: a loader process would wrap it in a traceback."""
+        index, real = split_padding(index)
         rows = self.rows[index]
         images: torch.Tensor | list[torch.Tensor]
         try:
             if isinstance(self.source.images, ImageArray):
-                # one image after the other is faster transformed on the CPU: a GPU would start a kernel for each step of each
+                # images transformed one by one stay on the CPU: a GPU would start a kernel for every step of every image
                 stored = self.source.pixels if self.cheap else self.source.images.images
                 images = stored[torch.from_numpy(rows).to(stored.device)]
             else:
@@ -244,4 +247,4 @@ class _Fetch(torch.utils.data.Dataset):
         except (ValueError, OSError) as error:
             return error
         labels = self.labels[torch.tensor(index)]
-        return self.transform(images, transforms.sample_seeds(self.base, rows)), labels, own
+        return self.transform(images, transforms.sample_seeds(self.base, rows)), labels, real

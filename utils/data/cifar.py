@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from the official files, fetched with torchvision's downloader.
 
-The binary version needs no unpickling and is what we download. The python version, which torchvision's own classes
-leave in a data folder, is read too, by an unpickler that can build numpy arrays and nothing else.
+We download the binary version, which needs no unpickling. The python version, which torchvision's CIFAR classes leave in a
+data folder, is read as well, by an unpickler that can build numpy arrays and nothing else.
 Formats: https://www.cs.toronto.edu/~kriz/cifar.html
 """
 
@@ -12,18 +12,16 @@ import pickle
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from utils.data.dataset import Dataset, DatasetInfo
 from utils.files import lock
-
-if TYPE_CHECKING:
-    from utils.data.dataset import Dataset, DatasetInfo
 
 _PIXELS = 3 * 32 * 32
 TRAIN_IMAGES, TEST_IMAGES = 50_000, 10_000
-# What unpickling a damaged file may raise.
+# Exceptions that unpickling a damaged file may raise.
 _DAMAGE = (
     pickle.UnpicklingError,
     EOFError,
@@ -40,8 +38,7 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class _Layout:
-    """Names inside the official archives; `label_bytes` stand before the pixels of a binary record, the last one
-    counts."""
+    """Names inside the official archives. A binary record has `label_bytes` labels before its pixels; we use the last."""
 
     archive: str
     md5: str  # of the binary archive, as the official page states it
@@ -98,7 +95,7 @@ def _layout(info: DatasetInfo) -> _Layout:
 
 
 def missing(info: DatasetInfo, root: Path | None) -> str | None:
-    """None if all files of the binary or of the python version are under `root`, else one line for the user."""
+    """None if all files of the binary or the python version are under `root`, else one line for the user."""
     if root is None:
         return f"dataset {info.name}: the key data_root must say where the files are ({info.source})"
     layout = _layout(info)
@@ -111,12 +108,11 @@ def missing(info: DatasetInfo, root: Path | None) -> str | None:
 
 
 def load(info: DatasetInfo, root: Path, *, download: bool = True) -> Dataset:
-    """Both parts in memory, uint8 [50000, 3, 32, 32] and [10000, ...]; classes in the official label order.
+    """Training and test images in memory, uint8 [50000, 3, 32, 32] and [10000, 3, 32, 32]; classes in the official order.
 
-    Raises FileNotFoundError if the files are neither there nor to be had, ValueError if they are not the official
+    Raises FileNotFoundError if the files are missing and cannot be downloaded, ValueError if they are not the official
     ones."""
-    from utils.data.dataset import Dataset
-    from utils.data.images import ImageArray
+    from utils.data.images import ImageArray  # heavy: torch
 
     layout = _layout(info)
     if missing(info, root):
@@ -125,14 +121,14 @@ def load(info: DatasetInfo, root: Path, *, download: bool = True) -> Dataset:
         _download(info, layout, root)
     reader = _read_binary if _has_binary(layout, root) else _read_python
     names, train, test = reader(layout, root)
-    for part, (images, labels), expected in (("training", train, TRAIN_IMAGES), ("test", test, TEST_IMAGES)):
+    for split, (images, labels), expected in (("training", train, TRAIN_IMAGES), ("test", test, TEST_IMAGES)):
         if len(images) != expected:
             raise ValueError(
-                f"dataset {info.name}: {len(images)} {part} images under {root}, expected {expected}; unpack again"
+                f"dataset {info.name}: {len(images)} {split} images under {root}, expected {expected}; unpack again"
             )
         if len(labels) and not 0 <= labels.min() <= labels.max() < layout.classes:
             raise ValueError(
-                f"dataset {info.name}: {part} labels {labels.min()}..{labels.max()} under {root}, "
+                f"dataset {info.name}: {split} labels {labels.min()}..{labels.max()} under {root}, "
                 f"expected 0..{layout.classes - 1}; unpack again"
             )
     if len(names) != layout.classes:
@@ -153,24 +149,25 @@ def _has_python(layout: _Layout, root: Path) -> bool:
 
 
 def _download(info: DatasetInfo, layout: _Layout, root: Path) -> None:
-    """Fetches the archive, verifies its MD5 and unpacks it; any failure becomes one message.
+    """Downloads the archive, verifies its MD5 and unpacks it; any failure becomes one message.
 
-    Several processes may ask at once, as the runs of a sweep do: one does it, the others wait and never see half a file."""
+    Several processes may call this at once, as the runs of a sweep do: one downloads, the others wait, and none ever sees an
+    incomplete file."""
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import download_and_extract_archive
 
     address = f"{CIFAR10.url.rsplit('/', 1)[0]}/{layout.archive}"
-    place = root / f".{layout.binary}"
+    unpacked = root / f".{layout.binary}"
     try:
-        with lock.alone(place):
-            if not _has_binary(layout, root):  # else another process has done it meanwhile
-                download_and_extract_archive(address, str(root), str(place), layout.archive, layout.md5)
+        with lock.alone(unpacked):
+            if not _has_binary(layout, root):  # else another process has downloaded it in the meantime
+                download_and_extract_archive(address, str(root), str(unpacked), layout.archive, layout.md5)
                 (root / layout.binary).mkdir(exist_ok=True)
-                for path in sorted(place.glob(f"{layout.binary}/*")):  # each is whole from the moment it is there
+                for path in sorted(unpacked.glob(f"{layout.binary}/*")):  # a rename, so a file appears complete
                     path.replace(root / layout.binary / path.name)
-    except (OSError, RuntimeError, EOFError) as error:  # RuntimeError is torchvision's word for a wrong checksum
+    except (OSError, RuntimeError, EOFError) as error:  # torchvision raises RuntimeError for a wrong checksum
         raise FileNotFoundError(
-            f"dataset {info.name}: not found in {root.absolute()} and the download failed ({error}); get {address} "
+            f"dataset {info.name}: missing in {root.absolute()}, and the download failed ({error}); get {address} "
             f"(MD5 {layout.md5}) elsewhere and unpack it there, so that {root / layout.binary} exists"
         ) from None
     if not _has_binary(layout, root):
@@ -179,10 +176,10 @@ def _download(info: DatasetInfo, layout: _Layout, root: Path) -> None:
         )
 
 
-Part = tuple[np.ndarray, np.ndarray]
+Labelled = tuple[np.ndarray, np.ndarray]  # images uint8 [N, 3, 32, 32], labels int64 [N]
 
 
-def _read_binary(layout: _Layout, root: Path) -> tuple[list[str], Part, Part]:
+def _read_binary(layout: _Layout, root: Path) -> tuple[list[str], Labelled, Labelled]:
     folder = root / layout.binary
     try:
         names = (folder / layout.names).read_text(encoding="utf-8").split()
@@ -193,22 +190,22 @@ def _read_binary(layout: _Layout, root: Path) -> tuple[list[str], Part, Part]:
     return names, _joined(train), test
 
 
-def _records(path: Path, label_bytes: int) -> Part:
-    """Images uint8 [N, 3, 32, 32] and labels [N] of a file of <label bytes><3072 bytes> records, red plane first."""
+def _records(path: Path, label_bytes: int) -> Labelled:
+    """Images and labels of a file of records <label bytes><3072 pixel bytes>, red plane first."""
     raw = np.fromfile(path, dtype=np.uint8)
     if len(raw) % (label_bytes + _PIXELS):
         raise ValueError(
-            f"{path}: {len(raw)} bytes are no whole number of {label_bytes + _PIXELS}-byte records; unpack it again"
+            f"{path}: {len(raw)} bytes are not a whole number of {label_bytes + _PIXELS}-byte records; unpack it again"
         )
     table = raw.reshape(-1, label_bytes + _PIXELS)
     return table[:, label_bytes:].reshape(-1, 3, 32, 32).copy(), table[:, label_bytes - 1].astype(np.int64)
 
 
-def _joined(parts: list[Part]) -> Part:
-    return np.concatenate([images for images, _ in parts]), np.concatenate([labels for _, labels in parts])
+def _joined(files: list[Labelled]) -> Labelled:
+    return np.concatenate([images for images, _ in files]), np.concatenate([labels for _, labels in files])
 
 
-def _read_python(layout: _Layout, root: Path) -> tuple[list[str], Part, Part]:
+def _read_python(layout: _Layout, root: Path) -> tuple[list[str], Labelled, Labelled]:
     folder = root / layout.python
     names = _unpickle(folder / layout.names_file).get(layout.names_key)
     if not isinstance(names, list):
@@ -217,7 +214,7 @@ def _read_python(layout: _Layout, root: Path) -> tuple[list[str], Part, Part]:
     return [str(name) for name in names], _joined(train), _batch(folder / layout.python_test, layout.label_key)
 
 
-def _batch(path: Path, label_key: str) -> Part:
+def _batch(path: Path, label_key: str) -> Labelled:
     content = _unpickle(path)
     pixels, labels = content.get("data"), content.get(label_key)
     shape = getattr(pixels, "shape", None)
@@ -231,9 +228,10 @@ def _batch(path: Path, label_key: str) -> Part:
 
 
 class _ArraysOnly(pickle._Unpickler):
-    """Builds plain containers and numpy arrays; a pickle that asks for anything else is refused before it can act.
+    """Builds plain containers and numpy arrays; a pickle that asks for anything else is refused before any of it runs.
 
-    Python's own unpickler, not the one in C: that keeps its memo in an array, so one damaged index takes up to 32 GB."""
+    The unpickler written in Python, not the one in C: that one stores its memo in an array, so a single damaged index can
+    take up to 32 GB."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
@@ -248,7 +246,7 @@ class _ArraysOnly(pickle._Unpickler):
 
 
 def _empty_array(kind: type, shape: tuple[int, ...], code: Any) -> np.ndarray:
-    """numpy's way to start an array whose content follows; only the empty start is allowed."""
+    """The substitute for numpy's _reconstruct, which creates an array before its content follows: empty ones alone."""
     if kind is not np.ndarray or tuple(shape) != (0,):
         raise pickle.UnpicklingError("it builds something else than an array")
     return np.ndarray((0,), dtype=np.uint8)
@@ -261,12 +259,12 @@ def _latin_bytes(text: str, encoding: str) -> bytes:
 
 
 def _unpickle(path: Path) -> dict[str, Any]:
-    """The dict in a batch file of the python version; keys and strings as Python 2 wrote them."""
+    """The dict in a file of the python version; keys and strings as Python 2 wrote them."""
     try:
         content = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="latin1").load()
     except _DAMAGE as error:
         cause = " ".join(str(error).split())
         raise ValueError(f"{path}: is not an official CIFAR batch file ({cause}); unpack the archive again") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds a {type(content).__name__}, expected a dict; unpack the archive again")
+        raise ValueError(f"{path}: contains a {type(content).__name__}, expected a dict; unpack the archive again")
     return content

@@ -1,4 +1,4 @@
-"""What a data set is: images with labels for training and for test, class names, and how it is transformed."""
+"""What a data set is: labelled images for training and for test, class names, and the kind of its transforms."""
 
 from __future__ import annotations
 
@@ -22,23 +22,22 @@ class ImageSet(Protocol):
 
 @dataclass(frozen=True)
 class Dataset:
-    """A loaded data set. Labels are positions in `class_names`; `transforms` is a kind that `utils.data.transforms.build`
-    knows."""
+    """A loaded data set. Labels are positions in `class_names`."""
 
     name: str
     class_names: list[str]
     train: ImageSet
     test: ImageSet
-    transforms: str  # kind of utils.data.transforms
+    transforms: str  # a kind that utils.data.transforms.build knows
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What is known of a data set without opening it."""
+    """The facts of a data set that are known without opening it."""
 
     name: str
-    num_classes: int | None  # None: counted from the folders
-    image_size: int  # side in pixels of the stored images, 0: varies
+    num_classes: int | None  # None: the number of class folders
+    image_size: int  # side of the stored images in pixels; 0: varies
     source: str  # what it is and where to get it
     kind: Literal["embedded", "torchvision", "folders"]
     folder: str | None  # its folder under the data root

@@ -1,7 +1,7 @@
-"""The embedded data set `domains`: ten classes each of digits, glyphs and fractals, so that the domain shifts on the way.
+"""The embedded data set `domains`: ten classes each of digits, glyphs and fractals, so that the domain shifts within a run.
 
-With `shuffle` false the classes come domain by domain: where a method should see something new is known, which within one
-data set nobody knows.
+With `shuffle` false the classes come domain by domain. Then it is known at which task a method should detect something new,
+which no single data set tells.
 """
 
 from __future__ import annotations
@@ -11,23 +11,24 @@ import numpy as np
 from utils.data import digits, fractals, glyphs
 
 # Handwriting; the letters A to J; one fractal of each of ten families.
-PARTS = ((digits, range(10)), (glyphs, range(10)), (fractals, range(0, 40, fractals.SIBLINGS)))
+DOMAINS = ((digits, range(10)), (glyphs, range(10)), (fractals, range(0, 40, fractals.SIBLINGS)))
 
 
 def load() -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Class names, train images uint8 [2638, 3, 32, 32], train labels, test images [709, ...], test labels.
+    """Class names, training images uint8 [2638, 3, 32, 32], training labels, test images [709, ...], test labels.
 
-    The images are those of the three data sets. Raises their ValueErrors."""
+    The images are those of the three data sets, and so are the ValueErrors."""
     names: list[str] = []
     images: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     labels: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    for module, classes in PARTS:
-        known, *splits = module.load()
-        for split, (pictures, owners) in enumerate((splits[:2], splits[2:])):
-            own = np.isin(owners, classes)
-            images[split].append(pictures[own])
-            labels[split].append(len(names) + np.searchsorted(np.asarray(classes), owners[own]))
+    for module, classes in DOMAINS:
+        class_names, *splits = module.load()
+        for split, (all_images, all_labels) in enumerate((splits[:2], splits[2:])):
+            chosen = np.isin(all_labels, classes)
+            images[split].append(all_images[chosen])
+            labels[split].append(len(names) + np.searchsorted(np.asarray(classes), all_labels[chosen]))
         domain = module.__name__.rpartition(".")[2]
-        names += [f"{domain} {known[c]}" for c in classes]
-    (train, test), (train_labels, test_labels) = ([np.concatenate(p) for p in parts] for parts in (images, labels))
+        names += [f"{domain} {class_names[c]}" for c in classes]
+    train, test = (np.concatenate(of_split) for of_split in images)
+    train_labels, test_labels = (np.concatenate(of_split) for of_split in labels)
     return names, train, train_labels, test, test_labels

@@ -1,4 +1,4 @@
-"""Formula-made images: fractals of iterated function systems, and the canvas that colours and degrades any drawing.
+"""Images from formulas: fractals of iterated function systems, and functions that colour and degrade any drawing.
 
 A system is a set of contracting affine maps; the points its "chaos game" visits are its picture (Barnsley 1988). Systems
 are drawn in the SVD form of Anderson and Farrell, "Improving Fractal Pre-training" (WACV 2022, section 3): a map is
@@ -57,7 +57,7 @@ def _perturb(base: np.ndarray, rng: np.random.RandomState, amount: float = 1.0) 
 def affine_maps(systems: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Parameters [S, M, 8] -> maps [S, M, 6] (a b c d e f: x' = ax + by + e, y' = cx + dy + f), cumulative odds [S, M].
 
-    Odds follow |det|, the share of the attractor's area. Rounded to 1e-9, so the last bit of a machine's sine is not seen.
+    Odds follow |det|, the share of the attractor's area. Rounded to 1e-9, so the last bit of a machine's sine has no effect.
     """
     cos_t, sin_t = np.cos(systems[..., THETA]), np.sin(systems[..., THETA])
     cos_p, sin_p = np.cos(systems[..., PHI]), np.sin(systems[..., PHI])
@@ -185,11 +185,11 @@ def blur_matrices(side: int = SIDE) -> np.ndarray:
         down = np.zeros((count, side))
         for k, edge in enumerate(edges):
             down[k, edge : edge + cell] = 1 / cell
-        place = np.clip((np.arange(side) + 0.5 - border) / cell - 0.5, 0, count - 1)
-        left = np.minimum(np.floor(place).astype(int), count - 2)
+        position = np.clip((np.arange(side) + 0.5 - border) / cell - 0.5, 0, count - 1)
+        left = np.minimum(np.floor(position).astype(int), count - 2)
         up = np.zeros((side, count))
-        up[np.arange(side), left] = 1 - (place - left)
-        up[np.arange(side), left + 1] += place - left
+        up[np.arange(side), left] = 1 - (position - left)
+        up[np.arange(side), left + 1] += position - left
         matrices.append(up @ down)
     return np.stack(matrices)
 

@@ -1,8 +1,8 @@
 """The embedded data set `fractals`: 100 classes of iterated function systems, 25 families of 4 siblings, rendered on load.
 
 The systems are stored (fractals.npy, 25 KB, checked by hash) and disjoint from those the embedded backbone was trained
-on: other seeds, and a test compares the parameters. The pictures are made with numpy in float64 from seeded draws, so
-every machine sees the same ones. `python -m utils.data.fractals` makes the stored file anew.
+on: other seeds, and a test compares the parameters. The images are computed with numpy in float64 from seeded draws, so they
+are the same on every machine. `python -m utils.data.fractals` writes the stored file again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SEED = 40014  # of the systems (SEED, 0) and of the views of class c (SEED, 1, c
 
 
 def load() -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Class names, train images uint8 [6000, 3, 32, 32], labels int64 [6000], test images [2000, ...] and labels.
+    """Class names, training images uint8 [6000, 3, 32, 32], labels int64 [6000], test images [2000, ...] and labels.
 
     Raises ValueError if the stored parameters are not those the published numbers were measured on.
     """
@@ -57,23 +57,23 @@ def read_parameters(path: Path = PARAMETERS) -> np.ndarray:
         systems = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{path}: cannot read the parameters of the fractals data set ({error})") from None
-    found = fingerprint(systems)
-    if found != PARAMETERS_SHA256:
+    digest = fingerprint(systems)
+    if digest != PARAMETERS_SHA256:
         raise ValueError(
-            f"{path}: the parameters of the fractals data set were altered (SHA-256 {found[:16]}..., expected "
+            f"{path}: the parameters of the fractals data set were altered (SHA-256 {digest[:16]}..., expected "
             f"{PARAMETERS_SHA256[:16]}...); restore the file from the repository"
         )
     return systems
 
 
 def fingerprint(systems: np.ndarray) -> str:
-    """SHA-256 over shape and little-endian values."""
+    """SHA-256 in hex digits over shape and little-endian values."""
     values = np.ascontiguousarray(systems, dtype="<f8")
     return hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()
 
 
 def make_parameters() -> np.ndarray:
-    """Draw families until 25 have pictures that cover between 10 % and 55 % of the image: neither dust nor blob."""
+    """Draws families until the fractals of 25 cover between 10 % and 55 % of the image: neither dust nor a blob."""
     rng = np.random.RandomState([SEED, 0])
     chosen: list[np.ndarray] = []
     while len(chosen) < FAMILIES:
@@ -85,6 +85,6 @@ def make_parameters() -> np.ndarray:
 
 
 if __name__ == "__main__":
-    made = make_parameters()
-    np.save(PARAMETERS, made)
-    print(f"{PARAMETERS}: {made.shape}, PARAMETERS_SHA256 = {fingerprint(made)!r}")
+    parameters = make_parameters()
+    np.save(PARAMETERS, parameters)
+    print(f"{PARAMETERS}: {parameters.shape}, PARAMETERS_SHA256 = {fingerprint(parameters)!r}")

@@ -1,6 +1,6 @@
 """`glyphs`: 100 characters drawn at random with the sixteen text fonts inside matplotlib, 7,500 images.
 
-Each image is rotated, sheared, scaled and shifted by its own draws. Twelve fonts draw the training images and four
+Each image is rotated, sheared, scaled and shifted at random. Twelve fonts draw the training images and four
 others the test images, one of each family (DejaVu Sans, Sans Mono and Serif, STIX), so the test asks for the letter
 and not for the font.
 """
@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-# Characters that all sixteen fonts have. Of every group that looks alike once size is random (A and Greek Alpha, O and
-# 0 and o, C and c, I and l, H and Cyrillic En, Eta and n, ...) there is one; `tests/test_data.py` measures that no two
-# coincide.
+# Characters that all sixteen fonts have. Some look alike once their size is random (A and Greek Alpha; O, 0 and o; C and
+# c; I and l; H and Cyrillic En; Eta and n): of each such group there is one. `tests/utils/data/test_sets.py` measures that
+# no two coincide.
 CHARACTERS = (
     "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # 26 Latin capitals
-    "abdefghijmnpqrtuy"  # 17 small ones that are no small copy of a capital
+    "abdefghijmnpqrtuy"  # 17 small letters that do not look like their capital
     "123456789"  # 9
     "ΓΔΘΛΞΣΦΨΩ"  # 9 Greek capitals
     "αβδεζλξσω"  # 9 small Greek
@@ -41,11 +41,11 @@ _ROTATION, _SHEAR, _EM, _SHIFT = 15.0, 0.2, (24.0, 34.0), 2.5
 
 
 def load() -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Class names, train images uint8 [6000, 3, 32, 32], train labels [6000], test images [1500, ...], test labels
+    """Class names, training images uint8 [6000, 3, 32, 32], training labels [6000], test images [1500, ...], test labels
     [1500].
 
     White on black; the same pixels for the same versions of the fonts and of FreeType. Raises ValueError if
-    matplotlib's fonts are not where they should be or lack a character."""
+    matplotlib's fonts are missing or lack a character."""
     masters = {font: _masters(font) for font in (*TRAIN_FONTS, *TEST_FONTS)}
     random = np.random.RandomState(_SEED)
     train = _draw(masters, TRAIN_FONTS, TRAIN_PER_CLASS, random)
@@ -54,7 +54,7 @@ def load() -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 
 def font_path(font: str) -> Path:
-    """File of a font that ships inside matplotlib; ValueError if it is not there."""
+    """The file of a font that ships inside matplotlib; ValueError if it is missing."""
     import matplotlib
 
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{font}.ttf"
@@ -74,14 +74,14 @@ def _masters(font: str) -> list[Image.Image]:
     absent = [c for c in CHARACTERS if ord(c) not in FT2Font(str(path)).get_charmap()]
     if absent:
         raise ValueError(f"dataset glyphs: the font {path} lacks {' '.join(absent)}; install matplotlib 3.8 or newer")
-    # The basic layout engine is always there; the other one depends on how Pillow was built.
+    # The basic layout engine always exists; the other one depends on how Pillow was built.
     face = ImageFont.truetype(str(path), _POINTS, layout_engine=ImageFont.Layout.BASIC)
     drawn = []
     for character in CHARACTERS:
         image = Image.new("L", (_CANVAS, _CANVAS))
         left, top, right, bottom = face.getbbox(character)
-        place = ((_CANVAS - left - right) / 2, (_CANVAS - top - bottom) / 2)
-        ImageDraw.Draw(image).text((round(place[0]), round(place[1])), character, fill=255, font=face)
+        x, y = (_CANVAS - left - right) / 2, (_CANVAS - top - bottom) / 2
+        ImageDraw.Draw(image).text((round(x), round(y)), character, fill=255, font=face)
         drawn.append(image)
     return drawn
 

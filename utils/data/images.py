@@ -1,4 +1,4 @@
-"""Image sets in memory and on disk, and the one place where a file becomes RGB pixels."""
+"""Image sets in memory and on disk, and `decode`, the one function that turns a file into RGB pixels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-# What Pillow raises on damaged files, from its own checks or from the parsers beneath it.
+# Exceptions that Pillow raises on damaged files, from its checks or from the parsers it calls.
 _DAMAGE = (
     OSError,
     SyntaxError,
@@ -61,10 +61,11 @@ class ImageFiles:
 def decode(path: str | Path) -> torch.Tensor:
     """Reads an image file as RGB, uint8 [3, H, W], upright.
 
-    Turned as its EXIF tag says; transparency laid on white (LAMDA-PILOT drops the alpha channel, which turns a drawing
-    in black on transparent into a black square); 16-bit grey scaled to 8 bits, not clipped; of an animation the first
-    frame. Raises ValueError with the path if the file is damaged, empty or of a kind that has no defined range,
-    FileNotFoundError if it has gone."""
+    It is rotated as its EXIF tag says. Transparent pixels become white (LAMDA-PILOT drops the alpha channel, which turns a
+    drawing in black on transparent into a black square). 16-bit grey is scaled to 8 bits, not clipped. Of an animation the
+    first frame is read.
+    Raises ValueError with the path if the file is damaged, empty or has pixels without a defined range, FileNotFoundError if
+    it has been removed."""
     try:
         with Image.open(path) as opened:
             opened.load()
@@ -72,7 +73,7 @@ def decode(path: str | Path) -> torch.Tensor:
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: the image is gone or is a dangling link") from None
     except (*_DAMAGE, Image.DecompressionBombError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the system's complaint, not the decoder's
+        if isinstance(error, OSError) and error.errno is not None:  # an error of the system, not of the decoder
             raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path}: is not a readable image ({reason}); replace or remove the file") from None
@@ -91,7 +92,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(pixels: np.ndarray) -> np.ndarray:
-    """Integer grey values 0..65535 to uint8 by dividing by 257 and rounding (65535 becomes 255)."""
+    """Integer grey values 0..65535 as uint8: divided by 257 and rounded, so that 65535 becomes 255."""
     values = pixels.astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError(f"grey values {values.min()}..{values.max()} do not fit 16 bits; save it with 8 or 16 bits")

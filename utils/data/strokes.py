@@ -1,4 +1,4 @@
-"""Formula-made pen strokes: invented signs of lines, polylines, curves and closed contours, with a hand's variation.
+"""Pen strokes from formulas: invented signs of lines, polylines, curves and closed contours, with a hand's variation.
 
 A sign is a set of control points and strokes over them. Every stroke kind is linear in its control points, so a whole
 class is one matrix `basis [P, Q]` that turns Q control points into P points along the pen's path; strokes that meet
@@ -51,7 +51,7 @@ def _draw_sign(rng: np.random.RandomState) -> Sign:
 
 
 def _add_stroke(sign: Sign, rng: np.random.RandomState) -> Sign:
-    """The sign with one more random stroke; usually it starts at a control point that is there already."""
+    """The sign with one more random stroke; usually it starts at an existing control point."""
     name = rng.choice(KINDS, p=KIND_ODDS)
     snapped = rng.random_sample() < 0.5  # half of the strokes on a coarse grid: upright, level and diagonal lines
     count = {"line": 2, "polyline": rng.randint(3, 6), "bezier": rng.randint(3, 5), "spline": rng.randint(4, 7)}
@@ -116,9 +116,9 @@ def _stroke_basis(kind: str, count: int, points: int) -> np.ndarray:
         binomial = np.array([np.prod([(n - j) / (j + 1) for j in range(k)]) for k in range(count)])
         return binomial * t[:, None] ** np.arange(count) * (1 - t[:, None]) ** (n - np.arange(count))
     segments = count if kind == "closed" else count - 1
-    place = t * segments
-    left = np.minimum(np.floor(place).astype(int), segments - 1)
-    f = place - left
+    position = t * segments
+    left = np.minimum(np.floor(position).astype(int), segments - 1)
+    f = position - left
     rows, basis = np.arange(points), np.zeros((points, count))
     if kind == "straight":
         basis[rows, left] += 1 - f
@@ -144,7 +144,7 @@ class SignTable:
 
 
 def tabulate(signs: list[Sign]) -> SignTable:
-    """Signs -> arrays; the P points are shared out by the strokes' lengths."""
+    """Signs as arrays; the P points are distributed over the strokes by length."""
     basis = np.zeros((len(signs), POINTS, CONTROLS), np.float32)
     controls = np.zeros((len(signs), CONTROLS, 2), np.float32)
     first = np.zeros((len(signs), POINTS), np.float32)
@@ -154,8 +154,8 @@ def tabulate(signs: list[Sign]) -> SignTable:
         shares = np.cumsum([0.0, *lengths]) / sum(lengths)
         marks = np.round(shares * (POINTS - 3 * len(lengths))).astype(int) + 3 * np.arange(len(lengths) + 1)
         for stroke, begin, end in zip(sign.strokes, marks[:-1], marks[1:], strict=True):
-            part = _stroke_basis(stroke.kind, len(stroke.controls), end - begin)
-            np.add.at(basis[s, begin:end].T, np.array(stroke.controls), part.T)  # a control may occur twice
+            along = _stroke_basis(stroke.kind, len(stroke.controls), end - begin)
+            np.add.at(basis[s, begin:end].T, np.array(stroke.controls), along.T)  # a control point may occur twice
             first[s, begin] = 1
     return SignTable(basis, controls, first)
 
@@ -170,7 +170,7 @@ def draw_signs(
 ) -> np.ndarray:
     """One random drawing of each sign in labels [B] as coverage [B, side, side] in [0, 1].
 
-    Varied: control points (a hand's jitter), rotation, shear, size, place, pen width, the pen's slant (broad-nib contrast
+    Varied: control points (a hand's jitter), rotation, shear, size, position, pen width, the pen's slant (broad-nib contrast
     as in type), softness of the edge. `strength` (0 to 1) scales the variation of the shape.
     """
     batch = len(labels)

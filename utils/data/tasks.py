@@ -1,4 +1,4 @@
-"""The class order, its split into tasks, and what a learner gets of a task."""
+"""The order of the classes, its split into tasks, and the data of a task that a learner gets."""
 
 from __future__ import annotations
 
@@ -9,24 +9,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.data import transforms
-from utils.data import workers as loading
-from utils.data.batches import TaskData, _Source
+from utils.data import transforms, workers
+from utils.data.batches import Source, TaskData
 from utils.data.dataset import Dataset
 
 
 def drawn_order(num_classes: int, seed: int, shuffle: bool = True) -> list[int]:
-    """Original class ids in order of arrival: LAMDA-PILOT's and SEMA-CL's `np.random.seed(seed);
-    np.random.permutation(n)`.
+    """Original class ids in order of arrival, as LAMDA-PILOT and SEMA-CL draw them: `np.random.seed(seed);
+    np.random.permutation(n)`. Without `shuffle` the natural order.
 
-    Without `shuffle` the natural order. Raises ValueError for a seed outside 0 .. 2**32 - 1, numpy's range."""
+    Raises ValueError for a seed outside 0 .. 2**32 - 1, numpy's range."""
     if not 0 <= seed < 2**32:
         raise ValueError(f"the seed of the class order must lie in 0..{2**32 - 1}, got {seed}")
     return np.random.RandomState(seed).permutation(num_classes).tolist() if shuffle else list(range(num_classes))
 
 
 def task_sizes(num_classes: int, init_cls: int, increment: int) -> list[int]:
-    """Classes per task: `init_cls`, then `increment` as often as they fit, then what remains.
+    """Classes per task: `init_cls` in the first, `increment` in each later one, the remainder in the last.
 
     Raises ValueError if a number is below 1 or there are fewer classes than the first task needs."""
     if init_cls < 1 or increment < 1:
@@ -39,13 +38,13 @@ def task_sizes(num_classes: int, init_cls: int, increment: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Task:
-    """What a learner gets: training data only.
+    """The data of one task that a learner gets: training data, and no test data.
 
-    `first` classes were seen before, `total` are seen with this task; `class_ids` are the new classes' original ids.
-    `past` holds the training data of earlier tasks and is empty unless the method declares that it uses them. `test` is
-    None unless a setting asks to select on test data, which spoils the result and is told in it."""
+    `first` classes were seen before the task, `total` after it; `class_ids` are the original ids of its new classes.
+    `past` has the training data of earlier tasks and is empty unless the method declares that it uses them. `test` is
+    None unless a setting asks to select on test data, which invalidates the result; results.json says so."""
 
-    index: int
+    index: int  # from 0
     first: int
     total: int
     class_ids: tuple[int, ...]
@@ -71,8 +70,9 @@ class TaskStream:
         num_workers: int = 0,
         device: torch.device | None = None,
     ):
-        """`seed` is the run's; the class order is `class_order`, or follows `class_order_seed` if given. `device`: where
-        batches will go; what fits a GPU lives there. Raises ValueError for an impossible split."""
+        """`seed` is the seed of the run. The class order is `class_order`, else drawn from `class_order_seed` or `seed`.
+        `device`: where batches are sent; images in memory that fit a GPU are stored there.
+        Raises ValueError for an impossible split or a class without images."""
         count = len(dataset.class_names)
         self.sizes = task_sizes(count, init_cls, increment)
         order_seed = seed if class_order_seed is None else class_order_seed
@@ -81,32 +81,34 @@ class TaskStream:
             raise ValueError(f"class_order: each of the {count} classes 0..{count - 1} is expected once")
         self.class_names = [dataset.class_names[c] for c in self.order]
         pair = transforms.build(dataset.transforms, image_size)
-        how = (*pair, seed, num_workers, f"{dataset.name} {dataset.transforms} {image_size}", device)
-        self._test = _Source(dataset.test, *how)
-        self._train = _Source(dataset.train, *how, before=len(dataset.test))
-        for part, source in (("training", self._train), ("test", self._test)):
+        shared = (*pair, seed, num_workers, f"{dataset.name} {dataset.transforms} {image_size}", device)
+        self._test = Source(dataset.test, *shared)
+        self._train = Source(dataset.train, *shared, before=len(dataset.test))
+        for split, source in (("training", self._train), ("test", self._test)):
             absent = set(range(count)) - set(np.unique(source.images.labels).tolist())
             if absent:
                 names = ", ".join(dataset.class_names[c] for c in sorted(absent)[:10])
                 raise ValueError(
-                    f"dataset {dataset.name}: no {part} images for {len(absent)} of {count} classes: {names}"
+                    f"dataset {dataset.name}: no {split} images for {len(absent)} of {count} classes: {names}"
                 )
 
     @classmethod
     def of(
         cls, cfg: Any, dataset: Dataset, seed: int, image_size: int, device: torch.device | None = None
     ) -> TaskStream:
-        """The tasks that a run's settings ask for. With num_workers "auto" no process decodes until `measure_workers`."""
+        """The tasks of a run with settings `cfg`. With num_workers "auto" there are no loader processes until
+        `measure_workers` is called."""
         names = ("init_cls", "increment", "class_order_seed", "class_order", "shuffle")
         settings = {name: getattr(cfg, name) for name in names}
-        workers = 0 if cfg.num_workers == "auto" else cfg.num_workers
-        return cls(dataset, seed=seed, image_size=image_size, num_workers=workers, device=device, **settings)
+        count = 0 if cfg.num_workers == "auto" else cfg.num_workers
+        return cls(dataset, seed=seed, image_size=image_size, num_workers=count, device=device, **settings)
 
     def measure_workers(self, cfg: Any, model: torch.nn.Module, device: torch.device) -> str | None:
-        """With num_workers "auto": takes as many as loading and a pass of `model` ask for, and says so."""
+        """With num_workers "auto": measures loading and a forward pass of `model`, sets the number of loader processes, and
+        returns a line that says so; else None."""
         if cfg.num_workers != "auto":
             return None
-        count, text = loading.measured_workers(self.task(0).train, cfg.batch_size, model, device)
+        count, text = workers.measured_workers(self.task(0).train, cfg.batch_size, model, device)
         self._train, self._test = (replace(source, num_workers=count) for source in (self._train, self._test))
         return text
 
@@ -114,7 +116,7 @@ class TaskStream:
         return len(self.sizes)
 
     def task(self, index: int, with_past: bool = False, with_test: bool = False) -> Task:
-        """Task `index` with its training data; on request those of the tasks before it, or all test data so far."""
+        """Task `index` (from 0) with its training data; if asked, also that of earlier tasks, or all test data so far."""
         span = self._span(index)
         past = tuple(self._data(self._train, earlier, index) for earlier in range(index)) if with_past else ()
         train = self._data(self._train, index, index)
@@ -122,7 +124,7 @@ class TaskStream:
         return Task(index, span.start, span.stop, tuple(self.order[span.start : span.stop]), train, past, test)
 
     def test(self, index: int) -> TaskData:
-        """The test samples of task `index`'s own classes. Only the runner calls this, never a learner."""
+        """The test samples of the classes of task `index`. Only the runner calls this, never a learner."""
         return self._data(self._test, index, index)
 
     def _span(self, index: int) -> range:
@@ -131,8 +133,8 @@ class TaskStream:
         first = sum(self.sizes[:index])
         return range(first, first + self.sizes[index])
 
-    def _data(self, source: _Source, index: int, used_in: int) -> TaskData:
-        """Samples of task `index`'s classes in the data set's order, with the random draws of task `used_in`."""
+    def _data(self, source: Source, index: int, used_in: int) -> TaskData:
+        """Samples of the classes of task `index` in the order of the data set, with the random draws of task `used_in`."""
         arrival = np.full(len(self.order), -1, dtype=np.int64)
         arrival[[self.order[k] for k in self._span(index)]] = list(self._span(index))
         labels = arrival[source.images.labels]

@@ -1,7 +1,7 @@
 """From stored pixels to network input: uint8 RGB of any size to float32 [B, 3, size, size] in [0, 1].
 
-Every random draw of a sample comes from that sample's own seed, so the result depends neither on the batch a sample is
-in nor on the process that decodes it. Mean and deviation are not applied here: normalisation belongs to the backbone.
+Every sample has its seed, so the result depends neither on the batch a sample is in nor on the process that decodes it.
+Mean and deviation are not applied here: the backbone normalises its input.
 Legend: B batch, H and W stored height and width, S side of the network's input.
 """
 
@@ -23,7 +23,7 @@ ROTATION_DEGREES, SCALE_RANGE, SHIFT_SHARE = 10.0, 0.1, 0.0625
 class Transform(Protocol):
     """Maps B images uint8 [3, H, W] and their seeds uint64 [B] to float32 [B, 3, S, S] in [0, 1].
 
-    `batched` ones work on a whole tensor at once and are so cheap that worker processes would only slow them down."""
+    A `batched` transform works on a whole tensor at once, so fast that loader processes would only slow it down."""
 
     batched: bool
 
@@ -34,7 +34,7 @@ def build(kind: str, size: int) -> tuple[Transform, Transform]:
     """The training and the test transform of a kind, for inputs of `size` pixels.
 
     small: for the embedded 32-pixel sets; a mild rotation, scaling and shift in training, nothing in the test.
-    cifar: LAMDA-PILOT's (`utils/data.py`, iCIFAR100): random crop with padding 4, flip, brightness 63/255; no test one.
+    cifar: LAMDA-PILOT's (`utils/data.py`, iCIFAR100): random crop with padding 4, flip, brightness 63/255 in training.
     imagenet: SEMA-CL's (`utils/data.py`, build_transform): random resized crop (5 to 100 percent of the area) and flip;
     test bicubic to 256/224 of the size, then the centre. SEMA-CL resizes PIL images; we resize uint8 tensors with
     antialiasing, which is Pillow's method: no value differs by more than 1 of 255, and under 1 percent do.
@@ -67,8 +67,8 @@ def sample_seeds(base: int, rows: np.ndarray) -> np.ndarray:
 def uniforms(seeds: np.ndarray, count: int) -> np.ndarray:
     """`count` uniform numbers in [0, 1) for every seed uint64 [B]: float64 [B, count].
 
-    Counter-based (the splitmix64 finaliser of Steele, Lea and Flood, OOPSLA 2014): a draw depends on its seed and its
-    position only, and a whole batch costs microseconds."""
+    Counter-based (the splitmix64 finaliser of Steele, Lea and Flood, OOPSLA 2014): a number depends on its seed and its
+    position alone, and a whole batch takes microseconds."""
     steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     with np.errstate(over="ignore"):
         return (_mix(seeds[:, None] + steps) >> np.uint64(11)) * 2.0**-53
@@ -116,9 +116,8 @@ class BatchAffine:
 
     def __call__(self, images: torch.Tensor | Sequence[torch.Tensor], seeds: np.ndarray) -> torch.Tensor:
         batch = _as_float(images)
-        grid = _affine_grid(uniforms(seeds, 4) * 2 - 1, *batch.shape[-2:]).to(
-            batch.device
-        )  # made alike for all devices
+        grid = _affine_grid(uniforms(seeds, 4) * 2 - 1, *batch.shape[-2:])  # on the CPU: equal for every device
+        grid = grid.to(batch.device)
         moved = F.grid_sample(batch, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         return _resized(moved.clamp_(0, 1), self.size)
 
@@ -140,8 +139,8 @@ def _affine_grid(draws: np.ndarray, height: int, width: int) -> torch.Tensor:
 class PerSample:
     """Runs a torchvision transform on one image after the other, each from its own seed.
 
-    torchvision draws from torch's global CPU generator, so that one is seeded for each image and put back afterwards.
-    Only that one: `torch.manual_seed` would reseed the GPU's generators as well, which nobody puts back."""
+    torchvision draws from torch's global CPU generator, so that generator is seeded for each image and restored afterwards.
+    `torch.manual_seed` would seed the generators of the GPUs as well, which are not restored."""
 
     batched = False
 

@@ -1,7 +1,8 @@
-"""The stream of labelled formula-made views the embedded backbone learns from: invented signs, then fractals.
+"""The labelled images computed from formulas on which the embedded backbone was trained: invented signs and fractals.
 
-Labels run over the signs first, then the fractals. Views are easy at first (little variation, no colour) and reach their
-full strength after `easy_steps` batches: with full variation from the start nothing was learnt for a long time.
+A view is one random drawing of a class. Labels number the signs first, then the fractals. Views are easy at first (little
+variation, no colour) and reach full strength after `easy_steps` batches: with full variation from the start the backbone
+learned nothing for a long time.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ class Views:
 
 
 class ViewSource:
-    """Batches of views; batch number `step` depends on nothing but `views`, the batch size and `step`."""
+    """Batches of views; batch number `step` depends on `views`, the batch size and `step` alone."""
 
     def __init__(self, views: Views, batch_size: int):
-        self.images_shown, self.batch_size = views, batch_size
+        self.views, self.batch_size = views, batch_size
         rng = np.random.RandomState([views.seed, 0])
         self.signs = strokes.tabulate(strokes.sample_signs(views.sign_families, views.sign_siblings, rng))
         rng = np.random.RandomState([views.seed, 1])
@@ -52,7 +53,7 @@ class ViewSource:
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Images uint8 [B, 3, H, W] and labels int64 [B]: the signs of the batch, then its fractals."""
-        views = self.images_shown
+        views = self.views
         rng = np.random.RandomState([views.seed, 2, step])
         drawn = min(max(round(self.batch_size * views.sign_share), 0), self.batch_size)
         sign = rng.randint(0, views.signs, drawn)
@@ -71,8 +72,8 @@ class ViewSource:
 
 
 def render(views: Views, batch_size: int, first: int, out: multiprocessing.Queue, parent: int) -> None:
-    """The work of a helper process: puts (step, images, labels) for first, first + 1, ... into `out` until process
-    `parent` is gone."""
+    """The work of a helper process: puts (step, images, labels) for first, first + 1, ... into `out` until the process with
+    id `parent` has ended."""
     source = ViewSource(views, batch_size)
     step = first
     batch = source.batch(step)

@@ -239,7 +239,7 @@ def test_damaged_cifar_is_refused(tmp_path, few):
     folder = write_binary(tmp_path, *few, classes=100)
     whole = (folder / "train.bin").read_bytes()
     (folder / "train.bin").write_bytes(whole[:-1])
-    with pytest.raises(ValueError, match=r"train\.bin: 30739 bytes are no whole number of 3074-byte records"):
+    with pytest.raises(ValueError, match=r"train\.bin: 30739 bytes are not a whole number of 3074-byte records"):
         data.load("cifar100", root=tmp_path)
     (folder / "train.bin").write_bytes(whole[:-3074])
     with pytest.raises(ValueError, match=r"9 training images .+ expected 10"):
@@ -382,7 +382,7 @@ def test_pilot_layout(tmp_path, monkeypatch):
 
 def test_a_wrong_class_count_names_both_numbers(tmp_path):
     two_parts(tmp_path / "vtab", ["a", "b", "c"])
-    with pytest.raises(ValueError, match=r"vtab/train holds 3 class folders, expected 50") as error:
+    with pytest.raises(ValueError, match=r"vtab/train has 3 class folders, expected 50") as error:
         data.load("vtab", root=tmp_path)
     assert data.missing("vtab", root=tmp_path) == str(error.value)
 
@@ -393,7 +393,7 @@ def test_missing_lists_folders_and_opens_no_image(tmp_path):
             (tmp_path / part / name).mkdir(parents=True)
     assert data.missing("folder", path=tmp_path) is None  # whether they hold images is for load to see
     (tmp_path / "alone").mkdir()
-    assert "alone: holds no class folders" in str(data.missing("folder", path=tmp_path / "alone"))
+    assert "alone: has no class folders" in str(data.missing("folder", path=tmp_path / "alone"))
     (tmp_path / "train" / "c").symlink_to(tmp_path / "gone")
     assert "train/c: is a dangling link" in str(data.missing("folder", path=tmp_path))
 
@@ -494,7 +494,7 @@ def test_a_class_folder_without_images(tmp_path):
     with pytest.raises(ValueError, match=r"test/b: class folder without images \(only 2 files of other kinds\)"):
         data.load("folder", path=tmp_path)
     (tmp_path / "none").mkdir()
-    with pytest.raises(ValueError, match="none: holds no class folders"):
+    with pytest.raises(ValueError, match="none: has no class folders"):
         data.load("folder", path=tmp_path / "none")
 
 
