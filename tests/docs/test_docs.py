@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import main
+import models
 from commands import options
 from commands.load import load
 from utils.report import console
@@ -158,6 +159,28 @@ def test_commands_are_valid(page, monkeypatch):
             check_command(command, page)
         except (AssertionError, ValueError, SystemExit) as error:
             pytest.fail(f"{name_of(page)}: {command}\n{error}")
+
+
+OURS = ("backbone/", "benchmarks/", "commands/", "docs/", "exps/", "models/", "tests/", "utils/")
+
+
+def inline_code(page: Path) -> list[str]:
+    return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", FENCE.sub("", text_of(page)))]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != GUIDE], ids=name_of)
+def test_names_in_the_text_exist(page, monkeypatch):
+    """Paths, commands and keys that the text mentions in backticks; capitals, <...>, *, {...} stand for the reader's."""
+    monkeypatch.chdir(ROOT)
+    keys = {"sweep"} | {key for method in models.available() for key in models.settings_of(method).model_fields}
+    for code in inline_code(page):
+        if code.startswith(OURS) and " " not in code:
+            found = list(ROOT.glob(code)) if re.search(r"[*]", code) else [ROOT / code]
+            assert re.search(r"[<{]|mine", code) or any(path.exists() for path in found), f"no such path: {code}"
+        elif code.startswith(("python ", "torchrun ")) and not re.search(r"[A-Z]{3}|\[", code):
+            check_command(code, page)
+        elif key := re.fullmatch(r'"?([a-z]\w*_\w+)"?: .+', code):
+            assert key[1] in keys, f"no such key: {code}"
 
 
 def test_ci_and_the_readme_have_the_same_command():
