@@ -1,9 +1,9 @@
-"""Every figure of merit as a pure function of the accuracy matrix, of test scores, or of one value a seed.
+"""Every metric as a pure function of the accuracy matrix, of test scores, or of one value per seed.
 
 `a[t][k]` is the accuracy (a fraction) on the test classes of task k after learning task t, both counted from 0, k <= t;
-T tasks. Rows may be ragged (row t has t+1 entries) or full with NaN or None where nothing was measured. A task without
-test samples has no accuracy: its entries are None, and means leave it out. A mean over nothing is None, never 0: after
-one task there is nothing to forget, so forgetting and backward transfer are None.
+there are T tasks. Rows may be ragged (row t has t+1 entries) or full, with NaN or None where nothing was measured. A task
+without test samples has no accuracy: its entries are None, and means leave it out. A mean over nothing is None, never 0:
+after one task nothing can be forgotten, so forgetting and backward transfer are None.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Summary(NamedTuple):
 
 
 def summarise(values: Iterable[float | None]) -> Summary:
-    """Over seeds: mean and std with divisor n-1 of the values that exist; std is None for n = 1, both for n = 0."""
+    """Mean and standard deviation (divisor n-1) over seeds, of the values that exist; std is None for n = 1, both for n = 0."""
     known = [float(v) for v in values if v is not None and not math.isnan(v)]
     centre = mean(known)
     if centre is None or len(known) < 2:
@@ -53,18 +53,19 @@ class PairedDifference(NamedTuple):
 def paired_difference(
     values: Mapping[int, float | None], reference: Mapping[int, float | None], confidence: float = 0.95
 ) -> PairedDifference:
-    """`values - reference` over the seeds that both have, with Student's interval of that mean: n-1 degrees of freedom.
+    """The mean of `values - reference` over the seeds that both have, with Student's confidence interval (n-1 degrees of
+    freedom).
 
-    Both map a seed to its value. A seed that one of them lacks (or has as None) makes no pair. One pair has no interval.
+    Both map a seed to its value. A seed that is missing or None in one of them is left out. One pair has no interval.
     """
     pairs = [(values[seed], reference[seed]) for seed in values if seed in reference]
-    found = summarise(a - b for a, b in pairs if a is not None and b is not None)
-    if found.mean is None or found.std is None:
-        return PairedDifference(found.mean, None, None, found.n)
-    from scipy.special import stdtrit  # quantiles of Student's t as in scipy.stats, without its second of import
+    centre, std, n = summarise(a - b for a, b in pairs if a is not None and b is not None)
+    if centre is None or std is None:
+        return PairedDifference(centre, None, None, n)
+    from scipy.special import stdtrit  # quantiles of Student's t as in scipy.stats, which takes a second to import
 
-    half = float(stdtrit(found.n - 1, 0.5 + confidence / 2)) * found.std / math.sqrt(found.n)
-    return PairedDifference(found.mean, found.mean - half, found.mean + half, found.n)
+    half = float(stdtrit(n - 1, 0.5 + confidence / 2)) * std / math.sqrt(n)
+    return PairedDifference(centre, centre - half, centre + half, n)
 
 
 # ------------------------------------------------------------------------------------------------ accuracy matrix
@@ -76,19 +77,19 @@ def _at(matrix: Matrix, t: int, k: int) -> float | None:
 
 
 def accuracy_rows(correct: Sequence[Sequence[int]], samples: Sequence[int]) -> list[list[float | None]]:
-    """`a[t][k] = correct[t][k] / samples[k]` from the number right and the number of test samples of each task."""
+    """`a[t][k] = correct[t][k] / samples[k]`: correct predictions over test samples of each task."""
     return [[c / n if n else None for c, n in zip(row, samples, strict=False)] for row in correct]
 
 
 def top1_curve(correct: Sequence[Sequence[int]], samples: Sequence[int]) -> list[float | None]:
     """Accuracy over all classes seen after each task: `A_t = sum_{k<=t} correct[t][k] / sum_{k<=t} samples[k]`.
 
-    Weighted by test samples, as published class-incremental curves are: not the mean of row t where sizes differ.
+    Weighted by test samples, as published class-incremental curves are; where task sizes differ it is not the mean of row t.
     """
     curve: list[float | None] = []
     for t, row in enumerate(correct):
         if len(row) < t + 1 or len(samples) < t + 1:
-            raise ValueError(f"row {t} needs counts for {t + 1} tasks, found {len(row)} and {len(samples)} sizes")
+            raise ValueError(f"row {t} needs counts for {t + 1} tasks, got {len(row)} and {len(samples)} sizes")
         seen = sum(samples[: t + 1])
         curve.append(sum(row[: t + 1]) / seen if seen else None)
     return curve
@@ -105,7 +106,7 @@ def average_accuracy(curve: Sequence[float | None]) -> float | None:
 
 
 def final_task_mean(matrix: Matrix) -> float | None:
-    """`1/T sum_k a[T-1][k]`: every task counts alike ("average accuracy" of Lopez-Paz & Ranzato, 2017)."""
+    """`1/T sum_k a[T-1][k]`: every task has the same weight ("average accuracy" of Lopez-Paz & Ranzato, 2017)."""
     last = len(matrix) - 1
     return mean(_at(matrix, last, k) for k in range(last + 1))
 
@@ -113,7 +114,8 @@ def final_task_mean(matrix: Matrix) -> float | None:
 def forgetting(matrix: Matrix) -> float | None:
     """`1/(T-1) sum_{k<T-1} ( max_{k<=t<T-1} a[t][k] - a[T-1][k] )` (Chaudhry et al., 2018, eq. 3).
 
-    The best of the *earlier* rows, so a task that improves in the last row counts negative. None for one task.
+    The maximum is over the *earlier* rows, so a task that improves in the last row contributes a negative term. None for one
+    task.
     """
     return mean(forgetting_by_task(matrix))
 
@@ -149,57 +151,38 @@ def _scores(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ranks(table: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Place [N] of each sample's true class among its scores [N, C], 0 = best; C where it can win no place.
+    """The rank [N] of each sample's true class among its scores [N, C], 0 = best; C if that class has no score.
 
-    Of equal scores the lower class comes first. A NaN stands above every number and a true class that is NaN (or not
-    among the C) is never right, so that a broken model does not look like a good one.
+    Of equal scores the lower class comes first. A NaN ranks above every number, and a true class whose score is NaN or
+    missing is never right, so that a broken model does not look like a good one.
     """
     classes = table.shape[1]
     known = (truth >= 0) & (truth < classes)
     index = np.where(known, truth, 0)[:, None]
-    own = np.take_along_axis(table, index, axis=1) if classes else np.full((len(table), 1), np.nan)
-    before = (table > own) | np.isnan(table) | ((table == own) & (np.arange(classes) < index))
-    return np.where(known & ~np.isnan(own[:, 0]), before.sum(axis=1), classes)
-
-
-def topk_accuracy(scores: Any, labels: Any, k: int) -> float | None:
-    """Share of samples whose class is among the k best of `scores` [N, C].
-
-    None where it says nothing: fewer than k classes, or no samples.
-    """
-    table, truth = _scores(scores, labels)
-    if table.shape[1] < k or not len(truth):
-        return None
-    return float((_ranks(table, truth) < k).mean())
+    true = np.take_along_axis(table, index, axis=1) if classes else np.full((len(table), 1), np.nan)
+    before = (table > true) | np.isnan(table) | ((table == true) & (np.arange(classes) < index))
+    return np.where(known & ~np.isnan(true[:, 0]), before.sum(axis=1), classes)
 
 
 def _oracle_hits(table: np.ndarray, truth: np.ndarray, task_classes: Sequence[Sequence[int]]) -> np.ndarray:
+    """Whether each sample [N] is right if its task is known: its class has the best score among the classes of its task."""
     hits = np.zeros(len(truth), dtype=bool)
-    owner = {c: t for t, classes in enumerate(task_classes) for c in classes}
-    strange = next((c for c in truth.tolist() if c not in owner), None)
+    task_of = {c: t for t, classes in enumerate(task_classes) for c in classes}
+    strange = next((c for c in truth.tolist() if c not in task_of), None)
     if strange is not None:
         raise ValueError(f"class {strange} belongs to none of the {len(task_classes)} tasks")
-    # the tasks there are samples of, mostly one: going through all for each would be quadratic in the run's tasks
-    for t in {owner[c] for c in np.unique(truth).tolist()}:
-        own = np.sort(np.asarray(task_classes[t], dtype=np.int64))
-        rows = np.isin(truth, own)
-        hits[rows] = _ranks(table[np.ix_(rows, own)], np.searchsorted(own, truth[rows])) == 0
+    # only tasks that have samples here, mostly one: a loop over all tasks for each would be quadratic in their number
+    for t in {task_of[c] for c in np.unique(truth).tolist()}:
+        classes = np.sort(np.asarray(task_classes[t], dtype=np.int64))
+        rows = np.isin(truth, classes)
+        hits[rows] = _ranks(table[np.ix_(rows, classes)], np.searchsorted(classes, truth[rows])) == 0
     return hits
-
-
-def task_oracle_accuracy(scores: Any, labels: Any, task_classes: Sequence[Sequence[int]]) -> float | None:
-    """Accuracy with the task known: the best of `scores` [N, C] is sought among the sample's own task's classes only.
-
-    `task_classes[t]` lists task t's columns of `scores`. A one-class task is always right. None without samples.
-    """
-    table, truth = _scores(scores, labels)
-    return float(_oracle_hits(table, truth, task_classes).mean()) if len(truth) else None
 
 
 @dataclass(frozen=True)
 class Score:
-    """Counts of one task's test samples: how many, how many right at top-1, at top-5 (None below five classes),
-    and with the task known. `predicted[j]`: for how many the best of all scores is a class of task j."""
+    """Counts of one task's test samples: all, correct at top-1, correct at top-5 (None below five classes), and correct if the
+    task is known. `predicted[j]`: samples whose best score is a class of task j."""
 
     samples: int
     correct: int
@@ -209,9 +192,10 @@ class Score:
 
 
 def score(scores: Any, labels: Any, task_classes: Sequence[Sequence[int]]) -> Score:
-    """Count one task's test samples from `scores` [N, C] over all C classes seen and labels [N] in arrival order.
+    """Counts one task's test samples from `scores` [N, C] over all C classes seen and labels [N] in order of arrival.
 
-    `task_classes[t]` lists the columns of task t. Top-1 and top-5 are None-safe: C < 5 gives `correct_top5` None.
+    `task_classes[t]` lists the columns of task t; their order has no effect. Raises ValueError for other shapes, or for a
+    label that belongs to no task.
     """
     table, truth = _scores(scores, labels)
     ranks = _ranks(table, truth)
@@ -225,32 +209,9 @@ def score(scores: Any, labels: Any, task_classes: Sequence[Sequence[int]]) -> Sc
 
 
 def _predicted_tasks(table: np.ndarray, task_classes: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """How many of the samples with scores [N, C] have their best class in each task; ties and NaN as in `_ranks`."""
-    owner = np.zeros(table.shape[1], dtype=np.int64)
+    """For each task the number of samples whose best score [N, C] is one of its classes; ties and NaN as in `_ranks`."""
+    task_of = np.zeros(table.shape[1], dtype=np.int64)
     for t, classes in enumerate(task_classes):
-        owner[[c for c in classes if c < len(owner)]] = t
+        task_of[[c for c in classes if c < len(task_of)]] = t
     best = table.argmax(axis=1) if table.size else np.zeros(0, dtype=np.int64)
-    return tuple(np.bincount(owner[best], minlength=len(task_classes)).tolist())
-
-
-def grouped(predicted: Any, labels: Any, known: int, sizes: Sequence[int]) -> dict[str, float]:
-    """Accuracy in percent (two decimals) of groups of classes, in the form SEMA-CL and PILOT log it.
-
-    `predicted`, `labels` [N] in arrival order; `sizes[t]` classes of task t; the first `known` classes are "old".
-    Keys: `total`, one per task such as `00-09`, `old`, `new`. Two departures: theirs drops a last group of one class
-    (`range(.., max(labels), ..)` ends before it) and names a ragged last group beyond its end; ours does neither. As
-    there, `old` or `new` without samples is 0; a task without samples is left out, where theirs has NaN.
-    """
-    guess, truth = np.asarray(predicted), np.asarray(labels)
-    right = guess == truth
-
-    def percent(rows: np.ndarray) -> float:
-        return round(100.0 * float(right[rows].mean()), 2) if rows.any() else 0.0
-
-    groups, first = {"total": percent(np.ones(len(truth), dtype=bool))}, 0
-    for size in sizes:
-        rows = (truth >= first) & (truth < first + size)
-        if rows.any():
-            groups[f"{first:02d}-{first + size - 1:02d}"] = percent(rows)
-        first += size
-    return {**groups, "old": percent(truth < known), "new": percent(truth >= known)}
+    return tuple(np.bincount(task_of[best], minlength=len(task_classes)).tolist())

@@ -1,4 +1,5 @@
-"""The same model under uniform, random and single-expert routing, and the gates of every test class."""
+"""Routing after each task: the gates of every test class, and the finished model under uniform, random and single-expert
+routing."""
 
 from __future__ import annotations
 
@@ -14,11 +15,9 @@ from utils.process import parallel
 from utils.process.seeds import named_seed
 from utils.text import WIDTH, number
 
-# What the routers chose, and what other choices would score ----------------------------------------------------------
-
 
 def gates_of(learner: Any, stream: TaskStream, index: int) -> routing.ClassGates | None:
-    """What `evaluate` fills with the gates of tasks 0..index; None for a method without a learned router."""
+    """An empty collection for `evaluate` to fill with the gates of tasks 0..index; None if the method learns no router."""
     layers = learner.routed_layers()
     return routing.ClassGates(layers, sum(stream.sizes[: index + 1])) if layers else None
 
@@ -32,14 +31,14 @@ def tell_routing(
     scores: list[metrics.Score],
     seed: int,
 ) -> int:
-    """Logs a `gates` row, from the second task on a `routing_drift` row, and after the last task what `routing_controls` does.
-    Returns how many more passes over the test images that took.
+    """Logs a `gates` row, from the second task on a `routing_drift` row, and after the last task the `routing_controls`.
+    Returns the number of additional passes over the test images.
 
-    The task before is read back from metrics.jsonl, which a resumed run cuts back to its checkpoint."""
+    The gates of the task before are read from metrics.jsonl, which a resumed run cuts back to its checkpoint."""
     last = index == len(stream) - 1
     if gates is None:
         if last and getattr(learner.cfg, "routing_controls", False):
-            learner.log.info("no routing to show and no controls: no router was learned")
+            learner.log.info("no routing tables and no routing controls: the method learned no router")
         return 0
     path, fields = learner.log.folder / "metrics.jsonl", gates.row()
     rows, _ = parallel.broadcast_from_first(lambda: (routing.recall(path, index), {}))
@@ -56,29 +55,30 @@ def tell_routing(
 def routing_controls(
     learner: Any, stream: TaskStream, experts: list[int], device: torch.device, learned: list[metrics.Score], seed: int
 ) -> int:
-    """Scores the finished model again without its routers' choice; logs a `routing_controls` row and a table.
+    """Scores the finished model again under other routing; logs a `routing_controls` row and a table.
 
-    Fields: `accuracy`, by routing the fractions right of each task's test images [T]; `single` [E, T], each expert alone for
-    everything; `oracle` [T], for each task the expert that alone does best on its test images. That choice reads test
-    labels: its accuracy is an upper bound for giving each task to one of these experts, not a result. `own`, where
-    the method gives tasks to experts: each task by its own one, so the task is known. Class statistics stay as they were
-    gathered under the learned routing. Returns the passes it took: E + 2, or 0 where there is nothing to compare."""
+    Fields: `accuracy`, for each routing the accuracy on each task's test images [T], as fractions; `single` [E, T], each
+    expert alone on everything; `oracle` [T], for each task the expert that alone scores best on its test images. That choice
+    reads test labels: its accuracy is an upper bound of assigning each task to one expert, not a result. `accuracy["own"]`,
+    if the method assigns tasks to experts: each task by its expert, which assumes that the task is known. Class statistics
+    remain those gathered under the learned routing. Returns the number of passes: E + 2, or 0 if there is nothing to
+    compare."""
     if not learner.cfg.routing_controls:
         return 0
     if len(experts) == 1:
         learner.log.info("no routing controls: with one expert a layer every routing is the same")
         return 0
     start, tasks = time.perf_counter(), range(len(stream))
-    draws = named_seed(seed, *own) if (own := parallel.rank_seed()) else seed
+    draws = named_seed(seed, *rank) if (rank := parallel.rank_seed()) else seed
 
-    def scored(how: Any) -> list[float]:
-        with learner.forced(how, draws):
+    def scored(routing: Any) -> list[float]:
+        with learner.forced(routing, draws):
             return _accuracies(evaluate(learner, stream, tasks[-1], device)[0])
 
     accuracy = {"learned": _accuracies(learned), "uniform": scored("uniform"), "random": scored("random")}
     single = [scored(e) for e in range(len(experts))]
-    if given := learner.task_experts():
-        accuracy["own"] = [single[given[t]][t] for t in tasks]
+    if expert_of_task := learner.task_experts():
+        accuracy["own"] = [single[expert_of_task[t]][t] for t in tasks]
     best = [max(range(len(experts)), key=lambda e: single[e][t]) for t in tasks]
     accuracy["oracle"] = [single[e][t] for t, e in enumerate(best)]
     row = learner.log.row(
@@ -100,11 +100,11 @@ def _accuracies(scores: list[metrics.Score]) -> list[float]:
 
 
 def _controls_table(row: dict[str, Any]) -> str:
-    """A line a routing: percent over all test images, then, where they fit, of each task."""
+    """A line for each routing: percent over all test images, then, where they fit, of each task."""
     lines, fits = ["the same model under other routing (percent)"], (WIDTH - 29) // 7
     tasks = range(len(row["samples"])) if len(row["samples"]) <= fits else range(0)
     lines.append(f"{'':<22}{'all':>7}" + "".join(f"{t + 1:>7}" for t in tasks))
     for name, values in routing.controls(row):
-        every = routing.overall(values, row["samples"])
-        lines.append(f"  {name:<20}" + "".join(f"{number(100 * v):>7}" for v in [every, *(values[t] for t in tasks)]))
+        overall = routing.overall(values, row["samples"])
+        lines.append(f"  {name:<20}" + "".join(f"{number(100 * v):>7}" for v in [overall, *(values[t] for t in tasks)]))
     return "\n".join(lines)

@@ -1,6 +1,6 @@
-"""Scores a learner on test data, once a task; measures what the age of class statistics costs and what routing does.
+"""Scores a learner on the test data of every task so far, once a task. Nothing else reads test data.
 
-Nothing else reads test data. A learner is anything with the verbs of `models.learner.base.Learner` that are used here.
+A learner is any object with the verbs of `models.learner.base.Learner` that are used here.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ def evaluate(
     renewed: Any = None,
     gates: routing.ClassGates | None = None,
 ) -> tuple[list[metrics.Score], list[metrics.Score]]:
-    """Scores of tasks 0..index on their test images, by the last weights: the only place that reads test data.
+    """Scores of tasks 0..index on their test images, with the present weights.
 
-    With `renewed`, the second list has that head's scores of the same features, from the same pass; else it is empty.
-    `gates` receives what the routers chose in it."""
+    With `renewed`, a head with renewed statistics, the second list has its scores of the same features; else it is empty.
+    `gates` collects the routers' choices of the same pass."""
     learner.eval()
     size, sizes = learner.eval_batch_size, stream.sizes[: index + 1]
-    found: tuple[list[metrics.Score], list[metrics.Score]] = ([], [])
-    watching = nullcontext([]) if gates is None else learner.collecting()
+    of_heads: tuple[list[metrics.Score], list[metrics.Score]] = ([], [])
+    collecting = nullcontext([]) if gates is None else learner.collecting()
 
     def scored(images: Any) -> tuple[list[torch.Tensor], list[Any]]:
         with stopwatch.section("evaluation", len(images)):
@@ -44,7 +44,7 @@ def evaluate(
         routings.clear()
         return scores, chosen
 
-    with torch.inference_mode(), watching as routings:
+    with torch.inference_mode(), collecting as routings:
         for earlier in range(index + 1):
             batches: list[list[torch.Tensor]] = []  # scores of each head, [B, C seen]
             truth = []
@@ -55,13 +55,15 @@ def evaluate(
                     gates.add(chosen, labels)
                 batches.append([s.float().cpu() for s in scores])
                 truth.append(labels)
-            if not batches:  # no test image: its place in the list must not go to the next task
+            if (
+                not batches
+            ):  # without test images the task has an empty score, so that later scores stay with their task
                 batches, truth = [[torch.empty(0, learner.seen)] * (1 + (renewed is not None))], [torch.empty(0)]
-            for results, parts in zip(found, zip(*batches, strict=True), strict=False):
-                results.append(metrics.score(torch.cat(parts), torch.cat(truth), spans(sizes)))
-    return found
+            for of_head, tables in zip(of_heads, zip(*batches, strict=True), strict=False):
+                of_head.append(metrics.score(torch.cat(tables), torch.cat(truth), spans(sizes)))
+    return of_heads
 
 
 def spans(sizes: list[int]) -> list[range]:
-    """Positions of each task's classes in order of arrival."""
+    """For each task the numbers of its classes in order of arrival."""
     return [range(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]

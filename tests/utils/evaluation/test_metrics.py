@@ -93,31 +93,24 @@ LABELS = np.array([0, 1, 2, 3])
 TASKS = [[0, 1], [2, 3, 4]]
 
 
-@pytest.mark.parametrize(("k", "share"), [(1, 0.25), (2, 0.5), (3, 0.5), (4, 0.75), (5, 1.0), (6, None)])
-def test_topk(k, share):
-    assert m.topk_accuracy(SCORES, LABELS, k) == share
-
-
-def test_topk_agrees_with_sorting():
+def test_score_agrees_with_sorting():
     rng = np.random.default_rng(0)
     scores, labels = rng.normal(size=(200, 12)), rng.integers(0, 12, 200)
     order = np.argsort(-scores, axis=1)
-    for k in (1, 5):
-        assert m.topk_accuracy(scores, labels, k) == (order[:, :k] == labels[:, None]).any(axis=1).mean()
+    score = m.score(scores, labels, [range(12)])
+    assert score.correct == score.correct_oracle == (order[:, 0] == labels).sum()
+    assert score.correct_top5 == (order[:, :5] == labels[:, None]).any(axis=1).sum()
 
 
-def test_task_oracle():
-    assert m.task_oracle_accuracy(SCORES, LABELS, TASKS) == 0.5
-    assert m.task_oracle_accuracy(SCORES, LABELS, [[1, 0], [4, 2, 3]]) == 0.5  # the order inside a task is immaterial
-    assert m.task_oracle_accuracy(SCORES, LABELS, [[0], [1], [2], [3], [4]]) == 1.0  # one-class tasks
-    assert m.task_oracle_accuracy(SCORES[:0], LABELS[:0], TASKS) is None
+def test_correct_with_the_task_known():
+    assert m.score(SCORES, LABELS, TASKS).correct_oracle == 2
+    assert m.score(SCORES, LABELS, [[1, 0], [4, 2, 3]]).correct_oracle == 2  # the order inside a task has no effect
+    assert m.score(SCORES, LABELS, [[0], [1], [2], [3], [4]]).correct_oracle == 4  # tasks of one class
     with pytest.raises(ValueError, match="class 3 belongs to none of the 2 tasks"):
-        m.task_oracle_accuracy(SCORES, LABELS, [[0, 1], [2]])
+        m.score(SCORES, LABELS, [[0, 1], [2]])
 
 
 def test_one_class_and_no_samples():
-    assert m.topk_accuracy([[0.3]], [0], 1) == 1.0
-    assert m.topk_accuracy(np.zeros((0, 5)), np.zeros(0, dtype=int), 1) is None
     assert m.score(np.zeros((0, 5)), np.zeros(0, dtype=int), TASKS) == m.Score(0, 0, 0, 0, (0, 0))
     assert m.score([[0.3]], [0], [[0]]) == m.Score(1, 1, None, 1, (1,))
 
@@ -142,30 +135,13 @@ def test_predicted_tasks_follow_the_best_score_as_the_ranks_do():
 
 def test_nan_scores_are_never_right_and_masked_scores_are_fine():
     nan, inf = np.nan, np.inf
-    assert m.topk_accuracy([[nan, nan]], [0], 1) == 0.0
-    assert m.topk_accuracy([[1.0, nan]], [0], 1) == 0.0
-    assert m.topk_accuracy([[1.0, -inf]], [0], 1) == 1.0
-    assert m.topk_accuracy([[1.0, 2.0]], [7], 1) == 0.0  # a class that has no column yet
+    for scores, right in (([nan, nan], 0), ([1.0, nan], 0), ([1.0, -inf], 1)):
+        assert m.score([scores], [0], [[0, 1]]).correct == right
 
 
 def test_scores_of_the_wrong_shape():
     with pytest.raises(ValueError, match=r"scores must be \[N, C\]"):
-        m.topk_accuracy([1.0, 2.0], [0, 1], 1)
-
-
-def test_grouped_keeps_the_last_class():
-    labels = np.array([0, 0, 1, 2, 3, 4])
-    predicted = np.array([0, 1, 1, 2, 0, 4])
-    assert m.grouped(predicted, labels, known=4, sizes=[2, 2, 1]) == {
-        "total": 66.67,
-        "00-01": 66.67,
-        "02-03": 50.0,
-        "04-04": 100.0,
-        "old": 60.0,
-        "new": 100.0,
-    }
-    first = m.grouped(np.array([0, 1]), np.array([0, 0]), known=0, sizes=[2])
-    assert first == {"total": 50.0, "00-01": 50.0, "old": 0.0, "new": 50.0}
+        m.score([1.0, 2.0], [0, 1], [[0, 1]])
 
 
 def test_top5_counts_the_fifth_place_and_not_the_sixth():

@@ -104,7 +104,7 @@ def test_drift_is_the_total_variation_of_the_mean_gates():
     assert row["changed"] == [1]  # a tie is no change
     assert (row["added"], row["merged"], row["layers"]) == ([2], [], [2])
     assert routing.in_words(row) == (
-        "routing of 2 old classes moved by 0.375 (0 not at all, 1 wholly), most in layer 2 with 0.375; "
+        "routing of 2 old classes moved by 0.375 (0 not at all, 1 completely), most in layer 2 with 0.375; "
         "in 1 of 2 cases (class and layer) another expert serves now; expert 2 is new"
     )
 
@@ -115,7 +115,7 @@ def test_a_merged_expert_counts_as_the_one_it_joined():
     row = routing.drift(before, after, {0: 2})
     assert row["distance"] == [[0.0], [1.0]] and row["merged"] == [[0, 2]]
     assert row["before"] == [[2], [1]] and row["after"] == [[2], [2]] and row["changed"] == [1]
-    assert routing.in_words(row).endswith("expert 0 is now part of expert 2")
+    assert routing.in_words(row).endswith("expert 0 was merged into expert 2")
 
 
 def test_gates_that_do_not_add_up_to_one_are_compared_by_their_parts():
@@ -274,7 +274,7 @@ def test_methods_without_a_learned_router_have_no_rows(method, keys, says, toy_l
     learner = toy_learner(method, epochs=1, func_epoch=1, rd_epoch=1, **keys)
     assert whole_run(learner, toy_stream())["test_evaluations"] == 3
     assert not any(told(learner, kind) for kind in ("gates", "routing_drift", "routing_controls"))
-    assert ("no router was learned" in (learner.log.folder / "run.log").read_text(encoding="utf-8")) == says
+    assert ("the method learned no router" in (learner.log.folder / "run.log").read_text(encoding="utf-8")) == says
 
 
 def test_one_expert_has_gates_and_no_controls(toy_learner):
