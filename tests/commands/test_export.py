@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import main
-import models
 from commands import export, saved
+from tests.helpers.methods import METHODS
 from tests.helpers.runs import tiny_experiment
 
 
-@pytest.mark.parametrize("method", models.available())
+@pytest.mark.parametrize("method", METHODS)
 def test_an_exported_model_of_any_method_scores_as_its_run(method, tmp_path, monkeypatch, capsys):
     run = tiny_experiment(method, tmp_path, monkeypatch)
     assert main.main([*run, "--out", str(tmp_path / "logs")]) == 0

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import main
-import models
 from commands import saved
+from tests.helpers.methods import METHODS
 from tests.helpers.runs import few_digits, tiny_run
 from utils import data
 from utils.evaluation import scores as evaluation
@@ -19,7 +19,7 @@ def contents(folder):
     return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-@pytest.mark.parametrize("method", models.available())
+@pytest.mark.parametrize("method", METHODS)
 def test_a_finished_run_of_any_method_comes_back_bit_for_bit(method, tmp_path, monkeypatch):
     folder, learner = tiny_run(method, tmp_path, monkeypatch)
     before = contents(folder)

@@ -5,7 +5,6 @@ Runs go through the runner's own `learn_and_score`; metrics.jsonl refuses what i
 
 import json
 import re
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from backbone.experts import novelty
 from backbone.experts.descriptor import Descriptor
 from models.learner.base import SeededInit
 from models.learner.held_out import hold_out
+from tests.helpers.methods import HEADS, METHODS
 from tests.helpers.toy import learn_and_score, toy_backbone, toy_dataset, toy_settings, toy_stream
 from utils.config.strict_json import read_json
 from utils.data.dataset import Dataset
@@ -29,8 +29,6 @@ from utils.files import storage
 from utils.run import record as run_record
 from utils.run.log import RunLog
 
-METHODS = models.available()
-HEADS = [(m, h) for m in METHODS for h in get_args(models.settings_of(m).model_fields["head"].annotation)]
 QUICK = {
     "init_cls": 2,
     "increment": 1,
@@ -163,7 +161,7 @@ def test_a_class_of_one_image_is_trained_on_and_the_others_are_held_out_as_ever(
     learner, task = toy_learner("finetune"), toy_stream(init_cls=6, shuffle=False).task(0)
     few = toy_stream(init_cls=6, shuffle=False).task(0)
     few.train.rows, few.train.labels = few.train.rows[9:], few.train.labels[9:]  # class 0 keeps one image
-    how = {"key": "some_ratio", "stream": "selection", "purpose": "selection"}
+    how = {"key": "some_ratio", "draw": "selection", "purpose": "selection"}
     _, held = hold_out(learner, task, 0.3, **how)
     kept, of_few = hold_out(learner, few, 0.3, **how)
     assert held.rows.tolist() == task.train.split(0.3, "selection")[1].rows.tolist()

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import main
-import models
 from tests.helpers import ranks
+from tests.helpers.methods import METHODS
 from tests.helpers.runs import assert_same_run, rows_of, timeless, tiny_experiment
 from utils.config.strict_json import read_json
 from utils.files import storage
@@ -97,7 +97,7 @@ def test_two_processes_learn_as_one(name, both, tmp_path, monkeypatch):
         assert a["loss"] == pytest.approx(b["loss"], rel=0.05)
 
 
-@pytest.mark.parametrize("method", models.available())
+@pytest.mark.parametrize("method", METHODS)
 def test_full_batches_give_the_same_parameters(method, states, tmp_path):
     with RunLog(tmp_path / "log", console=False) as log:
         for task, ours in enumerate(ranks.states_of(method, log)):

@@ -1,7 +1,7 @@
 """Holds our learners to recorded runs of the original code: every loss, logit and weight, to 1e-9 in float64.
 
-Runs every NAME.json + NAME.npz under PARITY_DIR/<method>/ (default: tests/fixtures/parity) through tests/contract/parity/<method>.py;
-folders of methods that do not exist yet are skipped by name. The real learner learns.
+Runs every NAME.json + NAME.npz under PARITY_DIR/<method>/ (default: tests/fixtures/parity) through
+tests/contract/parity/<method>.py; folders of methods that do not exist yet are skipped by name. The real learner learns.
 """
 
 import importlib.util

@@ -1,7 +1,5 @@
 """bf16 is in the backbone's matrix products and nowhere else, for every method, and a bf16 run is as whole as any other."""
 
-import itertools
-
 import pytest
 import torch
 from torch import nn
@@ -13,14 +11,13 @@ from backbone import precision as computing
 from backbone.adapters.adapter import Adapter
 from backbone.prefix_cache import GIB, PrefixCache
 from commands import export, saved
+from tests.helpers.methods import METHODS
 from tests.helpers.methods import run as learn_all
-from tests.helpers.runs import assert_same_run, tiny_experiment
+from tests.helpers.runs import assert_same_run, stopped_again_and_again, tiny_experiment
 from tests.helpers.toy import toy_backbone, toy_stream
 from utils.config.strict_json import read_json
 from utils.files import storage
-from utils.process import interrupt
 
-METHODS = models.available()
 IMAGES = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
@@ -182,12 +179,7 @@ def test_a_bf16_run_comes_back_bit_for_bit_and_is_exported_as_it_is(method, tiny
 
 def test_a_stopped_bf16_run_ends_the_same(tiny, tmp_path, monkeypatch, capsys):
     run, reference = tiny("sema", epochs=2, func_epoch=2, rd_epoch=2)
-    steps = itertools.count(1)
-    monkeypatch.setattr(interrupt, "stop_requested", lambda: next(steps) % 4 == 0)
-    stops = 0
-    while (code := main.main([*run, "--out", str(tmp_path / "cut")])) == 75:
-        stops += 1
-        assert stops < 200
+    code, stops = stopped_again_and_again(run, tmp_path / "cut", monkeypatch)
     assert code == 0 and stops > 2
     (folder,) = (tmp_path / "cut").glob("*/*/seed_3")
     assert_same_run(folder, reference)

@@ -7,12 +7,10 @@ import pytest
 import torch
 
 import main
-import models
-from tests.helpers.runs import assert_same_run, tiny_experiment
+from tests.helpers.methods import METHODS
+from tests.helpers.runs import assert_same_run, stopped_again_and_again, tiny_experiment
 from utils.files import storage
-from utils.process import interrupt
 
-METHODS = models.available()
 # what makes a method take paths that the plain tiny run does not: random draws in training, growth, refits, accumulation
 RICHER = {
     "sema": {"ffn_adapter_dropout": 0.1, "rd_views": 1, "optimizer": "adam"},
@@ -77,12 +75,7 @@ CASES = [pytest.param((m, RICHER.get(m, {})), id=m) for m in METHODS]
 @pytest.mark.parametrize("whole", CASES, indirect=True)
 def test_stopped_after_every_second_step_it_ends_the_same(whole, tmp_path, monkeypatch, capsys):
     run, reference = whole
-    steps = itertools.count(1)
-    monkeypatch.setattr(interrupt, "stop_requested", lambda: next(steps) % 4 == 0)
-    stops = 0
-    while (code := main.main([*run, "--out", str(tmp_path / "cut")])) == 75:
-        stops += 1
-        assert stops < 200
+    code, stops = stopped_again_and_again(run, tmp_path / "cut", monkeypatch)
     assert code == 0 and (stops > 2 or "simplecil" in str(run))
     assert_same(folder_of(tmp_path / "cut"), reference)
 

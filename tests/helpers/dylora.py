@@ -3,6 +3,7 @@
 import torch
 
 from backbone.experts import routed
+from tests.helpers.methods import run
 from tests.helpers.toy import toy_stream
 
 FIXED = {"novelty_threshold_mode": "fixed"}
@@ -11,14 +12,7 @@ ALWAYS, NEVER = FIXED | {"novelty_threshold": 2.0}, FIXED | {"novelty_threshold"
 
 def teach(learner, tasks=3, first=0, stream=None):
     """The learner after the toy tasks from `first` on, with the hooks in the order in which a run calls them."""
-    stream = stream or toy_stream()
-    for index in range(first, tasks):
-        learner.begin_task()
-        task = stream.task(index, with_past=learner.uses_past)
-        learner.learn(task)
-        learner.consolidate(task)
-    learner.eval()
-    return learner
+    return run(learner, stream or toy_stream(), tasks, first)
 
 
 def experts_of(learner, expert):

@@ -5,13 +5,12 @@ from typing import get_args
 import models
 
 METHODS = models.available()
-
-
 HEADS = [(m, h) for m in METHODS for h in get_args(models.settings_of(m).model_fields["head"].annotation)]
 
 
-def run(learner, stream, tasks=None):
-    for index in range(len(stream) if tasks is None else tasks):
+def run(learner, stream, tasks=None, first=0):
+    """The learner after the tasks from `first` to before `tasks` (default: all), hooks called in the order of a run."""
+    for index in range(first, len(stream) if tasks is None else tasks):
         learner.begin_task()
         task = stream.task(index, with_past=learner.uses_past)
         learner.learn(task)

@@ -16,6 +16,7 @@ import main
 import models
 from models.learner import losses
 from models.learner.base import SeededInit
+from tests.helpers.methods import METHODS
 from tests.helpers.runs import tiny_experiment
 from tests.helpers.toy import toy_backbone, toy_dataset, toy_settings, toy_stream
 from utils.files.storage import write_state
@@ -39,9 +40,7 @@ RICHER = {
     "finetune": {"train_views": 2, "prefix_cache": "disk", "head": "ridge"},
     "simplecil": {"head": "ridge"},
 }  # fmt: skip
-CASES = {
-    f"{m}{'+' * n}": (m, s) for m in models.available() for n, s in enumerate([{}, RICHER.get(m)]) if s is not None
-}
+CASES = {f"{m}{'+' * n}": (m, s) for m in METHODS for n, s in enumerate([{}, RICHER.get(m)]) if s is not None}
 # terms that are no means over samples are means of the parts' in several processes
 SEPARABLE = {"router_aux_loss_coef": 0.0, "router_entropy_coef": 0.0}
 SMALL = {"seed": [3], "ffn_adapter_dropout": 0.1, "func_epoch": 2, "rd_epoch": 1}
@@ -64,7 +63,7 @@ def every_method(place):
 def full_batches(place):
     """Two tasks of every method in float64, where a step takes all images; the state after each."""
     place.mkdir(parents=True, exist_ok=True)
-    for method in models.available():
+    for method in METHODS:
         log = RunLog(place / method, console=False) if parallel.is_first() else SilentLog(place / method)
         with log:
             for task, state in enumerate(states_of(method, log)):

@@ -157,6 +157,22 @@ def logits_of(learner, run: Recorded) -> torch.Tensor:
         return learner.logits(torch.from_numpy(run.arrays["test_images"]).double())
 
 
+def check_scores(learner, task, run: Recorded) -> None:
+    """Logits, features and accuracies of the test images after a task."""
+    at, logits = f"task{task.index}", logits_of(learner, run)
+    close(logits, run.arrays[f"{at}/test_logits"], f"logits after task {task.index}")
+    features = learner.features(torch.from_numpy(run.arrays["test_images"]))
+    close(features, run.arrays[f"{at}/test_features"], f"features after task {task.index}")
+    run.check_accuracies(logits, task.first, task.index)
+
+
+def check_losses(phases: list[list[float]], run: Recorded) -> None:
+    """Every loss of every phase."""
+    assert len(phases) == len(run.facts["phases"])
+    for losses, phase in zip(phases, run.facts["phases"], strict=True):
+        assert np.abs(np.array(losses) - phase["losses"]).max() <= TOLERANCE, phase["task"]
+
+
 # Training sessions of adapters with a cosine head (APER, RanPAC, EASE) ----------------------------------------------------
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from backbone.prompts.prefixes import choose
-from tests.helpers.recorded import TOLERANCE, Recorded, close
+from models.families import prompts
+from tests.helpers.recorded import TOLERANCE, Recorded, close, learn_all
 
 KEYS = ("tuned_epoch", "init_lr", "batch_size", "weight_decay", "min_lr", "optimizer", "scheduler")
 POOL = ("size", "length", "top_k", "batchwise_prompt", "use_prompt_mask", "shared_prompt_pool", "shared_prompt_key")
@@ -61,6 +62,27 @@ def watch_choices(module, monkeypatch) -> list[torch.Tensor]:
 
     monkeypatch.setattr(module, "chosen_in_training", watched)
     return found
+
+
+def check_pool_method(
+    run: Recorded, method: str, names, settings, tmp_path: Path, monkeypatch, ours=lambda name, value: value
+):
+    """A whole run of L2P or DualPrompt: every choice, loss, logit and final weight.
+
+    `names`: our parameter's name to theirs; `ours(their name, their array)` has the shape that ours has.
+    """
+    run.arrays |= {f"init/{name}": ours(theirs, run.arrays[f"init/{theirs}"]) for name, theirs in names.items()}
+    settings = {k: run.config[k] for k in KEYS + POOL} | {"decay_other_rows": True} | settings
+    losses: list[list[float]] = []
+    chosen = watch_choices(prompts, monkeypatch)
+    for task, learner in learn_all(run, method, settings, tmp_path, monkeypatch, losses):
+        check_task(learner, task, run)
+        check_choice(learner, task, run)
+    for choice, theirs in zip(chosen, [ids for p in run.facts["phases"] for ids in p["prompt_ids"]], strict=True):
+        same_choice(choice, theirs)
+    check_training(run, losses, tmp_path, "pull")
+    for name, theirs in names.items():
+        close(learner.get_parameter(name), ours(theirs, run.arrays[f"final/{theirs}"]), name)
 
 
 def check_training(run: Recorded, losses: list[list[float]], folder: Path, part: str) -> None:

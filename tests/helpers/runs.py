@@ -1,5 +1,6 @@
 """Tiny runs of the whole program, and how two of them are compared."""
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from utils import data
 from utils.config.strict_json import read_json
 from utils.data.dataset import Dataset
 from utils.data.images import ImageArray
+from utils.process import interrupt
 from utils.report import page
 from utils.run import checkpoint
 
@@ -46,6 +48,17 @@ def tiny_experiment(method, place, monkeypatch, **settings) -> list[str]:
     path = place / f"{method}.json"
     path.write_text(json.dumps(values), encoding="utf-8")
     return ["--config", str(path)]
+
+
+def stopped_again_and_again(run, out, monkeypatch):
+    """The same command until it ends, where every fourth question whether to stop is answered yes: (exit code, stops)."""
+    questions = itertools.count(1)
+    monkeypatch.setattr(interrupt, "stop_requested", lambda: next(questions) % 4 == 0)
+    stops = 0
+    while (code := main.main([*run, "--out", str(out)])) == 75:
+        stops += 1
+        assert stops < 200
+    return code, stops
 
 
 def rows_of(folder):

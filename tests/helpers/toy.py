@@ -56,5 +56,5 @@ def toy_settings(method: str, **other):
 
 
 def learn_and_score(learner, stream, index, record):
-    """One task as main.py does it, without a run folder's journal."""
+    """Learns and scores one task in the order of a run, without a run folder's journal."""
     task.score(learner, stream, index, record, task.learn(learner, stream, index, record.seed, Journal()))

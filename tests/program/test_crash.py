@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.slow
-# one that grows and one that trains the whole network; tests/test_resume.py kills every method at every write
+# one that grows and one that trains the whole network; tests/contract/test_resume.py kills every method at every write
 METHODS = ["sema", "slca"]
 
 

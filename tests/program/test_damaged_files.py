@@ -1,5 +1,8 @@
-"""Every kind of file the program reads, damaged in every way: one line with the cause, exit code 2, no traceback, and no code
-in it is ever run. (Checkpoints: tests/test_storage.py, tests/test_checkpoint.py; exports: tests/test_exported.py.)"""
+"""Every kind of file the program reads, damaged in every way: one line with the cause, exit code 2, no traceback.
+
+No code in such a file is ever run. Checkpoints are damaged in tests/utils/files/test_storage.py and
+tests/utils/run/test_checkpoint.py, exports in tests/commands/test_export.py.
+"""
 
 import io
 import json

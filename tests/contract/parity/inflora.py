@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tests.helpers.recorded import TOLERANCE, Recorded, close, learn_all, logits_of
+from tests.helpers.recorded import Recorded, check_losses, check_scores, close, learn_all
 
 
 def check(run: Recorded, tmp_path: Path, monkeypatch) -> None:
@@ -23,11 +23,7 @@ def check(run: Recorded, tmp_path: Path, monkeypatch) -> None:
     phases: list[list[float]] = []
     for task, learner in learn_all(run, "inflora", settings, tmp_path, monkeypatch, phases):
         at = f"task{task.index}"
-        logits = logits_of(learner, run)
-        close(logits, arrays[f"{at}/test_logits"], f"logits after task {task.index}")
-        images = torch.from_numpy(arrays["test_images"])
-        close(learner.features(images), arrays[f"{at}/test_features"], f"features after task {task.index}")
-        run.check_accuracies(logits, task.first, task.index)
+        check_scores(learner, task, run)
         for layer, moment in enumerate(learner._moments(task, "")):
             update = learner.slots()[layer].newest()["kv"]
             b = [torch.from_numpy(arrays[f"final/{at}.B_{part}.{layer}"]) for part in "kv"]
@@ -40,9 +36,7 @@ def check(run: Recorded, tmp_path: Path, monkeypatch) -> None:
             assert int(memory.dim) == facts["gpm_dim"][layer] == round(float(memory.projector.trace()))
             assert bool(memory.retains) == (facts["gpm_type"][layer] == "retain")
             assert math.isclose(float(update.down.norm() ** 2), c["rank"] / 3)
-    assert len(phases) == len(run.facts["phases"])
-    for ours_losses, theirs_phase in zip(phases, run.facts["phases"], strict=True):
-        assert np.abs(np.array(ours_losses) - theirs_phase["losses"]).max() <= TOLERANCE, theirs_phase["task"]
+    check_losses(phases, run)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     found = {(row["task"], row["layer"]): row["values"] for row in rows if row["kind"] == "directions"}
     for phase in run.facts["phases"]:

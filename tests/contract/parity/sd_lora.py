@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from models import sd_lora as method
-from tests.helpers.recorded import TOLERANCE, Recorded, close, learn_all, logits_of, watch_fit
+from tests.helpers.recorded import Recorded, check_losses, check_scores, close, learn_all, watch_fit
 
 FACTORS = {"down": "A", "up": "B"}
 
@@ -37,11 +37,7 @@ def check(run: Recorded, tmp_path: Path, monkeypatch) -> None:
     phases: list[list[float]] = []
     for task, learner in learn_all(run, "sd_lora", settings, tmp_path, monkeypatch, phases):
         at = f"task{task.index}"
-        logits = logits_of(learner, run)
-        close(logits, arrays[f"{at}/test_logits"], f"logits after task {task.index}")
-        images = torch.from_numpy(arrays["test_images"])
-        close(learner.features(images), arrays[f"{at}/test_features"], f"features after task {task.index}")
-        run.check_accuracies(logits, task.first, task.index)
+        check_scores(learner, task, run)
         close(torch.stack(list(learner.magnitudes)), arrays[f"{at}/magnitudes"], f"magnitudes after task {task.index}")
         for part in ("weight", "bias"):
             close(getattr(learner.head, part)[: task.total], arrays[f"{at}/fc.{part}"], f"head after task {task.index}")
@@ -50,9 +46,7 @@ def check(run: Recorded, tmp_path: Path, monkeypatch) -> None:
                 for ours, theirs in FACTORS.items():
                     value = arrays[f"final/{at}.{theirs}_{part}.{layer}"]
                     close(getattr(lora, ours), value, f"{theirs}_{part} of task {task.index}, layer {layer}")
-    assert len(phases) == len(run.facts["phases"])
-    for ours_losses, phase in zip(phases, run.facts["phases"], strict=True):
-        assert np.abs(np.array(ours_losses) - phase["losses"]).max() <= TOLERANCE, phase["task"]
+    check_losses(phases, run)
     expected = [values for phase in run.facts["phases"] for values in phase["magnitudes"]]
     for ours_values, theirs_values in zip(before, expected, strict=True):
         close(torch.tensor(ours_values, dtype=torch.float64), np.array(theirs_values), "magnitudes before a step")
