@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from backbone.adapters import adapter
 from backbone.experts import routed
 from backbone.experts.router import one_expert
 from benchmarks import routing, validate_routing
@@ -67,16 +66,18 @@ def test_peak_memory_is_exact_and_leaves_out_what_was_there():
 
 
 def test_networks_that_are_compared_are_the_same_function():
-    vit, experts = toy_backbone().vit, routing.make_experts(16, 2, 3)
-    singles = [routing.with_slots(vit, own) for own in experts]
-    together = routing.routed_network(vit, experts)
+    """In float64, as one network sums its experts' outputs otherwise than the others."""
+    vit = toy_backbone().vit.double()
+    experts = [[expert.double() for expert in layers] for layers in routing.make_experts(16, 2, 3)]
+    singles = [routing.with_slots(vit, layers).double() for layers in experts]
+    together, images = routing.routed_network(vit, experts).double(), IMAGES.double()
     with torch.no_grad():
-        outputs = [single(IMAGES) for single in singles]
+        outputs = [single(images) for single in singles]
         for e, output in enumerate(outputs):
-            one_hot = together(IMAGES, route=lambda x, e=e: [one_expert(x, 3, e).gates] * routing.LAYERS)
-            torch.testing.assert_close(one_hot, output)
+            one_hot = together(images, route=lambda x, e=e: [one_expert(x, 3, e).gates] * routing.LAYERS)
+            torch.testing.assert_close(one_hot, output, rtol=1e-9, atol=1e-9)
         assert (outputs[0] - outputs[1]).abs().max() > 1e-3
-        gates = together.router(torch.randn(2, 5, 16))[0]
+        gates = together.router(torch.randn(2, 5, 16).double())[0]
     assert gates.std() > 1e-3  # not all alike
     assert all(single.vit is vit for single in [*singles, together])
 
@@ -91,10 +92,10 @@ def test_a_training_step_moves_the_networks_own_parts_alone():
     columns = [c.clone() for r in routed.routers_of(both) for c in r.columns]
     losses = [routing.training(b, IMAGES.double(), labels, head)() for b in (single, lone, both)]
     # a router over one expert gives gate 1, so that this routed network takes the single adapter's step
-    assert losses[0] == pytest.approx(losses[1], rel=1e-12) and losses[2] != pytest.approx(losses[0], rel=1e-6)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-10) and losses[2] != pytest.approx(losses[0], rel=1e-6)
     for alone, slot, start in zip(single.slots.values(), routed.routed_layers(lone), experts[0], strict=True):
         for ours, theirs, old in zip(alone.parameters(), slot.parameters(), start.parameters(), strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
             assert not torch.equal(ours, old) and ours.grad is None
     moved = [c for r in routed.routers_of(both) for c in r.columns]
     assert all(not torch.equal(a, b) for a, b in zip(columns, moved, strict=True))
@@ -191,8 +192,8 @@ def test_a_finished_run_is_validated(method, runs, capsys):
 
 @pytest.mark.parametrize("damage", [1 + 1e-8, float("nan")])
 def test_a_pass_that_differs_ends_with_1(damage, runs, monkeypatch, capsys):
-    right = adapter.mixture
-    monkeypatch.setattr(adapter, "mixture", lambda *args: right(*args) * damage)
+    right = routed.mixture
+    monkeypatch.setattr(routed, "mixture", lambda *args: right(*args) * damage)
     assert validate_routing.main([str(runs["dylora_moe"]), "--images", "2", "--rounds", "1"]) == 1
     assert "ABOVE 1e-10" in capsys.readouterr().out
 
