@@ -3,7 +3,8 @@
 Loops over adapters; every pass goes from the image through the whole network; after every epoch of both phases all test images
 seen so far are scored; the descriptor phase passes the network anew in each epoch and back-propagates through its graph, which
 in the first task reaches the adapters of all layers below. It learns the same as `models/sema.py` at its defaults, to rounding
-(tests/benchmarks/test_sema_run.py): data, augmentation, start values, modules and order of steps are those, the way of computing is not.
+(tests/benchmarks/test_sema_run.py):
+data, augmentation, start values, modules and order of steps are those, the way of computing is not.
 Shapes: B batch, N tokens, D width, C classes.
 """
 
