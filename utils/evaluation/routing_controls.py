@@ -1,5 +1,4 @@
-"""Routing after each task: the gates of every test class, and the finished model under uniform, random and single-expert
-routing."""
+"""Routing after each task: the gates of every test class, and the model under uniform, random and single-expert routing."""
 
 from __future__ import annotations
 
