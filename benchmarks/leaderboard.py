@@ -1,14 +1,14 @@
-"""Every method on the embedded data sets, by one sweep a set, and what is made of it: `python -m benchmarks.leaderboard`.
+"""Every method on the embedded data sets, by one sweep a set, and the tables of the docs: `python -m benchmarks.leaderboard`.
 
 1. `--files` writes exps/leaderboard_<set>.json: a sweep whose arms are the files exps/<method>_<set>.json.
-2. `python main.py --config exps/leaderboard_<set>.json --jobs 2` runs it: 5 seeds, each with its own class order.
+2. `python main.py --config exps/leaderboard_<set>.json --jobs 2` runs it: 5 seeds, each with another class order.
 3. `--collect OUT` copies the numbers of the finished runs into benchmarks/leaderboard.jsonl and writes everything that is
    derived from that file: the tables of PAGES, and in each shipped file the reproduction card (`expected`) and the figures
    at the end of `about`. Files in ALONE get their card from `python main.py --config exps/<file>.json --out OUT`.
 4. Without an option it writes the tables of PAGES again from benchmarks/leaderboard.jsonl.
 
 Budget, equal for all: one backbone and its weights, one augmentation, batches of 32, at most 10 (digits) or 5 (glyphs,
-fractals) passes over a task's images in each phase that trains on them (SEMA's descriptors, 20 passes over kept mean tokens,
+fractals) passes over a task's images in each phase that trains on them (SEMA's descriptors, 20 passes over stored mean tokens,
 are beside that), rates chosen on held-out training images; the last epoch counts.
 """
 
