@@ -17,8 +17,9 @@ from typing import cast
 
 import torch
 
+from backbone.blocks import HALVES, Half
 from backbone.timm_vit import Block
-from backbone.vit import HALVES, Half, SlottedViT
+from backbone.vit import SlottedViT
 from utils.config.schema import Precision
 
 

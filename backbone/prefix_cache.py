@@ -23,9 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from backbone.blocks import HALVES, BlockSlot
 from backbone.rowstore import RowStore
 from backbone.timm_vit import timm_version
-from backbone.vit import HALVES, Activations, BlockSlot, SlottedViT
+from backbone.vit import Activations, SlottedViT
 from utils.data.batches import TaskData, own_parts, real_and_padded
 from utils.process import parallel, stopwatch
 

@@ -1,10 +1,10 @@
 """One frozen ViT over timm with one open slot per block, beside the MLP.
 
-Shapes: B batch, N tokens (prefix tokens included), D width. A slot is any module that maps the stream after attention
-[B, N, D] to an addition of the same shape; a BlockSlot runs its block itself. With empty slots the features equal timm's own
-bit for bit.
+Shapes: B batch, N tokens (prefix tokens included), D width. A slot (backbone/blocks.py) reads the activations after attention
+[B, N, D] and returns an addition of the same shape; a BlockSlot runs its block itself. With empty slots the features equal
+timm's bit for bit.
 
-A pass may start from Activations instead of images: what lies below the first part that learns is the same for ever, so it can
+A pass may start from Activations instead of images: what lies below the first trainable part never changes, so it can
 be computed once. In models that pool one token the last block computes the others only where something reads them
 (backbone/last_block.py).
 """
@@ -12,7 +12,7 @@ be computed once. In models that pool one token the last block computes the othe
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -21,24 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from backbone import last_block
+from backbone.blocks import HALVES, BlockSlot, Pass, Route, Slot
 from backbone.timm_vit import Block, VisionTransformer
 from utils.config.schema import Precision
 from utils.process import stopwatch
-
-# the first slot's input [B, N, D] -> gates for each slot, from the lowest up
-Route = Callable[[Tensor], Sequence[Tensor]]
-Half = Callable[[Block, Tensor], Tensor]  # of a frozen block: what it makes of the stream x [B, N, D]
-
-
-def attention_half(block: Block, x: Tensor) -> Tensor:
-    return x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))
-
-
-def mlp_half(block: Block, x: Tensor) -> Tensor:
-    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
-
-
-HALVES: tuple[Half, Half] = (attention_half, mlp_half)  # one after the other they are timm's Block.forward
 
 
 @dataclass(frozen=True)
@@ -61,11 +47,6 @@ class Activations:
         return replace(self, x=self.x.to(device, non_blocking=non_blocking), after=after)
 
 
-class BlockSlot(nn.Module):
-    """A slot that acts inside its block: called as slot(x, gates or None, block) with the block's input x [B, N, D], it
-    returns the block's output, and the block is afterwards as it was."""
-
-
 class SlottedViT(nn.Module):
     """A timm VisionTransformer, frozen and always in evaluation mode, whose blocks take additions from `slots`.
 
@@ -86,6 +67,7 @@ class SlottedViT(nn.Module):
         self.router: nn.Module | None = None  # a Route for all slots, see backbone/experts/routed.py
         self.precision: Precision = "fp32"  # see backbone/precision.py
         self.halves = HALVES  # or these compiled
+        self.short_last_block = True  # False: all tokens there too, to measure or check what the short cut does
         self.normalises = mean is not None
         self.register_buffer("mean", torch.tensor(mean or [0.0]).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std or [1.0]).view(-1, 1, 1), persistent=False)
@@ -113,9 +95,13 @@ class SlottedViT(nn.Module):
         return self
 
     def fill(self, layer: int, slot: nn.Module) -> None:
-        """Puts `slot` beside the MLP of block `layer`, or around the block if it is a BlockSlot."""
+        """Puts `slot` beside the MLP of block `layer`, or around the block if it is a BlockSlot.
+
+        Raises ValueError for a layer that does not exist or a module that is not a Slot."""
         if not 0 <= layer < self.depth:
             raise ValueError(f"layer {layer} does not exist, the backbone has layers 0..{self.depth - 1}")
+        if not isinstance(slot, Slot):
+            raise ValueError(f"layer {layer} takes a backbone.blocks.Slot, got {type(slot).__name__}")
         self.slots[str(layer)] = slot
 
     def without_slots(self) -> SlottedViT:
@@ -134,36 +120,52 @@ class SlottedViT(nn.Module):
 
     def forward(self, images: Tensor | Activations, branches: int = 1, route: Route | None = None) -> Tensor:
         """Pooled features [B, D] of images [B, 3, H, W] in [0, 1], as timm's forward_head(.., pre_logits=True) gives them; or
-        of what `prefix` made of them.
+        of what `prefix` computed from them.
 
         With K `branches`, [K B, D]: K copies of the batch one after the other, for slots that treat them differently. What
         is equal for all copies, up to the first slot's input and its block's MLP, is computed once.
 
         `route`, or without one the attached `router`, is called once, with the first slot's input, which the frozen prefix
-        alone decides; each slot is then called as slot(x, its gates). Without either as slot(x), a BlockSlot with None."""
+        alone decides, and gives the gates of every slot. Without either each slot gives its gates."""
         return self.encode(images, branches=branches, route=route)[0]
 
     def encode(
         self, images: Tensor | Activations, tap: Collection[int] = (), branches: int = 1, route: Route | None = None
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """`forward`, and for each layer in `tap` the mean token [B, D] of the stream its slot reads."""
+        """`forward`, and for each layer in `tap` the mean [B, D] of the tokens that its slot reads."""
+        now = Pass(tap, branches, self.router if route is None else route)
         with _timed(images), self.casting():
-            start = self._start(images, tap, branches, route)
+            start = self._start(images, now)
             if start.layer == self.depth:
                 return start.x[:, 0].repeat(branches, 1), {}
-            stream, means = self._blocks(start, tap, branches=branches, route=route)
-            return self._pooled(stream.x), means
+            return self._pooled(self._blocks(start, now)), now.tapped
 
     def all_tokens(self, start: Activations) -> Tensor:
-        """Every token [B, N, D] after the final norm, of a model without slots; the stream may have more than images give."""
+        """Every token [B, N, D] after the final norm, of a model without slots; `start` may have any number of tokens."""
         assert not self.slots, "with slots the last block may leave tokens out"
         with _timed(start), self.casting():
-            return self.vit.norm(self._blocks(start, ())[0].x).to(self.mean.dtype)
+            return self.vit.norm(self._blocks(start, Pass())).to(self.mean.dtype)
 
     def mean_tokens(self, images: Tensor | Activations, tap: Collection[int]) -> dict[int, Tensor]:
-        """The mean tokens alone: nothing above the last tapped layer's attention is computed."""
+        """The means of `encode` alone, [B, D] each: nothing above the last tapped layer's attention is computed."""
+        return self._up_to_slot(images, Pass(tap, route=self.router)) if tap else {}
+
+    def slot_inputs(self, images: Tensor | Activations, layers: Collection[int]) -> dict[int, Tensor]:
+        """All tokens [B, N, D] that the slots of `layers` read; nothing above the last layer's attention is computed."""
+        return self._up_to_slot(images, Pass(layers, route=self.router, record=lambda x: x)) if layers else {}
+
+    def _up_to_slot(self, images: Tensor | Activations, now: Pass) -> dict[int, Tensor]:
+        """What `now` recorded once the pass has reached the slot of its last tapped layer."""
+        top = max(now.tap)
         with _timed(images), self.casting():
-            return self._blocks(self._start(images, tap), tap, stop=max(tap))[1] if tap else {}
+            start = self._start(images, now)
+            x = self._blocks(start, now, end=top)
+            _mark_block(top)
+            inside = start.layer == top and start.after is not None
+            if not inside and not isinstance(self._slot(top), BlockSlot):
+                x = self.halves[0](cast(Block, self.vit.blocks[top]), x)
+            now.look(top, x)
+        return now.tapped
 
     def prefix(self, images: Tensor, layer: int, inside: bool = False) -> Activations:
         """The stream [B, N, D] at the input of block `layer`, slots below it included; for `layer` = depth the features.
@@ -181,14 +183,13 @@ class SlottedViT(nn.Module):
             return self._prefix(images, layer, inside)
 
     def _prefix(self, images: Tensor, layer: int, inside: bool) -> Activations:
-        start = Activations(0, self.stem(images))
+        x = self._blocks(Activations(0, self.stem(images)), Pass(), end=layer)
         if layer == self.depth:
-            return Activations(layer, self._pooled(self._blocks(start, ())[0].x).unsqueeze(1))
-        stream = self._blocks(start, (), stop=layer, before=True)[0]
+            return Activations(layer, self._pooled(x).unsqueeze(1))
         if not inside:
-            return stream
+            return Activations(layer, x)
         block, (attend, transform) = cast(Block, self.vit.blocks[layer]), self.halves
-        x = attend(block, stream.x)
+        x = attend(block, x)
         return Activations(layer, x, transform(block, x))
 
     def stem(self, images: Tensor) -> Tensor:
@@ -203,100 +204,72 @@ class SlottedViT(nn.Module):
         """What every pass runs in. The stream starts in the weights' precision and bf16 is only added to it, so it stays so."""
         return torch.autocast(self.mean.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
-    def _slot(self, layer: int) -> nn.Module | None:
-        return self.slots[name] if (name := str(layer)) in self.slots else None
+    def _slot(self, layer: int) -> Slot | None:
+        return cast(Slot, self.slots[name]) if (name := str(layer)) in self.slots else None
 
     def _pooled(self, x: Tensor) -> Tensor:
         return self.vit.forward_head(self.vit.norm(x), pre_logits=True).to(self.mean.dtype)
 
-    def _start(
-        self, images: Tensor | Activations, tap: Collection[int] = (), branches: int = 1, route: Route | None = None
-    ) -> Activations:
-        """Where the blocks begin. ValueError if what is asked for lies below the stream that was given."""
+    def _start(self, images: Tensor | Activations, now: Pass) -> Activations:
+        """Where the blocks begin. ValueError if the pass asks for what lies below the given activations."""
         if not isinstance(images, Activations):
             return Activations(0, self.stem(images))
         layer = images.layer
-        if passed := sorted(n for n in tap if n < layer):
-            raise ValueError(f"layers {passed} are to be tapped, which a stream at layer {layer} has passed")
+        if passed := sorted(n for n in now.tap if n < layer):
+            raise ValueError(f"layers {passed} are to be tapped, which activations at layer {layer} have passed")
         if images.after is not None and isinstance(self._slot(layer), BlockSlot):
-            raise ValueError(f"a stream inside block {layer} cannot enter a slot that runs the block itself")
-        self._refuse(layer, branches > 1, "branches")
-        self._refuse(layer, (route or self.router) is not None, "a router")
+            raise ValueError(f"activations inside block {layer} cannot enter a slot that runs the block itself")
+        self._refuse(layer, now.branches > 1, "branches")
+        self._refuse(layer, now.route is not None, "a router")
         return images
 
     def _refuse(self, layer: int, asked: bool, what: str) -> None:
-        """ValueError if what begins at the first slot is asked of a stream that has passed it."""
+        """ValueError if activations at `layer` have passed the first slot, where `what` would begin."""
         if asked and (below := [int(name) for name in self.slots if int(name) < layer]):
-            raise ValueError(f"{what} would begin at slot {min(below)}, which a stream at layer {layer} has passed")
+            raise ValueError(f"{what} would begin at slot {min(below)}, which activations at layer {layer} have passed")
 
-    def _blocks(
-        self,
-        start: Activations,
-        tap: Collection[int],
-        stop: int | None = None,
-        branches: int = 1,
-        route: Route | None = None,
-        before: bool = False,
-    ) -> tuple[Activations, dict[int, Tensor]]:
-        """The blocks from `start` up to the end, or up to the attention of block `stop`, or with `before` up to its input."""
-        route = self.router if route is None else route
-        gates: Iterator[Tensor] | None = None
-        means: dict[int, Tensor] = {}
-        x, ready = start.x, start.after
-        attend, transform = self.halves
-        for layer in range(start.layer, self.depth):
-            if before and layer == stop:
-                break
-            if stopwatch.current is not None:
-                stopwatch.current.block(layer)
+    def _blocks(self, start: Activations, now: Pass, end: int | None = None) -> Tensor:
+        """The activations [B, N, D] at the input of block `end`; above the last block perhaps those of token 0 alone."""
+        x, after, (attend, transform) = start.x, start.after, self.halves
+        for layer in range(start.layer, self.depth if end is None else end):
+            _mark_block(layer)
             block, slot = cast(Block, self.vit.blocks[layer]), self._slot(layer)
-            # without any slot the features are to be timm's bit for bit, and one query may round differently
-            one = layer == self.depth - 1 and len(self.slots) > 0 and last_block.pools_one(self.vit, block, slot)
-            if slot is None and layer not in tap and not one and ready is None:
+            if isinstance(slot, BlockSlot):
+                now.look(layer, x)
+                (x,) = now.repeated(x)
+                x = slot(x, now.gates(slot, x), block)
+            elif self._is_short(layer, block, slot):
+                x = last_block.run(block, slot, x, after, now, attend, layer)
+            elif slot is None and after is None and layer not in now.tap:
                 x = block(x) if self.halves is HALVES else transform(block, attend(block, x))
-                continue
-            inside = isinstance(slot, BlockSlot)
-            first = slot is not None and route is not None and gates is None
-            if ready is None and not inside:
-                alone = one and layer not in tap and not first and not last_block.reads_all(slot)
-                if alone:
-                    x = x[:, :1] + block.drop_path1(block.ls1(last_block.one_query(block.attn, block.norm1(x))))
-                else:
-                    x = attend(block, x)
-            if layer in tap:
-                means[layer] = x.mean(dim=1)
-            if layer == stop:
-                break
-            whole = x
-            if one:
-                x, ready = x[:, :1], None if ready is None else ready[:, :1]
-            if inside:
-                after = x
-            elif ready is not None:
-                after = ready
-            else:  # of one token no compiled code is worth having
-                after = mlp_half(block, x) if one else transform(block, x)
-            ready = None
-            if slot is not None:
-                if branches > 1:  # the first slot: from here on the copies differ
-                    whole, x, after = (t.repeat(branches, 1, 1) for t in (whole, x, after))
-                    branches = 1
-                if first and route is not None:
-                    gates = iter(route(whole))
-                own = None if gates is None else next(gates)
-                if one:
-                    own = last_block.gates_for_one(slot, whole, own)
-                if inside:
-                    after = slot(x, own, block)
-                else:
-                    after = after + (slot(x) if own is None else slot(x, own))
-            x = after
-        return Activations(self.depth if stop is None else stop, x.repeat(branches, 1, 1) if branches > 1 else x), means
+            else:
+                x = attend(block, x) if after is None else x
+                now.look(layer, x)
+                after = transform(block, x) if after is None else after
+                if slot is not None:
+                    x, after = now.repeated(x, after)
+                    after = after + slot(x, now.gates(slot, x))
+                x = after
+            after = None  # what a pass starts from inside a block belongs to that block alone
+        return now.repeated(x)[0]
+
+    def _is_short(self, layer: int, block: Block, slot: Slot | None) -> bool:
+        """Whether this is the last block and token 0 is enough. Never without slots: then features are timm's bit for bit,
+        and one query may round differently."""
+        if not self.short_last_block or layer < self.depth - 1 or not self.slots:
+            return False
+        return last_block.pools_one(self.vit, block, slot)
 
 
 def _timed(images: Tensor | Activations) -> AbstractContextManager[None]:
     """The time of a pass: it begins in the prefix, and `profile.block` says where that ends."""
     return stopwatch.section("prefix", 0 if isinstance(images, Activations) else len(images))
+
+
+def _mark_block(layer: int) -> None:
+    """Tells a running profile that block `layer` begins."""
+    if stopwatch.current is not None:
+        stopwatch.current.block(layer)
 
 
 def _check_supported(vit: nn.Module) -> None:

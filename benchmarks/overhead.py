@@ -38,8 +38,8 @@ def grown(vit: nn.Module, layers: int, rank: int, count: int, device: torch.devi
 
 
 def every_token(backbone: SlottedViT) -> SlottedViT:
-    """The same, with every token of the last block: a hook may read them, so none is left out."""
-    backbone.slots[str(backbone.depth - 1)].register_forward_hook(lambda module, inputs, output: None)
+    """The same, with every token of the last block."""
+    backbone.short_last_block = False
     return backbone
 
 

@@ -13,18 +13,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backbone.blocks import Slot
+
 Activation = Literal["relu", "none"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "none": lambda x: x}
 
 
-class Adapter(nn.Module):
+class Adapter(Slot):
     """A bottleneck beside a frozen MLP: y = scale * (U dropout(act(A x + a)) + u)   (AdaptFormer, Chen et al. 2022, eq. 4).
 
     x [.., D] -> y [.., D]; A `down_proj` [R, D], U `up_proj` [D, R]; `activation` relu, or none (LoRA, Hu et al. 2022).
     Starts as LoRA does (A Kaiming, the rest zero), so the output is exactly 0 until the first step. Trains all four tensors.
     """
 
-    reads_all = False  # what it adds to a token depends on that token alone, see backbone/last_block.py
+    reads = "token"
 
     def __init__(
         self, width: int, rank: int, scale: float = 1.0, dropout: float = 0.0, activation: Activation = "relu"
@@ -47,7 +49,7 @@ class Adapter(nn.Module):
         for zero in (self.down_proj.bias, self.up_proj.weight, self.up_proj.bias):
             nn.init.zeros_(zero)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, gates: None = None) -> Tensor:
         hidden = F.dropout(ACTIVATIONS[self.activation](self.down_proj(x)), self.dropout, self.training)
         return self.up_proj(hidden) * self.scale
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from backbone.adapters.lora import TARGETS, LoRA, linear_of, mixture
-from backbone.vit import BlockSlot, SlottedViT
+from backbone.blocks import BlockSlot
+from backbone.vit import SlottedViT
 
 
 class FixedDown(LoRA):

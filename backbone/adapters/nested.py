@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from backbone.adapters.adapter import Activation, Adapter, mixture
+from backbone.blocks import Slot
 
 Active = Literal["combined", "slow", "fast"]
 
 
-class NestedLoRAAdapter(nn.Module):
+class NestedLoRAAdapter(Slot):
     """y = slow(x) + sum of the middle levels + sum of the active fast experts, [B, N, D] -> [B, N, D].
 
     `slow` is one Adapter, `middle` holds `levels - 2` of them from slow to fast, `fast` holds K. With `levels` 1 there is slow
@@ -25,7 +26,7 @@ class NestedLoRAAdapter(nn.Module):
     is linear in the up projections. What acts is set by `use` between passes; `forward` changes nothing.
     """
 
-    reads_all = False  # what it adds to a token depends on that token alone, see backbone/last_block.py
+    reads = "token"
 
     def __init__(
         self,
@@ -74,19 +75,23 @@ class NestedLoRAAdapter(nn.Module):
         fast = [] if self.part == "slow" else [cast(Adapter, self.fast[k]) for k in self.active]
         return below[self.part] + fast
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Raises ValueError if a batch of branches cannot be divided by their number."""
-        parts = self.summands()
-        if not parts:
-            return torch.zeros_like(x)
-        gates = x.new_ones(x.shape[0], len(parts))
+    def gates(self, x: Tensor) -> Tensor:
+        """1 for each of `summands`, but with branches 1 for the branch's fast expert alone, [B, summands].
+
+        Raises ValueError if a batch of branches cannot be divided by their number."""
+        gates = x.new_ones(x.shape[0], len(self.summands()))
         if self.branches and self.part != "slow":
             count = len(self.active)
             if x.shape[0] % count:
                 raise ValueError(f"a batch of {x.shape[0]} cannot be divided into {count} branches of equal size")
-            own = torch.eye(count, dtype=x.dtype, device=x.device).repeat_interleave(x.shape[0] // count, dim=0)
-            gates[:, len(parts) - count :] = own
-        return mixture(x, parts, gates)
+            one_each = torch.eye(count, dtype=x.dtype, device=x.device)
+            gates[:, gates.shape[1] - count :] = one_each.repeat_interleave(x.shape[0] // count, dim=0)
+        return gates
+
+    def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
+        """[B, N, D] -> [B, N, D]; without gates those of `gates`."""
+        adapters = self.summands()
+        return mixture(x, adapters, self.gates(x) if gates is None else gates) if adapters else torch.zeros_like(x)
 
     # Growing and starting anew --------------------------------------------------------------------------------------
 

@@ -5,16 +5,17 @@ Shapes: B batch, N tokens, D width.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from backbone.adapters.adapter import Adapter, mixture
+from backbone.blocks import Slot
 from backbone.experts.router import ExpandableRouter
 
 
-class ExpandableLayer(nn.Module):
+class ExpandableLayer(Slot):
     """The slot of one block: adapters, and where the layer may expand, one descriptor and one router column for each."""
 
     def __init__(self) -> None:
@@ -27,20 +28,20 @@ class ExpandableLayer(nn.Module):
         return len(self.adapters)
 
     @property
-    def reads_all(self) -> bool:
-        """Whether gates depend on all tokens, see backbone/last_block.py."""
-        return len(self.router) > 0
+    def reads(self) -> Literal["token", "gates"]:  # type: ignore[override]
+        return "gates" if len(self.router) else "token"
 
-    def gates_of(self, x: Tensor) -> Tensor | None:
+    def gates(self, x: Tensor) -> Tensor | None:
         """The adapters' gates [B, E] from the mean of all tokens x [B, N, D]; None for the lone adapter of a fixed layer."""
         return self.router(x.mean(dim=1)) if len(self.router) else None
 
-    def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
-        """The mixture of the adapters' outputs, [B, N, D] -> [B, N, D] (paper eq. 5), by the given gates [B, E] or its own.
-        The parts of a nested adapter share its gate."""
-        if (gates := self.gates_of(x) if gates is None else gates) is None:
+    def forward(self, x: Tensor, gates: Tensor | None) -> Tensor:
+        """The mixture of the adapters' outputs by gates [B, E], [B, N, D] -> [B, N, D] (paper eq. 5).
+
+        The summands of a nested adapter share its gate."""
+        if gates is None:
             return self.adapters[-1](x)
-        parts = [adapter.summands() for adapter in cast(list[Adapter], list(self.adapters))]
-        if any(len(own) > 1 for own in parts):
-            gates = torch.cat([gates[:, i : i + 1].expand(-1, len(own)) for i, own in enumerate(parts)], dim=1)
-        return mixture(x, [expert for own in parts for expert in own], gates)
+        summands = [adapter.summands() for adapter in cast(list[Adapter], list(self.adapters))]
+        if any(len(group) > 1 for group in summands):
+            gates = torch.cat([gates[:, i : i + 1].expand(-1, len(group)) for i, group in enumerate(summands)], dim=1)
+        return mixture(x, [adapter for group in summands for adapter in group], gates)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backbone.blocks import Slot
 from backbone.experts.router import Granularity, Router, Routing, one_expert, uniform
 
 Dispatch = Literal["auto", "dense", "loop", "grouped"]
@@ -22,12 +23,14 @@ DENSE_UP_TO = (
 )
 
 
-class SwiGLU(nn.Module):
+class SwiGLU(Slot):
     """y = U (silu(A x) * (B x)), no biases (Shazeer 2020, arXiv 2002.05202, eq. 6). x [.., D] -> y [.., D].
 
     A `gate_proj` [H, D], B `down_proj` [H, D], U `up_proj` [D, H]. U starts at zero, so the output is exactly 0 until the
     first step.
     """
+
+    reads = "token"
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
@@ -41,11 +44,11 @@ class SwiGLU(nn.Module):
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
         nn.init.zeros_(self.up_proj.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, gates: None = None) -> Tensor:
         return self.up_proj(F.silu(self.gate_proj(x)) * self.down_proj(x))
 
 
-class SparseMoE(nn.Module):
+class SparseMoE(Slot):
     """y_t = sum over the chosen e of g_te expert_e(x_t), [B, N, D] -> [B, N, D]. No residual inside: it is the block's.
 
     A slot of SlottedViT. `collect`, a list set between passes, receives the Routing of every pass; `forward` itself
@@ -104,7 +107,7 @@ class SparseMoE(nn.Module):
         expert.reset_parameters(generator)
         self.experts.append(expert.to(self._experts()[0].up_proj.weight))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, gates: None = None) -> Tensor:
         y, routing = self.forward_with_routing(x)
         if self.collect is not None:
             self.collect.append(routing)

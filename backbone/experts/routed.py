@@ -16,17 +16,17 @@ from backbone.adapters import lora
 from backbone.adapters.adapter import Adapter, mixture
 from backbone.adapters.consolidation import consolidate
 from backbone.adapters.lora import Bundle, LoRA, Site
+from backbone.blocks import BlockSlot, Slot
 from backbone.experts.router import Granularity, Router, Routing
-from backbone.vit import BlockSlot, SlottedViT
+from backbone.vit import SlottedViT
 
 Scope = Literal["shared", "layer"]
 
 
-class RoutedSlot(nn.Module):
-    """Experts of one layer, and what gives their gates: the caller, else the layer's own `router`; without either all act
-    with gate 1, the plain sum.
+class RoutedSlot(Slot):
+    """The experts of one layer and, if it has one, the layer's `router`; with gates None all act with gate 1, the plain sum.
 
-    `collect`, a list set between passes, receives the Routing of the layer's own router; `forward` changes nothing.
+    `collect`, a list set between passes, receives the Routing of the layer's router at every call of `gates`.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class RoutedSlot(nn.Module):
         """One expert whose function is first + weight * second, exact, of the sum of their ranks."""
         raise TypeError(f"{type(self).__name__} does not say how its experts are joined")
 
-    def gates_of(self, x: Tensor) -> Tensor | None:
+    def gates(self, x: Tensor) -> Tensor | None:
         """The gates [B, E] or [B, N, E] of the layer's own router for x [B, N, D]; None where there is none."""
         if self.router is None:
             return None
@@ -66,9 +66,9 @@ class RoutedLayer(RoutedSlot):
     """Experts beside the MLP: y = sum_e g_e expert_e(x), [B, N, D] -> [B, N, D], of any ranks. Gates [B, E] or [B, N, E]."""
 
     @property
-    def reads_all(self) -> bool:
-        """Whether gates depend on all tokens, see backbone/last_block.py; those of a token's router are all looked at."""
-        return self.router is not None
+    def reads(self) -> Literal["token", "gates"]:  # type: ignore[override]
+        """With a router of its own the gates of all tokens are computed, since `collect` gets them all."""
+        return "token" if self.router is None else "gates"
 
     def experts(self) -> list[Adapter]:
         return cast("list[Adapter]", list(self.adapters))
@@ -76,8 +76,7 @@ class RoutedLayer(RoutedSlot):
     def join(self, first: nn.Module, second: nn.Module, weight: float) -> nn.Module:
         return consolidate(cast(Adapter, first), cast(Adapter, second), "concat", weight)
 
-    def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
-        gates = self.gates_of(x) if gates is None else gates
+    def forward(self, x: Tensor, gates: Tensor | None) -> Tensor:
         gates = x.new_ones(1, len(self)) if gates is None else gates.to(x.dtype)
         return mixture(x, self.experts(), gates)
 
@@ -108,7 +107,7 @@ class RoutedLinears(RoutedSlot, BlockSlot):
 
     def forward(self, x: Tensor, gates: Tensor | None, block: nn.Module) -> Tensor:
         """The output [B, N, D] of `block` for its input x [B, N, D]."""
-        gates, experts = self.gates_of(x) if gates is None else gates, self.experts()
+        experts = self.experts()
 
         def adding(target: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
             loras = [expert[target] for expert in experts]
@@ -149,10 +148,6 @@ class SharedRouter(nn.Module):
     def _routings(self, x: Tensor) -> list[Routing]:
         read = self.layers()[0].read(x)
         return [router.route(read) for router in self.layers()]
-
-    def weights(self, x: Tensor) -> Tensor:
-        """The gates as one tensor, [B, N, L, E] for tokens and [B, L, E] for samples."""
-        return torch.stack(self(x), dim=-2)
 
 
 def _recomputed(route: Callable[[Tensor], Any], x: Tensor) -> Any:
@@ -197,7 +192,7 @@ def attach_router(backbone: SlottedViT, scope: Scope, granularity: Granularity =
             f"{len(backbone.slots)} slots with {sorted(counts)} experts"
         )
     if routers_of(backbone):
-        raise ValueError("a router is attached already, detach it first")
+        raise ValueError("a router is attached already")
     like = next(backbone.vit.parameters())
     if scope == "shared":
         shared = SharedRouter(len(layers), backbone.width, counts.pop(), granularity)
@@ -208,13 +203,6 @@ def attach_router(backbone: SlottedViT, scope: Scope, granularity: Granularity =
     else:
         raise ValueError(f"router scope {scope!r} is unknown, expected shared or layer")
     return routers_of(backbone)
-
-
-def detach_router(backbone: SlottedViT) -> None:
-    """Takes all routers off: every expert acts with gate 1 again."""
-    backbone.router = None
-    for layer in routed_layers(backbone):
-        layer.router = None
 
 
 def routers_of(backbone: SlottedViT) -> list[Router]:

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backbone.blocks import Slot
 from backbone.heads.heads import StatisticsHead
 from backbone.vit import Activations, SlottedViT
 
 PLAIN = -1  # the pass in which no adapter acts
 
 
-class SubspaceSlot(nn.Module):
+class SubspaceSlot(Slot):
     """The slot of one block: adapters that are never summed. The newest acts, or the one that the pass's route names."""
 
-    reads_all = False  # as of a single adapter, see backbone/last_block.py
+    reads = "token"
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,9 +31,9 @@ class SubspaceSlot(nn.Module):
     def __len__(self) -> int:
         return len(self.adapters)
 
-    def forward(self, x: Tensor, chosen: Tensor | None = None) -> Tensor:
-        """[B, N, D] -> [B, N, D] by adapter `chosen` (a number, on the CPU), zero for PLAIN."""
-        index = len(self.adapters) - 1 if chosen is None else int(chosen)
+    def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
+        """[B, N, D] -> [B, N, D] by the adapter whose number `gates` holds (on the CPU), zero for PLAIN; None: the newest."""
+        index = len(self.adapters) - 1 if gates is None else int(gates)
         return torch.zeros_like(x) if index == PLAIN else self.adapters[index](x)
 
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbone import last_block
-from backbone.vit import Activations, BlockSlot, SlottedViT
+from backbone.blocks import BlockSlot
+from backbone.vit import Activations, SlottedViT
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,19 +31,11 @@ def layer_range(start: int | None, end: int | None, backbone: SlottedViT) -> ran
 def slot_inputs(learner: Learner, task: Task, layers: Sequence[int]) -> dict[int, Tensor]:
     """What the slots of `layers` read for a sample of the task's training images, [n, D] each; no old image is used."""
     learner.eval()
-    kept: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-
-    def keep(layer: int) -> Any:
-        return lambda module, inputs: kept[layer].append(inputs[0].flatten(0, 1))
-
-    hooks = [learner.backbone.slots[str(n)].register_forward_pre_hook(keep(n)) for n in layers]
+    tokens: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     device = next(learner.backbone.vit.parameters()).device
-    try:
-        for images, *_ in task.train.batches(32, draw="merge", augment=False):
-            learner.backbone(images.to(device))
-            if sum(len(x) for x in kept[layers[0]]) >= SAMPLED_TOKENS:
-                break
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return {layer: torch.cat(parts) for layer, parts in kept.items()}
+    for images, *_ in task.train.batches(32, draw="merge", augment=False):
+        for layer, inputs in learner.backbone.slot_inputs(images.to(device), layers).items():
+            tokens[layer].append(inputs.flatten(0, 1))
+        if sum(len(x) for x in tokens[layers[0]]) >= SAMPLED_TOKENS:
+            break
+    return {layer: torch.cat(batches) for layer, batches in tokens.items()}

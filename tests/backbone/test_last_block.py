@@ -8,11 +8,12 @@ from torch import nn
 from backbone import last_block
 from backbone.adapters.adapter import Adapter
 from backbone.adapters.nested import NestedLoRAAdapter
+from backbone.blocks import BlockSlot, Slot
 from backbone.experts.expandable import ExpandableLayer
 from backbone.experts.moe import SparseMoE
 from backbone.experts.routed import RoutedLayer, attach_router
 from backbone.experts.router import RouterColumn
-from backbone.vit import Activations, BlockSlot, SlottedViT
+from backbone.vit import Activations, SlottedViT
 from tests.helpers.toy import toy_backbone
 from tests.helpers.vits import KINDS, small
 
@@ -47,14 +48,14 @@ class Scaled(BlockSlot):
         return block(x) * self.by
 
 
-class Mean(nn.Module):
-    """Reads all tokens and says nothing of it."""
+class Mean(Slot):
+    """Reads all tokens, as a slot does that says nothing about it."""
 
     def __init__(self):
         super().__init__()
         self.by = nn.Parameter(torch.ones(()))
 
-    def forward(self, x):
+    def forward(self, x, gates):
         return self.by * x.mean(dim=1, keepdim=True).expand_as(x)
 
 
@@ -227,11 +228,23 @@ def test_it_is_used_where_one_token_is_pooled_and_nothing_reads_the_others(monke
         assert asked(toy_backbone().double(), patch) == 0  # empty slots: timm's own pass, bit for bit
 
 
-@pytest.mark.parametrize("where", ["slot", "inside the slot", "block", "inside the block"])
-def test_a_hook_sees_all_tokens(where):
+@pytest.mark.parametrize("where", ["slot", "inside the slot"])
+def test_a_hook_on_a_slot_sees_what_is_computed_and_changes_nothing(where):
+    backbone, seen = backbone_with(SLOTS["adapter"], torch.float32), []
+    slot = backbone.slots["2"]
+    parts = {"slot": slot, "inside the slot": slot.down_proj}
+    with torch.no_grad():
+        before = backbone(images(torch.float32))
+        parts[where].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))
+        assert torch.equal(backbone(images(torch.float32)), before)
+    assert seen == [(3, 1, D)]
+
+
+@pytest.mark.parametrize("where", ["block", "inside the block"])
+def test_a_hook_in_a_frozen_block_sees_all_tokens(where):
     backbone, seen = backbone_with(SLOTS["adapter"]), []
-    slot, block = backbone.slots["2"], backbone.vit.blocks[2]
-    parts = {"slot": slot, "inside the slot": slot.down_proj, "block": block.mlp, "inside the block": block.attn.qkv}
+    block = backbone.vit.blocks[2]
+    parts = {"block": block.mlp, "inside the block": block.attn.qkv}
     with torch.no_grad():
         before = backbone(images())
         hook = parts[where].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))

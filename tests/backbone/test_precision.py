@@ -13,7 +13,7 @@ from torch import nn
 import main
 from backbone import precision
 from backbone.adapters.adapter import Adapter
-from backbone.vit import HALVES
+from backbone.blocks import HALVES
 from tests.helpers.runs import tiny_experiment
 from tests.helpers.toy import toy_backbone
 

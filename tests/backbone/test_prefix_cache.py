@@ -10,6 +10,7 @@ from torch import nn
 from backbone import prefix_cache, vit
 from backbone.adapters.adapter import Adapter
 from backbone.adapters.nested import NestedLoRAAdapter
+from backbone.blocks import Slot
 from backbone.prefix_cache import PrefixCache
 from backbone.rowstore import RowStore
 from backbone.vit import Activations
@@ -354,8 +355,19 @@ def test_files_that_do_not_fit_together_are_not_read(harm, tmp_path):
     assert not RowStore(10, (3, 2), torch.bfloat16, tmp_path).has(np.arange(10)).any()
 
 
-def test_slots_may_be_any_module_with_parameters():
-    backbone = backbone_with((0, 1), lambda: nn.Linear(16, 16))
+class Linear(Slot):
+    """A slot of a class that the cache does not know."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(16, 16)
+
+    def forward(self, x, gates):
+        return self.inner(x)
+
+
+def test_slots_may_have_any_parameters():
+    backbone = backbone_with((0, 1), Linear)
     cache, data = PrefixCache(backbone, "memory", PLENTY), toy_stream().test(0)
     ours = features(backbone, cache.batches(data, 4, 1, **PASS))[0]
     torch.testing.assert_close(ours, features(backbone, data.batches(4, **PASS))[0], rtol=0, atol=2e-6)

@@ -50,6 +50,9 @@ def test_mean_tokens_are_those_of_the_full_pass():
         early = ours.mean_tokens(images, tap=(0, 2))
     assert all(torch.equal(full[n], early[n]) for n in (0, 2))
     assert ours.mean_tokens(images, tap=()) == {}
+    with torch.no_grad():
+        tokens = ours.slot_inputs(images, (0, 2))  # of the last layer too, where a pass computes one token
+    assert all(torch.equal(tokens[n].mean(dim=1), full[n]) for n in (0, 2)) and tokens[2].shape == (2, 5, 32)
 
 
 def test_normalisation_is_part_of_the_backbone():
@@ -64,7 +67,7 @@ def test_normalisation_is_part_of_the_backbone():
 def test_frozen_model_stays_frozen_and_in_evaluation_mode():
     vit = timm.create_model("vit_tiny_patch16_224", **SMALL, drop_path_rate=0.5, proj_drop_rate=0.5)
     ours = SlottedViT(vit)
-    ours.fill(0, nn.Dropout(0.5))
+    ours.fill(0, Adapter(32, 4, dropout=0.5).requires_grad_(False))
     ours.train()
     assert ours.slots["0"].training and not any(m.training for m in ours.vit.modules())
     assert not any(p.requires_grad for p in ours.parameters())
@@ -112,6 +115,8 @@ def test_a_frozen_copy_shares_the_vit_and_does_not_learn_with_the_original():
     assert ours.slots["0"].training  # the original trains on
 
 
-def test_a_slot_outside_the_model_is_refused():
+def test_a_slot_outside_the_model_and_what_is_no_slot_are_refused():
     with pytest.raises(ValueError, match=r"layers 0\.\.2"):
-        SlottedViT(small("vit_tiny_patch16_224")).fill(3, nn.Identity())
+        SlottedViT(small("vit_tiny_patch16_224")).fill(3, Adapter(32, 4))
+    with pytest.raises(ValueError, match=r"layer 2 takes a backbone\.blocks\.Slot, got Identity"):
+        SlottedViT(small("vit_tiny_patch16_224")).fill(2, nn.Identity())

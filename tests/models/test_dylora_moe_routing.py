@@ -96,7 +96,7 @@ def test_without_routing_experts_add_up(dylora_moe):
     learner = teach(dylora_moe(**ALWAYS, use_moe_routing=False))
     assert routed.routers_of(learner.backbone) == [] and rows(learner, "routing") == []
     slot, x = routed.routed_layers(learner.backbone)[0], torch.randn(2, 5, 16)
-    torch.testing.assert_close(slot(x), sum(e(x) for e in slot.experts()), rtol=0, atol=1e-6)
+    torch.testing.assert_close(slot(x, None), sum(e(x) for e in slot.experts()), rtol=0, atol=1e-6)
     assert len(slot) == 3
 
 

@@ -199,11 +199,11 @@ def test_adapter_scale_and_dropout_are_applied_when_asked_for(toy_learner):
     torch.nn.init.normal_(slot.adapters[0].up_proj.weight)
     x = torch.randn(2, 5, 16)
     learner.eval()
-    plain = slot(x)
+    plain = slot(x, slot.gates(x))
     slot.adapters[0].scale = 1.0
-    torch.testing.assert_close(slot(x), 10 * plain)
+    torch.testing.assert_close(slot(x, slot.gates(x)), 10 * plain)
     learner.train()
-    assert not torch.equal(slot(x), slot(x))
+    assert not torch.equal(slot(x, slot.gates(x)), slot(x, slot.gates(x)))
 
 
 def test_a_layer_beyond_the_backbone_is_refused(toy_learner):
@@ -223,7 +223,7 @@ def test_gates_are_a_softmax_of_the_mean_token(toy_learner):
     for adapter in slot.adapters:
         torch.nn.init.normal_(adapter.up_proj.weight)
     by_hand = sum(slot.router(mean)[:, i, None, None] * a(x) for i, a in enumerate(slot.adapters))
-    torch.testing.assert_close(slot(x), by_hand)
+    torch.testing.assert_close(slot(x, slot.gates(x)), by_hand)
 
 
 # Nested adapters in SEMA's place for the functional one ---------------------------------------------------------------
@@ -293,7 +293,7 @@ def test_a_gate_weighs_slow_and_fast_alike(part, toy_learner):
         gates[:, e, None, None] * sum(adapter.adapters()[i](x) for i in chosen)
         for e, adapter in enumerate(slot.adapters)
     )
-    assert (slot(x) - by_hand).abs().max() < 1e-12
+    assert (slot(x, slot.gates(x)) - by_hand).abs().max() < 1e-12
 
 
 def test_every_nested_adapter_is_merged_once(toy_learner):

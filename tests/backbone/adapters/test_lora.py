@@ -177,17 +177,18 @@ def test_every_target_of_every_layer_adds_what_the_formula_says():
 
 
 def test_gates_choose_experts_by_sample_and_by_layer():
-    backbone = with_experts(experts=2)
-    alone = [fill(toy_backbone(), [expert])(IMAGES) for expert in experts_of(backbone)]
-    ours = backbone(IMAGES, route=fixed(torch.tensor([[1.0, 0], [0, 1], [1, 0]])))
+    """In float64: without a slot the last block is computed for one token, which rounds differently."""
+    images, plain, backbone = IMAGES.double(), toy_backbone().double(), with_experts(experts=2).double()
+    alone = [fill(toy_backbone().double(), [expert])(images) for expert in experts_of(backbone)]
+    ours = backbone(images, route=fixed(torch.tensor([[1.0, 0], [0, 1], [1, 0]]).double()))
     wanted = torch.stack([alone[0][0], alone[1][1], alone[0][2]])
-    torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-5)
-    none, all_act = torch.zeros(3, 2), torch.ones(3, 2)
-    below = fill(toy_backbone(), [{k: v for k, v in e.items() if k[0] != 2} for e in experts_of(backbone)])
-    ours = backbone(IMAGES, route=lambda x: [all_act, all_act, none])
-    torch.testing.assert_close(ours, below(IMAGES), rtol=0, atol=0)
-    assert not torch.allclose(ours, backbone(IMAGES))
-    torch.testing.assert_close(backbone(IMAGES, route=fixed(none)), toy_backbone()(IMAGES), rtol=0, atol=0)
+    torch.testing.assert_close(ours, wanted, rtol=1e-12, atol=1e-12)
+    none, all_act = torch.zeros(3, 2).double(), torch.ones(3, 2).double()
+    below = fill(toy_backbone().double(), [{k: v for k, v in e.items() if k[0] != 2} for e in experts_of(backbone)])
+    ours = backbone(images, route=lambda x: [all_act, all_act, none])
+    torch.testing.assert_close(ours, below(images), rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(ours, backbone(images))
+    torch.testing.assert_close(backbone(images, route=fixed(none)), plain(images), rtol=1e-12, atol=1e-12)
 
 
 def test_ragged_ranks_growth_and_freezing():

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from backbone.adapters import adapter
 from backbone.adapters.adapter import Adapter
+from backbone.blocks import Slot
 from backbone.experts import probe, routed
 from backbone.experts.moe import SparseMoE
 from tests.helpers.toy import toy_backbone
@@ -78,27 +78,31 @@ def test_layers_without_a_learned_router_are_not_routed():
         slot.fix("uniform")
     assert probe.routed_blocks(fixed) == []
     summed = mixed()
-    routed.detach_router(summed)
+    summed.router = None
     assert probe.routed_blocks(summed) == []
 
 
 @every_kind
 def test_what_is_collected_is_what_acted_layer_by_layer_and_changes_nothing(build):
     backbone = build()
-    plain, inputs = features(backbone), []
-    hooks = [backbone.slots[n].register_forward_pre_hook(lambda m, x: inputs.append(x[0])) for n in ("1", "2")]
-    with probe.collecting(backbone) as found:
-        assert torch.equal(features(backbone), plain)
-        assert len(found) == 2
-        features(backbone)
-        assert len(found) == 4
+    plain, hooked = features(backbone), []
+    hooks = [s.register_forward_pre_hook(lambda m, x: hooked.append(x[0])) for s in backbone.slots.values()]
+    assert torch.equal(features(backbone), plain) and len(hooked) == 2  # a hook that looks on takes the same path
     for hook in hooks:
         hook.remove()
-    shared = backbone.router is not None
-    for routing, x, router in zip(found[:2], inputs[:2], probe._routers(backbone), strict=True):
-        assert torch.equal(routing.gates, router(inputs[0] if shared else x).gates)
+    with probe.collecting(backbone) as routings:
+        assert torch.equal(features(backbone), plain)
+        assert len(routings) == 2
+        features(backbone)
+        assert len(routings) == 4
+    with torch.no_grad():
+        inputs = backbone.slot_inputs(IMAGES, (1, 2))
+        read = [inputs[1], inputs[1] if backbone.router is not None else inputs[2]]
+        for routing, x, router in zip(routings[:2], read, probe._routers(backbone), strict=True):
+            assert x.shape == (5, 5, 16)
+            torch.testing.assert_close(routing.gates, router(x).gates, rtol=1e-12, atol=1e-12)
     features(backbone)
-    assert len(found) == 4
+    assert len(routings) == 4
 
 
 @every_kind
@@ -122,12 +126,12 @@ def test_forced_to_one_expert_is_that_expert_alone(build, expert):
 def test_forced_uniform_is_the_mean_of_the_experts(build):
     backbone = build()
 
-    class Mean(nn.Module):
+    class Mean(Slot):
         def __init__(self, experts):
             super().__init__()
             self.experts = nn.ModuleList(experts)
 
-        def forward(self, x):
+        def forward(self, x, gates):
             return torch.stack([expert(x) for expert in self.experts]).mean(dim=0)
 
     mean = toy_backbone().double()
@@ -159,13 +163,11 @@ def test_random_choices_come_from_the_seed_alone_whatever_the_batch(build):
 @pytest.mark.parametrize("scope", ["shared", "layer"])
 def test_random_gates_are_on_as_many_experts_as_the_router_chooses(scope, top_k):
     backbone, seen = mixed(scope, top_k=top_k), []
-    real = adapter.mixture
-    adapter.mixture = lambda x, experts, gates: seen.append(gates) or real(x, experts, gates)
-    try:
-        with probe.forced(backbone, "random"):
-            features(backbone)
-    finally:
-        adapter.mixture = real
+    for slot in backbone.slots.values():
+        slot.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
+    with probe.forced(backbone, "random"):
+        features(backbone)
+    assert len(seen) == 2
     for gates in seen:
         assert ((gates > 0).sum(dim=-1) == (top_k or 3)).all()
     if top_k is not None:  # the layers draw on their own
