@@ -3,6 +3,8 @@
 import re
 from html.parser import HTMLParser
 
+from utils.report import html
+
 VOID = {"meta", "br", "hr", "link", "img"}
 
 
@@ -42,3 +44,8 @@ class Checker(HTMLParser):
 
 def cells(*values):
     return "".join(f"<td>{value}</td>" for value in values)
+
+
+def html_of(blocks):
+    """Blocks as a page writes them."""
+    return html.templates().get_template("blocks.html").module.show(blocks)

@@ -31,5 +31,7 @@ def test_contradictory_keys_are_refused_and_silent_ones_told():
     assert "router_lr" in told(use_moe_routing=False, router_lr=0.1)[0]
     assert "distill_on" in told(distill_on="logits")[0]
     assert "rank_growth_step" in told(rank_growth_step=2)[0]
-    assert told(replay_per_class=2) == ["replay_per_class 2: training images are stored, so the run is not rehearsal-free"]
+    assert told(replay_per_class=2) == [
+        "replay_per_class 2: training images are stored, so the run is not rehearsal-free"
+    ]
     assert "no rank ever grows" in told(expert_rank_max=9, epochs=2)[0]

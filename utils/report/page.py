@@ -1,20 +1,19 @@
-"""One seed's report.html: a single file without links or scripts, for light and dark screens and for phones.
+"""One seed's report.html: gathers the values that templates/report.html shows.
 
-Tables: utils/report/tables.py; the parts of every page: utils/report/html.py.
+Tables: utils/report/tables.py; the blocks that every page is composed of: utils/report/html.py.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from utils.files.storage import write_bytes
 from utils.report import plots, plots_nested, plots_routing, plots_tasks, tables
-from utils.report.html import as_text, commands, details, document, facts, table
+from utils.report.html import Block, Folded, Lines, Section, Table, as_text, facts, figure_sections, render
 from utils.report.results import load_rows
 from utils.run import sample_images
 from utils.text import clock, number
@@ -82,50 +81,42 @@ FIGURES = {  # file name: heading, caption
     ),
     "profile": (
         "Where the time went",
-        "Wall-clock seconds of each task by part (run with --profile), each second in one part. Data and prefix count "
+        "Wall-clock seconds of each task by section (run with --profile), each second in one section. Data and prefix count "
         "wherever they are needed; detection, consolidation and evaluation hold what they compute above the prefix.",
     ),
-    "loss": ("Training", "Mean training loss of every epoch, one panel for each phase."),
+    "loss": (
+        "Training",
+        "Mean training loss of every epoch, one panel for each phase, and below it one for each term that the method adds "
+        "up to it.",
+    ),
 }
 
-TILES = {
+TILES = {  # our name, and the field's where it has one
     "last_accuracy": "last accuracy",
-    "average_accuracy": "average accuracy",
-    "final_task_mean": "final task mean",
-    "forgetting": "forgetting",
-    "backward_transfer": "backward transfer",
-    "task_oracle_accuracy": "accuracy, task known",
+    "average_accuracy": "average accuracy (AIA)",
+    "final_task_mean": "final task mean (AA)",
+    "forgetting": "forgetting (FM)",
+    "backward_transfer": "backward transfer (BWT)",
+    "task_oracle_accuracy": "accuracy, task known (task-IL)",
 }
 
 
-def sample_figures(sheets: Sequence[sample_images.Sheet], tasks: int) -> str:
-    """Training images, a sheet a task with the names of its columns; empty without sheets."""
-    if not sheets:
-        return ""
-    found = []
-    for sheet in sheets:
-        names = escape(f"task {sheet.task}: {', '.join(sheet.classes)}")
-        image = (
-            f'<img alt="training images of {names}" src="{sheet.source}" width="{sheet.width}" height="{sheet.height}">'
-        )
-        found.append(f"<figure>{image}<figcaption>{names}</figcaption></figure>")
+def sheet_values(sheets: Sequence[sample_images.Sheet], tasks: int) -> dict[str, Any]:
+    """Values of the template for the training images: `sheets`, one a task, and `about_sheets`, a sentence on them."""
     text = f"A column a class, at most {sample_images.CLASSES} classes a task, as the network sees them without augmentation."
     if tasks > sample_images.MOST_SHOWN:
         text += f" The first {sample_images.MOST_SHOWN} of {tasks} tasks; the others are in the run folder's samples/."
-    return f'<h2>Training images</h2><div class="samples">{"".join(found)}</div><p class="soft">{escape(text)}</p>'
+    named = [{**sheet._asdict(), "names": f"task {sheet.task}: {', '.join(sheet.classes)}"} for sheet in sheets]
+    return {"sheets": named, "about_sheets": text}
 
 
-def settings_tables(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+def settings_tables(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[Block]:
     """What departs from the defaults with the default beside it, and, folded, every setting."""
     shown = {key: value for key, value in settings.items() if key != "about"}
     other = {key: value for key, value in shown.items() if key not in defaults or value != defaults[key]}
-    text = ""
-    if defaults:
-        cells = [
-            (key, as_text(value), as_text(defaults[key]) if key in defaults else "-") for key, value in other.items()
-        ]
-        text = table(["key", "value", "default"], cells, "names")
-    return text + details(f"All {len(shown)} settings", facts(shown))
+    cells = [(key, as_text(value), as_text(defaults[key]) if key in defaults else "-") for key, value in other.items()]
+    departing = [Table(["key", "value", "default"], cells, "names")] if defaults else []
+    return [*departing, Folded(f"All {len(shown)} settings", [facts(shown)])]
 
 
 def page(
@@ -141,29 +132,17 @@ def page(
 
     `defaults` of the settings: what departs from them is shown, the rest folded away; without any all are folded."""
     tasks = len(results["task_classes"])
-    title = f"{results['model_name']} on {results['dataset']}, {tasks} task{'s' * (tasks != 1)}, seed {results['seed']}"
-    tiles = "".join(f"<div><span>{label}</span><b>{number(results[key])}</b></div>" for key, label in TILES.items())
     speed, memory = results["images_per_second"], results["peak_memory_bytes"]
     spent = sum(sum(entry.values()) for entry in results["seconds"])
     cost = f"{clock(spent)} on {environment.get('device_name', 'an unnamed device')}"
     cost += f", {number(speed, 0)} training images a second, {memory / 2**20:,.0f} MiB peak memory"
     cost += f", test set scored {results['test_evaluations']} times"
-    warning = tables.peeked(results)
-    own = {k: v for k, v in settings.items() if v != defaults.get(k, ...)}
-    experiment = commands([json.dumps(own, indent=2, ensure_ascii=False)])
-    parts = [
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="soft">{escape(str(settings.get("about") or ""))}</p>',
-        warning,
-        f'<div class="tiles">{tiles}</div>',
-        f'<p class="soft">Percent. {escape(cost)}.</p>',
-        "<h2>Run it again</h2>" + commands(tables.again(environment)),
-        details(
-            "Its settings as an experiment file: save it as x.json, then python main.py --config x.json", experiment
-        ),
-    ]
-    before = {"selection": warning}
-    after = {
+    departing = {k: v for k, v in settings.items() if v != defaults.get(k, ...)}
+    experiment = Lines([json.dumps(departing, indent=2, ensure_ascii=False)])
+    as_file = "Its settings as an experiment file: save it as x.json, then python main.py --config x.json"
+    again = Section("Run it again", [Lines(tables.again(environment)), Folded(as_file, [experiment])])
+    warnings = tables.peeked(results)
+    below = {
         "accuracy_matrix": tables.matrix_rows(results),
         "forgetting": tables.forgetting_rows(results),
         "errors": tables.error_rows(results),
@@ -173,20 +152,25 @@ def page(
         "routing_drift": tables.routing_drift_rows(rows),
         "routing_controls": tables.control_rows(rows),
         "detection": tables.threshold_rows(rows),
-        "cost": tables.cost_rows(results) if "cost" in pictures else "",
+        "cost": tables.cost_rows(results) if "cost" in pictures else [],
         "profile": tables.profile_rows(rows),
     }
-    for name, (heading, caption) in FIGURES.items():
-        if name in pictures or after.get(name):
-            parts += [f"<h2>{heading}</h2>", before.get(name, "")]
-        if name in pictures:
-            parts += [f"<figure>{pictures[name]}</figure>", f'<p class="soft">{escape(caption, quote=False)}</p>']
-        parts.append(after.get(name, ""))
-    parts += [sample_figures(sheets, tasks), "<h2>Tasks</h2>", tables.task_rows(results)]
     order = {"class order": results["class_order"], "classes of each task": results["task_classes"]}
-    parts.append(details("Class order", facts(order)))
-    parts += ["<h2>Settings</h2>", settings_tables(settings, defaults), "<h2>Environment</h2>", facts(environment)]
-    return document(title, parts)
+    return render(
+        "report.html",
+        title=f"{results['model_name']} on {results['dataset']}, {tasks} task{'s' * (tasks != 1)}, seed {results['seed']}",
+        about=str(settings.get("about") or ""),
+        warnings=warnings,
+        tiles=[(label, number(results[key])) for key, label in TILES.items()],
+        cost=f"Percent. {cost}.",
+        sections=[again, *figure_sections(FIGURES, pictures, below, {"selection": warnings})],
+        rest=[
+            Section("Tasks", [*tables.task_rows(results), Folded("Class order", [facts(order)])]),
+            Section("Settings", settings_tables(settings, defaults)),
+            Section("Environment", [facts(environment)]),
+        ],
+        **sheet_values(sheets, tasks),
+    )
 
 
 def write_report(

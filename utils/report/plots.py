@@ -6,7 +6,6 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 from utils.process import stopwatch
@@ -54,10 +53,10 @@ def legend(axes: Axes, **options: Any) -> None:
 
 def legend_above(figure: Figure, ncols: int = 4) -> None:
     """One legend for all panels, above them; equal labels are named once."""
-    found = {label: h for a in figure.axes for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
+    handles = {label: h for a in figure.axes for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
     figure.legend(
-        list(found.values()),
-        list(found),
+        list(handles.values()),
+        list(handles),
         loc="outside upper left",
         ncols=ncols,
         frameon=False,
@@ -157,27 +156,47 @@ def curves(results: Mapping[str, Any]) -> Figure:
     return figure
 
 
+# what an epoch's row holds besides losses; every other number in it is a term of the loss that the method named
+NO_TERMS = frozenset({"time", "task", "epoch", "epochs", "accuracy", "lr", "images", "seconds", "steps", "interval"})
+
+
+def loss_terms(epochs: Rows) -> list[str]:
+    """`loss`, then the named terms of which it is the sum, in the order in which the rows have them."""
+    names = dict.fromkeys(["loss"])
+    for row in epochs:
+        numeric = (k for k, v in row.items() if isinstance(v, int | float) and not isinstance(v, bool))
+        names |= dict.fromkeys(name for name in numeric if name not in NO_TERMS)
+    return list(names)
+
+
 def losses(rows: Rows) -> Figure | None:
-    """Mean loss of each epoch, one panel a phase (their losses have different scales); None without such rows."""
+    """Mean loss of each epoch, one panel a phase (their losses have different scales), and below it a lower panel for each
+    named term of the loss; None without such rows."""
     epochs = [row for row in rows if row["kind"] == "epoch" and row.get("loss") is not None]
-    phases = list(dict.fromkeys(str(row.get("phase", "train")) for row in epochs))
+    phases: dict[str, list[Mapping[str, Any]]] = {}
+    for row in epochs:
+        phases.setdefault(str(row.get("phase", "train")), []).append(row)
     if not phases:
         return None
     from matplotlib.ticker import MaxNLocator
 
-    figure = new_figure(0.4 + 2.1 * len(phases))
-    for panel, phase in enumerate(phases):
-        own = [row for row in epochs if str(row.get("phase", "train")) == phase]
-        axes = figure.add_subplot(len(phases), 1, panel + 1)
+    panels = [(phase, term) for phase, of_phase in phases.items() for term in loss_terms(of_phase)]
+    heights = [2.1 if term == "loss" else 1.5 for _, term in panels]
+    figure = new_figure(0.4 + sum(heights))
+    grid = figure.add_gridspec(len(panels), 1, height_ratios=heights)
+    colours = dict(zip(phases, COLOURS * len(phases), strict=False))
+    for panel, (phase, term) in enumerate(panels):
+        of_phase, axes = phases[phase], figure.add_subplot(grid[panel])
         start = 0
-        for i in range(1, len(own) + 1):  # a line breaks where a new round of epochs begins
-            if i == len(own) or own[i]["task"] != own[i - 1]["task"] or own[i]["epoch"] <= own[i - 1]["epoch"]:
-                values = [row["loss"] for row in own[start:i]]
-                axes.plot(range(start, i), values, color=COLOURS[panel % 6], marker=".", markersize=4, linewidth=1.2)
+        for i in range(1, len(of_phase) + 1):  # a line breaks where a new round of epochs begins
+            ended = i == len(of_phase) or of_phase[i]["task"] != of_phase[i - 1]["task"]
+            if ended or of_phase[i]["epoch"] <= of_phase[i - 1]["epoch"]:
+                values = [math.nan if row.get(term) is None else row[term] for row in of_phase[start:i]]
+                axes.plot(range(start, i), values, color=colours[phase], marker=".", markersize=4, linewidth=1.2)
                 start = i
-        style(axes, "epochs (tasks above)" if panel + 1 == len(phases) else "", f"{phase} loss")
-        log_scale_if_wide(axes, [row["loss"] for row in own])
-        _task_marks(axes, [row["task"] for row in own])
+        style(axes, "epochs (tasks above)" if panel + 1 == len(panels) else "", f"{phase} {term}".replace("_", " "))
+        log_scale_if_wide(axes, [row[term] for row in of_phase if row.get(term) is not None])
+        _task_marks(axes, [row["task"] for row in of_phase])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
@@ -215,39 +234,44 @@ def detections(rows: Rows) -> Figure | None:
         return None
     figure = new_figure(0.6 + (1.9 if len(layers) <= 4 else 1.4) * len(layers))
     for panel, layer in enumerate(layers):
-        own = [row for row in events if row["layer"] == layer]
+        of_layer = [row for row in events if row["layer"] == layer]
         # a score is null where a record without deviation made it infinite: there is no place for it on the axis
-        points = [(i, score) for i, row in enumerate(own) for score in row["scores"] if score is not None]
+        points = [(i, score) for i, row in enumerate(of_layer) for score in row["scores"] if score is not None]
         x, y = [i for i, _ in points], [score for _, score in points]
         axes = figure.add_subplot(len(layers), 1, panel + 1)
         many = len(y) > 1000  # then smaller dots, and in the SVG one embedded image instead of thousands of elements
         axes.scatter(x, y, s=3 if many else 14, color=COLOURS[0], rasterized=many, label="score of an adapter")
-        if grown := [i for i, row in enumerate(own) if row["expanded"]]:
-            lowest = [min((s for s in own[i]["scores"] if s is not None), default=own[i]["threshold"]) for i in grown]
+        if grown := [i for i, row in enumerate(of_layer) if row["expanded"]]:
+            lowest = [
+                min((s for s in of_layer[i]["scores"] if s is not None), default=of_layer[i]["threshold"])
+                for i in grown
+            ]
             axes.scatter(grown, lowest, s=80, facecolors="none", edgecolors=COLOURS[1], zorder=4, label="expanded")
-        limits = [row["threshold"] for row in own]
-        axes.step(range(len(own)), limits, where="mid", color=COLOURS[2], linewidth=1.2, zorder=3, label="threshold")
-        if len(own) == 1:  # a step of one point is invisible
+        limits = [row["threshold"] for row in of_layer]
+        axes.step(
+            range(len(of_layer)), limits, where="mid", color=COLOURS[2], linewidth=1.2, zorder=3, label="threshold"
+        )
+        if len(of_layer) == 1:  # a step of one point is invisible
             axes.axhline(limits[0], color=COLOURS[2], linewidth=1.2)
         style(axes, "detections (tasks above)" if panel + 1 == len(layers) else "", f"layer {layer}")
         log_scale_if_wide(axes, y)
-        _task_marks(axes, [row["task"] for row in own])
-        if len(own) <= 30:
+        _task_marks(axes, [row["task"] for row in of_layer])
+        if len(of_layer) <= 30:
             axes.set_xticks([])  # few: the task numbers above say it all
     legend_above(figure)
     return figure
 
 
 def times(rows: Rows) -> Figure | None:
-    """Seconds of each task, stacked by part in a fixed order and in fixed colours; None without profile rows."""
-    own = [row for row in rows if row["kind"] == "profile"]
-    if not own:
+    """Seconds of each task, stacked by section in a fixed order and in fixed colours; None without profile rows."""
+    profiles = [row for row in rows if row["kind"] == "profile"]
+    if not profiles:
         return None
     figure = new_figure(3.6)
     axes = figure.add_subplot()
-    places, base = [row["task"] for row in own], [0.0] * len(own)
+    places, base = [row["task"] for row in profiles], [0.0] * len(profiles)
     for name, colour in zip(stopwatch.SECTIONS, (*COLOURS, *MORE_COLOURS), strict=True):
-        height = [row["seconds"][name] for row in own]
+        height = [row["seconds"][name] for row in profiles]
         if any(height):
             axes.bar(places, height, bottom=base, color=colour, width=0.8, label=name)
             base = [b + h for b, h in zip(base, height, strict=True)]
@@ -263,7 +287,7 @@ def times(rows: Rows) -> Figure | None:
 
 def draw(results: Mapping[str, Any], rows: Rows) -> dict[str, Figure]:
     """Every picture there are data for, by file name without ending."""
-    made = {
+    figures: dict[str, Figure | None] = {
         "accuracy_matrix": accuracy_matrix(results) if results["accuracy_matrix"] else None,
         "accuracy_curve": curves(results) if results["top1_curve"] else None,
         "loss": losses(rows),
@@ -271,7 +295,7 @@ def draw(results: Mapping[str, Any], rows: Rows) -> dict[str, Figure]:
         "detection": detections(rows),
         "profile": times(rows),
     }
-    return {name: figure for name, figure in made.items() if figure is not None}
+    return {name: figure for name, figure in figures.items() if figure is not None}
 
 
 def png(figure: Figure) -> bytes:
@@ -282,7 +306,7 @@ def png(figure: Figure) -> bytes:
 
 
 def inline_svg(figure: Figure, name: str) -> str:
-    """The picture as an <svg> element that takes the page's text colour, links to nothing, and owns its ids."""
+    """The picture as an <svg> element that takes the page's text colour, links to nothing, and has ids of its own name."""
     import matplotlib
 
     buffer = io.StringIO()
@@ -294,6 +318,6 @@ def inline_svg(figure: Figure, name: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)  # HTML needs no name spaces, and they look like links
     svg = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
-    title = escape(name.replace("_", " "))
+    title = name.replace("_", " ")
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
     return svg.replace(INK, "currentColor")

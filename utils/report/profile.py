@@ -10,7 +10,6 @@ from utils.process.stopwatch import SECTIONS
 from utils.run.log import RunLog
 from utils.text import number
 
-
 Row = Mapping[str, Any]
 
 

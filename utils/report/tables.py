@@ -1,16 +1,15 @@
-"""Tables of report.html, from results.json and the rows of metrics.jsonl; empty text where there is nothing to show."""
+"""Tables of report.html as lists of blocks, from results.json and the rows of metrics.jsonl; empty without data."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from html import escape
 from typing import Any
 
 from utils.evaluation import error_parts, metrics, routing
 from utils.process import stopwatch
 from utils.report import profile as report_profile
-from utils.report.html import Bold, details, table
+from utils.report.html import Block, Bold, Folded, Lines, Note, Table, folded
 from utils.report.plots import Rows
 from utils.report.plots_nested import is_competition
 from utils.run.record import PHASES
@@ -27,7 +26,7 @@ def again(environment: Mapping[str, Any]) -> list[str]:
     return [*lines, "pip install -r requirements.txt", str(environment.get("command", ""))]
 
 
-def task_rows(results: Mapping[str, Any]) -> str:
+def task_rows(results: Mapping[str, Any]) -> list[Block]:
     head = ["task", "classes", "seen", "top-1", "top-5", "adapters", "trainable", "parameters"]
     rows, seen = [], 0
     for t, top1 in enumerate(results["top1_curve"]):
@@ -36,43 +35,43 @@ def task_rows(results: Mapping[str, Any]) -> str:
         row = [t + 1, new, seen, number(top1), number(results["top5_curve"][t])]
         row += [sum(results["adapters_per_layer"][t].values()), f"{results['trainable_parameters'][t]:,}"]
         rows.append([*row, f"{results['total_parameters'][t]:,}"])
-    return table(head, rows)
+    return [Table(head, rows)]
 
 
-def matrix_rows(results: Mapping[str, Any]) -> str:
+def matrix_rows(results: Mapping[str, Any]) -> list[Block]:
     matrix = results["accuracy_matrix"]
     head = ["after", *(f"task {k + 1}" for k in range(len(matrix)))]
     rows = [[t + 1, *map(number, row), *[""] * (len(matrix) - len(row))] for t, row in enumerate(matrix)]
-    return details("The matrix as numbers", table(head, rows))
+    return folded("The matrix as numbers", Table(head, rows))
 
 
-def drift_rows(results: Mapping[str, Any]) -> str:
+def drift_rows(results: Mapping[str, Any]) -> list[Block]:
     """The picture's numbers, and the mean cosine of old classes' means; empty for a head that cannot drift."""
     if not (drift := results.get("head_drift")):
-        return ""
+        return []
     head = ["task", "stale", "recomputed", "gap", "cosine of old class means"]
     rows = []
     for e in drift:
         accuracies = (e["stale"], e["recomputed"], e["recomputed"] - e["stale"])
         rows.append([e["task"] + 1, *map(number, accuracies), number(e["cosine"], 4)])
-    return details("The drift as numbers", table(head, rows))
+    return folded("The drift as numbers", Table(head, rows))
 
 
-def peeked(results: Mapping[str, Any]) -> str:
-    """A sentence, if anything was selected on test data."""
+def peeked(results: Mapping[str, Any]) -> list[Block]:
+    """A warning, if anything was selected on test data."""
     history = results.get("selection_history") or ()
     if not any(isinstance(entry, Mapping) and entry.get("split") == "test" for entry in history):
-        return ""
-    return '<p class="warn">The winner was selected on test data, so the accuracies are optimistic.</p>'
+        return []
+    return [Note("The winner was selected on test data, so the accuracies are optimistic.", "warn")]
 
 
-def selection_rows(results: Mapping[str, Any]) -> str:
+def selection_rows(results: Mapping[str, Any]) -> list[Block]:
     """A line a competition of experts or a decision on a task's novelty; selections of other kinds as JSON."""
     history = results.get("selection_history") or []
     known = [entry for entry in history if is_competition(entry)]
     novel = [entry for entry in history if isinstance(entry, Mapping) and entry.get("kind") == "novelty"]
     other = [json.dumps(e, ensure_ascii=False) for e in history if e not in known and e not in novel]
-    text = ""
+    blocks: list[Block] = []
     if novel:
         head = ["task", "images", "similarity", "from", "to", "threshold", "decided by", "expert", "new"]
         numbers = ("best", "low", "high", "threshold")
@@ -80,7 +79,7 @@ def selection_rows(results: Mapping[str, Any]) -> str:
         for e in novel:
             cells = [number(e[key], 3) for key in numbers]
             rows.append([e["task"] + 1, e["images"], *cells, e["reason"], e["skill"], "yes" if e["spawn"] else "no"])
-        text += table(head, rows)
+        blocks.append(Table(head, rows))
     if known:
         count = max(len(entry["accuracies"]) for entry in known)
         rows = []
@@ -89,15 +88,15 @@ def selection_rows(results: Mapping[str, Any]) -> str:
             cells += [""] * (count - len(cells))
             rows.append([e["task"] + 1, e["winner"], number(e["margin"]), e["split"], e["samples"], *cells])
         head = ["task", "winner", "margin", "selected on", "samples", *(f"expert {k}" for k in range(count))]
-        text += table(head, rows)
-    return text + (f"<pre>{escape(chr(10).join(other))}</pre>" if other else "")
+        blocks.append(Table(head, rows))
+    return [*blocks, *([Lines(other)] if other else [])]
 
 
-def merge_rows(rows: Rows) -> str:
+def merge_rows(rows: Rows) -> list[Block]:
     """A line a task and layer, and where there are several a line for each adapter and each pair of levels."""
     merges = [row for row in rows if row["kind"] == "consolidation"]
     if not merges:
-        return ""
+        return []
     keys = ["task", "layer", "adapter", "level", "expert"]
     always = ("task", "layer")
     keys = [key for key in keys if key in always or len({row.get(key) for row in merges}) > 1]
@@ -111,13 +110,13 @@ def merge_rows(rows: Rows) -> str:
         body.append([*where, *numbers, "-" if error is None else f"{error:.1e}", row.get("rank", "-")])
     ways = sorted({f"{row['method']}, alpha {row['alpha']:g}" for row in merges if row.get("method")})
     how = f"merged by {'; '.join(ways)}" if ways else "never merged"
-    return details(f"Slow and fast in numbers ({how})", table(head, body))
+    return folded(f"Slow and fast in numbers ({how})", Table(head, body))
 
 
-def routing_drift_rows(rows: Rows) -> str:
+def routing_drift_rows(rows: Rows) -> list[Block]:
     moves = [row for row in rows if row["kind"] == "routing_drift"]
     if not moves:
-        return ""
+        return []
     head = ["task", "new", "merged", *(f"layer {n}: moved, changed" for n in moves[-1]["layers"])]
     body = []
     for row in moves:
@@ -127,11 +126,11 @@ def routing_drift_rows(rows: Rows) -> str:
             for mean, n in zip(row["mean"], row["changed"], strict=True)
         ]
         body.append([row["task"] + 1, ", ".join(map(str, row["added"])) or "-", merged or "-", *cells])
-    return details("The drift as numbers: mean distance, and classes that another expert serves now", table(head, body))
+    return folded("The drift as numbers: mean distance, and classes that another expert serves now", Table(head, body))
 
 
-def control_rows(rows: Rows) -> str:
-    text = ""
+def control_rows(rows: Rows) -> list[Block]:
+    blocks: list[Block] = []
     for row in [row for row in rows if row["kind"] == "routing_controls"][-1:]:
         head = ["routing", "all", *(f"task {t + 1}" for t in range(len(row["samples"])))]
         body = []
@@ -139,22 +138,25 @@ def control_rows(rows: Rows) -> str:
             accuracies = [routing.overall(values, row["samples"]), *values]
             body.append([name, *(number(100 * accuracy) for accuracy in accuracies)])
         body.append(["expert the oracle takes", "", *row["oracle"]])
-        text = details("The controls as numbers", table(head, body))
-    return text
+        blocks = folded("The controls as numbers", Table(head, body))
+    return blocks
 
 
-def profile_rows(rows: Rows) -> str:
-    """A line a part for the tasks together, with what it covers, and the seconds of each task."""
-    if not (own := [row for row in rows if row["kind"] == "profile"]):
-        return ""
-    lines = []
-    for name, seconds, share, speed in report_profile.shares(own):
-        lines.append([name, number(seconds), number(share, 1), number(speed, 0), stopwatch.SECTIONS.get(name, "")])
-    text = table(["part", "seconds", "percent", "images/s", "what"], lines)
-    used = [name for name, *_ in report_profile.shares(own)][:-1]
-    tasks = [[row["task"] + 1, *(number(row["seconds"][n]) for n in used), number(row["total"])] for row in own]
-    partly = f'<p class="soft">{escape(report_profile.partly(own).strip())}</p>' if report_profile.partly(own) else ""
-    return details("The time as numbers", partly + text + table(["task", *used, "all"], tasks))
+def profile_rows(rows: Rows) -> list[Block]:
+    """A line a section for the tasks together, with what it covers, and the seconds of each task."""
+    if not (profiles := [row for row in rows if row["kind"] == "profile"]):
+        return []
+    shares = report_profile.shares(profiles)
+    lines = [
+        [name, number(seconds), number(share, 1), number(speed, 0), stopwatch.SECTIONS.get(name, "")]
+        for name, seconds, share, speed in shares
+    ]
+    used = [name for name, *_ in shares][:-1]
+    tasks = [[row["task"] + 1, *(number(row["seconds"][n]) for n in used), number(row["total"])] for row in profiles]
+    partly = report_profile.partly(profiles).strip()
+    notes = [Note(partly)] if partly else []
+    whole = Table(["part", "seconds", "percent", "images/s", "what"], lines)
+    return folded("The time as numbers", *notes, whole, Table(["task", *used, "all"], tasks))
 
 
 # ------------------------------------------------------------------------------------------------ tasks: errors, growth
@@ -162,27 +164,27 @@ def profile_rows(rows: Rows) -> str:
 THRESHOLDS = (0.5, 1.0, 2.0, 3.0)  # of SEMA's shift scores, for "would have expanded at"
 
 
-def forgetting_rows(results: Mapping[str, Any]) -> str:
+def forgetting_rows(results: Mapping[str, Any]) -> list[Block]:
     drops = metrics.forgetting_by_task(results["accuracy_matrix"])
     body = [[k + 1, number(drop)] for k, drop in enumerate(drops)]
-    return details("Forgetting as numbers", table(["task", "forgetting"], body)) if body else ""
+    return folded("Forgetting as numbers", Table(["task", "forgetting (FM)"], body)) if body else []
 
 
-def error_rows(results: Mapping[str, Any]) -> str:
+def error_rows(results: Mapping[str, Any]) -> list[Block]:
     """The parts of the error after each task, and for the finished model which task's images go to which task."""
-    found = error_parts.splits(results)
-    if not any(split.within is not None for split in found):
-        return ""
-    head = ["after task", "accuracy", "task known", "task confusion", "within-task error", "head bias"]
-    text = table(head, [[t + 1, *map(number, split)] for t, split in enumerate(found)])
+    splits = error_parts.splits(results)
+    if not any(split.within is not None for split in splits):
+        return []
+    head = ["after task", "accuracy", "task known (task-IL)", "task confusion", "within-task error", "head bias"]
+    blocks: list[Block] = [Table(head, [[t + 1, *map(number, split)] for t, split in enumerate(splits)])]
     if matrix := results.get("task_confusion"):
         head = ["images of", *(f"as task {k + 1}" for k in range(len(matrix)))]
         body = [
             [f"task {k + 1}", *(Bold(n) if j == k else n for j, n in enumerate(row))] for k, row in enumerate(matrix)
         ]
-        title = '<p class="soft">Test images of each task by the task of the class they were taken for, at the end:</p>'
-        text += title + table(head, body)
-    return details("The errors as numbers", text)
+        title = "Test images of each task by the task of the class they were taken for, at the end:"
+        blocks += [Note(title), Table(head, body)]
+    return folded("The errors as numbers", *blocks)
 
 
 def would_expand(rows: Rows) -> dict[int, dict[int, float]]:
@@ -190,23 +192,23 @@ def would_expand(rows: Rows) -> dict[int, dict[int, float]]:
 
     Of several adapters in a layer all must pass, so a scan counts with its smallest score. A score that was not finite
     (null) counts as infinite where the layer expanded, else it is left out."""
-    found: dict[int, dict[int, float]] = {}
+    highest: dict[int, dict[int, float]] = {}
     for row in rows:
         if row["kind"] == "detect" and row.get("scores"):
             known = [score for score in row["scores"] if score is not None]
             lowest = min(known) if known else float("inf") if row["expanded"] else float("-inf")
-            layers = found.setdefault(row["task"], {})
+            layers = highest.setdefault(row["task"], {})
             layers[row["layer"]] = max(lowest, layers.get(row["layer"], float("-inf")))
-    return found
+    return highest
 
 
-def threshold_rows(rows: Rows) -> str:
+def threshold_rows(rows: Rows) -> list[Block]:
     """A sentence and a table: which layers would have asked for an adapter at other thresholds."""
-    if not (found := would_expand(rows)):
-        return ""
+    if not (highest := would_expand(rows)):
+        return []
     grown = {(row["task"], row["layer"]) for row in rows if row["kind"] == "detect" and row["expanded"]}
     limits = sorted({row["threshold"] for row in rows if row["kind"] == "detect"})
-    pairs = [score for layers in found.values() for score in layers.values()]
+    pairs = [score for layers in highest.values() for score in layers.values()]
     counts = ", ".join(f"at {limit:g}: {sum(score > limit for score in pairs)}" for limit in THRESHOLDS)
     text = (
         f"{len(grown)} of {len(pairs)} scanned layers expanded at {' and '.join(f'{x:g}' for x in limits)}. "
@@ -219,17 +221,17 @@ def threshold_rows(rows: Rows) -> str:
         return ", ".join(map(str, layers)) or "-"
 
     body = []
-    for task, layers in sorted(found.items()):
+    for task, layers in sorted(highest.items()):
         asked = [listed([n for n, score in sorted(layers.items()) if score > limit]) for limit in THRESHOLDS]
         body.append([task + 1, listed(sorted(n for t, n in grown if t == task)), *asked])
     head = ["task", "layers that expanded", *(f"would at {limit:g}" for limit in THRESHOLDS)]
-    return f'<p class="soft">{escape(text)}</p>' + details("Would have expanded, layer by layer", table(head, body))
+    return [Note(text), Folded("Would have expanded, layer by layer", [Table(head, body)])]
 
 
-def cost_rows(results: Mapping[str, Any]) -> str:
+def cost_rows(results: Mapping[str, Any]) -> list[Block]:
     peaks = results.get("peak_memory_by_task") or [None] * len(results["seconds"])
     body = []
     for t, (entry, peak) in enumerate(zip(results["seconds"], peaks, strict=True)):
         cells = [f"{entry[phase]:.1f}" for phase in PHASES]
         body.append([t + 1, *cells, f"{peak / 2**20:,.0f}" if peak else "-"])
-    return details("Time and memory as numbers", table(["task", *(f"{p} (s)" for p in PHASES), "peak (MiB)"], body))
+    return folded("Time and memory as numbers", Table(["task", *(f"{p} (s)" for p in PHASES), "peak (MiB)"], body))

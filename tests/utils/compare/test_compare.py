@@ -11,7 +11,7 @@ import pytest
 
 import main
 from commands import compare
-from tests.helpers.pages import Checker, cells
+from tests.helpers.pages import Checker, cells, html_of
 from utils.compare import page, runs
 from utils.compare import rows as compare_rows
 from utils.evaluation.metrics import Score
@@ -262,7 +262,7 @@ def test_settings_that_only_some_methods_have_are_folded_away(tmp_path):
     make(tmp_path / "b" / "seed_1", router="x", rate=2, limit=3)
     make(tmp_path / "c" / "seed_1", model_name="ncm", limit=3)
     rows, _ = rows_in(tmp_path)
-    html = page.settings_table(list(enumerate(rows, start=1)))
+    html = html_of(page.settings_table(list(enumerate(rows, start=1))))
     shown, lone, equal = html.split("<details>")
     assert cells("model_name", "sema", "sema", "ncm") in shown and cells("rate", 1, 2, "-") in shown
     assert cells("limit", "null", 3, 3) in shown and "router" not in shown

@@ -7,7 +7,7 @@ from html import unescape
 import pytest
 
 import models
-from tests.helpers.pages import Checker, cells
+from tests.helpers.pages import Checker, cells, html_of
 from utils.evaluation.metrics import Score
 from utils.report import page, tables
 from utils.report.page import write_report
@@ -155,12 +155,12 @@ def test_decisions_on_novelty_are_a_table_and_not_json(tmp_path):
             "skill": 1,
             "spawn": True,
         }
-        found = [{"kind": "novelty", "task": t, "images": 40, **facts} for t, facts in enumerate((first, later))]
-        results["selection_history"] = [*found, {"layer": 3}]
+        decisions = [{"kind": "novelty", "task": t, "images": 40, **facts} for t, facts in enumerate((first, later))]
+        results["selection_history"] = [*decisions, {"layer": 3}]
 
     html, text = nested_report(tmp_path, change)
-    cells = ["2", "40", "0.269", "0.250", "0.280", "0.300", "novel", "1", "yes"]
-    assert "".join(f"<td>{cell}</td>" for cell in cells) in html and '{"layer": 3}' in text
+    expected = ["2", "40", "0.269", "0.250", "0.280", "0.300", "novel", "1", "yes"]
+    assert cells(*expected) in html and '{"layer": 3}' in text
     assert '"reason"' not in text
 
 
@@ -219,8 +219,8 @@ SCANS = [
 def test_what_other_thresholds_would_have_done():
     inf = float("inf")
     assert tables.would_expand(SCANS) == {1: {3: 1.5, 4: 0.75}, 2: {3: inf, 4: -inf, 5: 4.0}}
-    assert tables.threshold_rows([{"kind": "epoch"}]) == ""
-    html = tables.threshold_rows(SCANS)
+    assert tables.threshold_rows([{"kind": "epoch"}]) == []
+    html = html_of(tables.threshold_rows(SCANS))
     assert (
         "3 of 5 scanned layers expanded at 1. By the same scores they would have expanded at 0.5: 4, at 1: 3, at 2: 2, "
         in html

@@ -109,6 +109,23 @@ def test_loss_has_a_panel_a_phase_and_a_line_a_round():
     assert all(list(line.get_ydata()) == [2.0, 1.0, 2.0 / 3] for line in lines)
 
 
+def test_named_terms_of_the_loss_have_a_panel_each():
+    row = {
+        "kind": "epoch",
+        "task": 0,
+        "phase": "func",
+        "loss": 3.0,
+        "lr": 0.1,
+        "accuracy": 0.5,
+        "images": 4,
+        "seconds": 1.0,
+    }
+    epochs = [row | {"epoch": e, "task_loss": 2.0} | ({"z": 1.0} if e else {}) for e in (1, 2, 3)]
+    axes = plots.losses([*epochs, {"kind": "epoch", "task": 0, "phase": "rd", "epoch": 1, "loss": 1.0}]).axes
+    assert [a.get_ylabel() for a in axes] == ["func loss", "func task loss", "func z", "rd loss"]
+    assert list(axes[1].lines[0].get_ydata()) == [2.0, 2.0, 2.0]
+
+
 def test_two_rounds_of_one_phase_in_one_task_are_not_joined():
     twice = [{"kind": "epoch", "task": 0, "phase": "func", "epoch": e, "loss": 1.0} for e in (0, 1, 2, 0, 1, 2)]
     assert [len(line.get_ydata()) for line in plots.losses(twice).axes[0].lines] == [3, 3]

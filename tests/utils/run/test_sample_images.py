@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from tests.helpers.toy import toy_dataset, toy_stream
-from utils.report.page import sample_figures
+from utils.report import page
 from utils.run import sample_images
+from utils.run.record import RunRecord, results_json
 
 
 def test_a_sheet_holds_the_first_images_of_each_new_class(tmp_path):
@@ -41,7 +42,6 @@ def test_no_test_image_is_read_and_what_is_there_stays(tmp_path, monkeypatch):
     path.write_bytes(b"kept")
     sample_images.keep(tmp_path, stream, 0)
     assert path.read_bytes() == b"kept" and sample_images.read(tmp_path, 3) == []  # a damaged one is left out
-    assert sample_figures([], 3) == ""
 
 
 def test_large_images_and_many_classes_stay_small(tmp_path):
@@ -57,6 +57,9 @@ def test_large_images_and_many_classes_stay_small(tmp_path):
 
 def test_the_page_shows_them_with_escaped_names(tmp_path):
     sheet = sample_images.Sheet(3, "data:image/png;base64," + base64.b64encode(b"x").decode(), 10, 20, ("<b>", "c"))
-    html = sample_figures([sheet], sample_images.MOST_SHOWN + 1)
+    tasks = sample_images.MOST_SHOWN + 1
+    results = results_json(RunRecord("sema", "digits", 7, list(range(tasks)), [[t] for t in range(tasks)]))
+    html = page.page(results, {}, {}, {}, [], [sheet])
     assert "<figcaption>task 3: &lt;b&gt;, c</figcaption>" in html and 'width="10" height="20"' in html
     assert f"The first {sample_images.MOST_SHOWN} of {sample_images.MOST_SHOWN + 1} tasks" in html
+    assert "Training images" in html and "Training images" not in page.page(results, {}, {}, {}, [])
