@@ -1,9 +1,9 @@
 """A stress test of class orders: `python -m benchmarks.class_orders exps/sema_digits.json`.
 
-Writes an experiment file whose sweep runs the given one over extreme class orders beside random ones; `main.py --config` of
-that file then runs it and prints the table. In the order `similar` every class is followed by the one most similar to it
-that is left, so that tasks hold classes that are hard to tell apart; in `dissimilar` by the least similar one, so that
-what is hard to tell apart comes in different tasks. Similarity: cosine of the class means of the frozen backbone's features
+Writes an experiment file whose sweep runs an experiment with extreme and with random class orders; `main.py --config` of that
+file then runs it and prints the table. In the order `similar` every class is followed by the most similar of those left, so
+that a task has classes that are hard to distinguish; in `dissimilar` by the least similar one, so that classes that are hard
+to distinguish are in different tasks. Similarity: cosine of the class means of the frozen backbone's features
 over the training images; no test image is read.
 """
 
@@ -60,10 +60,10 @@ def class_similarity(cfg: Experiment) -> Tensor:
 
 
 def arms(orders: dict[str, list[int]], random: Sequence[int]) -> list[dict[str, object]]:
-    """A sweep's arms: the random orders, then the given ones."""
-    found: list[dict[str, object]] = [{"prefix": f"random order {seed}", "class_order_seed": seed} for seed in random]
-    found += [{"prefix": f"{name} neighbours", "class_order": order} for name, order in orders.items()]
-    return found
+    """A sweep's arms: the random orders, then `orders`."""
+    sweep: list[dict[str, object]] = [{"prefix": f"random order {seed}", "class_order_seed": seed} for seed in random]
+    sweep += [{"prefix": f"{name} neighbours", "class_order": order} for name, order in orders.items()]
+    return sweep
 
 
 def main() -> None:

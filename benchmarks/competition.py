@@ -1,13 +1,15 @@
-"""K experts that compete on the same batch: K-fold through the whole network against ours: `python -m benchmarks.competition`.
+"""K experts that compete on the same batch, the plain way and ours: `python -m benchmarks.competition`.
 
-One training step each: forward, the branches' cross-entropies with a fixed random head, backward, an SGD step of the fast
-experts. The plain way repeats the batch K times and runs it through the network once, each copy with its own expert (timm
-computes no gradient below the first expert, here too). Ours repeats the stream where the copies begin to differ and computes
-the last block for the pooled token; `cached` starts from the kept prefix (backbone/prefix_cache.py), as every epoch after the
-first over un-augmented images or `train_views` does. Time to read the kept prefix from a store in memory is counted in.
+A way is one training step: forward, the branches' cross-entropies with a fixed random head, backward, an SGD step of the fast
+experts. The plain way repeats the batch K times and runs it through the whole network, one expert for each copy; no gradient
+is computed below the first expert. Ours repeats the activations where the copies begin to differ and computes the last block
+for the pooled token only. `cached` starts from stored activations (backbone/prefix_cache.py), as every epoch after the first
+does over images without augmentation or with `train_views`. Reading them from memory is part of its time.
 """
 
 from __future__ import annotations
+
+import argparse
 
 import torch
 from torch.nn import functional as F
@@ -22,27 +24,17 @@ from benchmarks.routing import CLASSES
 from utils.process.seeds import named_generator
 
 
-def compare(
-    model: str,
-    image_size: int,
-    batch: int,
-    layers: int,
-    rank: int,
-    count: int,
-    rounds: int,
-    device: torch.device,
-    clock: str,
-) -> list[Measured]:
-    vit = measure.random_vit(model, image_size).to(device)
+def compare(args: argparse.Namespace, device: torch.device) -> list[Measured]:
+    vit = measure.random_vit(args.model, args.image_size).to(device)
     generator = named_generator("benchmark", "competition")
-    images = torch.rand(batch, 3, *vit.patch_embed.img_size, generator=generator).to(device)
-    labels = torch.randint(CLASSES, (batch,), generator=generator).to(device)
+    images = torch.rand(args.batch, 3, *vit.patch_embed.img_size, generator=generator).to(device)
+    labels = torch.randint(CLASSES, (args.batch,), generator=generator).to(device)
     head = torch.randn(vit.embed_dim, CLASSES, generator=generator).to(device) / vit.embed_dim**0.5
 
     def network() -> SlottedViT:
         backbone, draws = SlottedViT(vit), named_generator("benchmark", "experts")
-        for layer in range(backbone.depth - layers, backbone.depth):
-            slot = NestedLoRAAdapter(backbone.width, rank, count)
+        for layer in range(backbone.depth - args.layers, backbone.depth):
+            slot = NestedLoRAAdapter(backbone.width, args.rank, args.count)
             slot.reset_parameters(draws)
             slot.use(branches=True)
             backbone.fill(layer, slot)
@@ -53,8 +45,8 @@ def compare(
         optimizer = torch.optim.SGD(backbone.slots.parameters(), lr=1e-3, momentum=0.9)
 
         def run() -> float:
-            scores = (features() @ head).unflatten(0, (count, -1))
-            loss = torch.stack([F.cross_entropy(own, labels) for own in scores]).sum()
+            scores = (features() @ head).unflatten(0, (args.count, -1))
+            loss = torch.stack([F.cross_entropy(branch, labels) for branch in scores]).sum()
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -63,37 +55,31 @@ def compare(
         return run
 
     plain, ours, cached = every_token(network()), network(), network()
-    first = plain.depth - layers
+    first = plain.depth - args.layers
     with torch.no_grad():
-        made = cached.prefix(images, first, inside=True)
-    assert made.after is not None
-    kept = torch.stack([made.x, made.after], dim=1)
-    rows = torch.arange(batch).numpy()
-    store = RowStore(batch, tuple(kept.shape[1:]), kept.dtype, device=device)
-    store.put(rows, [kept])
+        prefix = cached.prefix(images, first, inside=True)
+    assert prefix.after is not None
+    stored = torch.stack([prefix.x, prefix.after], dim=1)
+    rows = torch.arange(args.batch).numpy()
+    store = RowStore(args.batch, tuple(stored.shape[1:]), stored.dtype, device=device)
+    store.put(rows, [stored])
+
+    def from_store() -> Activations:
+        return Activations(first, *store.get(rows).unbind(1))
+
     ways = [
-        Way("K-fold batch", step(plain, lambda: plain(images.repeat(count, 1, 1, 1)))),
-        Way("ours", step(ours, lambda: ours(images, branches=count))),
-        Way(
-            "ours, cached", step(cached, lambda: cached(Activations(first, *store.get(rows).unbind(1)), branches=count))
-        ),
+        Way("K-fold batch", step(plain, lambda: plain(images.repeat(args.count, 1, 1, 1)))),
+        Way("ours", step(ours, lambda: ours(images, branches=args.count))),
+        Way("ours, cached", step(cached, lambda: cached(from_store(), branches=args.count))),
     ]
-    return measure.compare(ways, rounds, device, clock)
+    return measure.compare(ways, args.rounds, device, args.clock)
 
 
 def main() -> None:
-    sizes: dict[str, int | str] = {
-        "model": "vit_base_patch16_224",
-        "image_size": 224,
-        "batch": 4,
-        "layers": 3,
-        "rank": 16,
-        "count": 4,
-    }
-    _, found = measure.measured(__doc__ or "", compare, **sizes)
-    print(measure.table({"training step": found}) + "\n")
-    for row, required in zip(found[1:], (1.9, 4), strict=True):
-        print(measure.verdict(row.name, row.faster(found[0]), required))
+    _, rows = measure.measured(__doc__ or "", compare, **measure.FOUR_ADAPTERS)
+    print(measure.table({"training step": rows}) + "\n")
+    for row, required in zip(rows[1:], (1.9, 4), strict=True):
+        print(measure.verdict(row.name, row.faster(rows[0]), required))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Is anything ever lost? `python -m benchmarks.crash` kills runs of every method (SIGKILL) and runs them again until they end.
 
-Each kill comes at a random moment: in training, scans, growth, selection, merging, evaluation, the report, or, for every
-third, in the middle of writing a file, of which then a part lies there. The run that comes out is compared with one that was
-never disturbed: weights after the last task, results.json and every row of metrics.jsonl must be equal bit for bit, times and
-memory apart. Prints Markdown (benchmarks/crash.md); exit code 1 if anything differs. Needs os.fork.
+Each kill comes at a random moment: in training, scans, growth, selection, merging, evaluation, the report; every third kill
+comes in the middle of writing a file, which is then cut off. The finished run is compared with one that was never killed:
+weights after the last task, results.json and every row of metrics.jsonl must be equal bit for bit, except times and memory.
+Prints Markdown (benchmarks/crash.md); exit code 1 if anything differs. Needs os.fork.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ TIMES = ("time", "seconds", "images_per_second", "peak_memory_bytes", "peak_memo
 
 
 def make_images(folder: Path, classes: int = 6, train: int = 20, test: int = 4) -> None:
-    """Class folders of small pictures, each class its own colours and noise."""
+    """Class folders of small pictures: random colours for each class, and noise."""
     rng = np.random.default_rng(0)
     for c in range(classes):
         centre = rng.uniform(40, 215, (16, 16, 3))
@@ -58,7 +58,7 @@ def make_images(folder: Path, classes: int = 6, train: int = 20, test: int = 4) 
 
 
 def child(arguments: list[str], dies_at: int | None) -> int:
-    """Forks a process that runs main.py; its number. With `dies_at` it kills itself halfway through that many-th file."""
+    """Forks a process that runs main.py; returns its id. With `dies_at` it kills itself in the middle of the n-th file."""
     sys.stdout.flush()
     if number := os.fork():
         return number
@@ -74,7 +74,7 @@ def child(arguments: list[str], dies_at: int | None) -> int:
 
 
 def _die_while_writing(count: int) -> None:
-    """The `count`-th file written from now on ends in its middle, and the process with it."""
+    """Cuts the `count`-th file written from now on in half and kills this process."""
     write, left = os.replace, [count]
 
     def replace(source: Any, target: Any) -> None:
@@ -88,7 +88,7 @@ def _die_while_writing(count: int) -> None:
 
 
 def place_of(folder: Path) -> str:
-    """Where a killed run was, by what it wrote last."""
+    """The stage at which a run was killed, from the file it wrote last."""
     if not folder.is_dir():
         return "before it began"
     heads = (
@@ -124,14 +124,14 @@ def differences(one: Path, other: Path) -> list[str]:
     """What differs between two finished runs."""
     (results, rows, weights), (results2, rows2, weights2) = content(one), content(other)
     same = weights.keys() == weights2.keys() and all(torch.equal(weights[k], weights2[k]) for k in weights)
-    found = {"results": results == results2, "rows": rows == rows2, "weights": same}
-    return [name for name, equal in found.items() if not equal]
+    equal = {"results": results == results2, "rows": rows == rows2, "weights": same}
+    return [name for name, same in equal.items() if not same]
 
 
 def survive(
     method: str, place: Path, kills: int, workers: int, seed: int = 0
 ) -> tuple[collections.Counter[str], list[str]]:
-    """Kills runs of a method at least `kills` times; (kills by place, what differed or failed)."""
+    """Kills runs of a method at least `kills` times. Returns the number of kills by stage, and what differed or failed."""
     known = models.settings_of(method).model_fields
     values = {k: v for k, v in SETTINGS.items() if k in known} | {
         "model_name": method,
@@ -181,12 +181,14 @@ def survive(
 def main() -> int:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--methods", nargs="+", choices=models.available(), default=models.available())
-    ask.add_argument("--kills", type=int, default=20, help="of each method and number of workers, at least")
+    ask.add_argument("--kills", type=int, default=20, help="least kills of each method and number of workers")
     ask.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="processes that decode images")
-    ask.add_argument("--classes", type=int, default=6, help="of which every two are a task")
+    ask.add_argument("--classes", type=int, default=6, help="number of classes, two in each task")
     ask.add_argument("--seed", type=int, default=0)
     ask.add_argument(
-        "--no-report", action="store_true", help="leave report.html out, which takes most of so small a run"
+        "--no-report",
+        action="store_true",
+        help="write no report.html, which takes most of the time of such a small run",
     )
     args = ask.parse_args()
     torch.set_num_threads(1)
@@ -199,13 +201,13 @@ def main() -> int:
         make_images(Path(temporary) / "images", args.classes)
         for method in args.methods:
             for workers in args.workers:
-                places, found = survive(method, Path(temporary), args.kills, workers, args.seed)
+                places, differing = survive(method, Path(temporary), args.kills, workers, args.seed)
                 where = ", ".join(f"{what} {n}" for what, n in places.most_common())
                 print(
-                    f"| {method} | {workers} | {sum(places.values())} | {where} | {'; '.join(found) or 'none'} |",
+                    f"| {method} | {workers} | {sum(places.values())} | {where} | {'; '.join(differing) or 'none'} |",
                     flush=True,
                 )
-                total, faults = total + sum(places.values()), faults + found
+                total, faults = total + sum(places.values()), faults + differing
     print(f"\n{total} kills, {len(faults)} differences")
     return bool(faults)
 

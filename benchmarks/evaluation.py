@@ -1,13 +1,14 @@
-"""Evaluation after the last of T tasks, from scratch against the kept prefix: `python -m benchmarks.evaluation`.
+"""Evaluation after the last of T tasks, from scratch and with the prefix cache: `python -m benchmarks.evaluation`.
 
 A SEMA learner with several adapters in each of its last layers scores the test images of all tasks, by
-`utils.evaluation.scores.evaluate` in each way. From scratch every image passes the whole network. `cached` finds the prefix of
-earlier tasks' images kept, and computes and keeps that of the newest task's, as in a run after its last task. `all kept` is
-any further evaluation. Images are noise of the network's size, in memory: decoding them is not part of the comparison.
+`utils.evaluation.scores.evaluate` in each way. From scratch every image passes the whole network. `cached` reads the stored
+activations of earlier tasks' images, and computes and stores those of the newest task, as a run does after its last task.
+`all kept` is any further evaluation. Images are noise of the network's size, in memory, so nothing is decoded.
 """
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -38,41 +39,31 @@ def noise(classes: int, images: int, side: int) -> Dataset:
     return Dataset("noise", [str(c) for c in range(classes)], draw(1), draw(images), "small")
 
 
-def compare(
-    model: str,
-    image_size: int,
-    tasks: int,
-    images: int,
-    layers: int,
-    count: int,
-    rounds: int,
-    device: torch.device,
-    clock: str,
-) -> list[Measured]:
-    vit = measure.random_vit(model, image_size).to(device)
-    side = vit.patch_embed.img_size[0]
-    stream = TaskStream(noise(tasks, images, side), init_cls=1, increment=1, seed=0, image_size=side)
+def compare(args: argparse.Namespace, device: torch.device) -> list[Measured]:
+    vit = measure.random_vit(args.model, args.image_size).to(device)
+    side, tasks = vit.patch_embed.img_size[0], args.tasks
+    stream = TaskStream(noise(tasks, args.images, side), init_cls=1, increment=1, seed=0, image_size=side)
     schema = models.settings_of("sema")
-    start = len(vit.blocks) - layers
+    start = len(vit.blocks) - args.layers
 
-    def learner(folder: Path, place: str) -> Learner:
+    def learner(folder: Path, storage: str) -> Learner:
         values = {"model_name": "sema", "dataset": "digits", "init_cls": 1, "increment": 1, "eval_batch_size": 16}
         cfg = schema.model_validate(
-            values | {"adapt_start_layer": start, "prefix_cache": place, "prefix_cache_gb": 64.0}
+            values | {"adapt_start_layer": start, "prefix_cache": storage, "prefix_cache_gb": 64.0}
         )
-        with RunLog(folder / place, console=False) as log:
-            made = models.learner_of("sema")(cfg, SlottedViT(vit).to(device), tasks, SeededInit(0), log)
+        with RunLog(folder / storage, console=False) as log:
+            model = models.learner_of("sema")(cfg, SlottedViT(vit).to(device), tasks, SeededInit(0), log)
         for layer in range(start, len(vit.blocks)):
-            while made.adapters_per_layer()[layer] < count:
-                made._grow(layer)
-        made.seen = tasks
-        return made.requires_grad_(False).eval()
+            while model.adapters_per_layer()[layer] < args.count:
+                model._grow(layer)
+        model.seen = tasks
+        return model.requires_grad_(False).eval()
 
-    def scores(made: Learner, last: int = tasks - 1) -> object:
-        return evaluation.evaluate(made, stream, last, device)
+    def scores(model: Learner, last: int = tasks - 1) -> object:
+        return evaluation.evaluate(model, stream, last, device)
 
     with tempfile.TemporaryDirectory() as name:
-        plain, ours, full = (learner(Path(name), place) for place in ("off", "memory", "memory"))
+        plain, ours, full = (learner(Path(name), storage) for storage in ("off", "memory", "memory"))
 
         def before_the_last_task() -> None:
             ours._cache = None
@@ -84,7 +75,7 @@ def compare(
             Way("cached", lambda: scores(ours), before_the_last_task),
             Way("all kept", lambda: scores(full)),
         ]
-        return measure.compare(ways, rounds, device, clock)
+        return measure.compare(ways, args.rounds, device, args.clock)
 
 
 def main() -> None:
@@ -96,9 +87,9 @@ def main() -> None:
         "layers": 3,
         "count": 4,
     }
-    args, found = measure.measured(__doc__ or "", compare, **sizes)
-    print(measure.table({f"evaluation after task {args.tasks}": found}) + "\n")
-    print(measure.verdict("cached", found[1].faster(found[0]), 4))
+    args, rows = measure.measured(__doc__ or "", compare, **sizes)
+    print(measure.table({f"evaluation after task {args.tasks}": rows}) + "\n")
+    print(measure.verdict("cached", rows[1].faster(rows[0]), 4))
 
 
 if __name__ == "__main__":

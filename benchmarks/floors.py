@@ -1,12 +1,12 @@
-"""Are the embedded weights worth having? Frozen features against two floors: `python -m benchmarks.floors`.
+"""Are the embedded weights useful? Frozen features against two floors: `python -m benchmarks.floors`.
 
-Features: raw pixels (1,024 greys: on fractals they do better than 3,072 colours), the ViT with random weights, the ViT
-with the embedded weights.
+Features: raw pixels (1,024 grey values, which on fractals are better than 3,072 colour values), the ViT with random
+weights, the ViT with the embedded weights.
 Measures, in percent of the test images:
     NCM    nearest class mean; chosen: preparation of the features, euclidean or cosine distance
     probe  multinomial logistic regression (at most 200 steps of L-BFGS); chosen: preparation, L2 penalty
-Every choice is offered to every kind of feature alike and made on a stratified quarter of the TRAINING images; the test
-images are looked at once, by the choice that won, fitted on all training images. `--held-out` stops before that look.
+The choices are the same for every kind of feature and are decided on a stratified quarter of the TRAINING images; the best
+one, fitted on all training images, is then scored once on the test images. `--held-out` stops before the test images.
 Takes about 3 minutes on one thread; on a busy machine run it with OMP_NUM_THREADS=1.
 """
 
@@ -130,7 +130,7 @@ def choose(train: Samples) -> dict[str, tuple[Choice, float]]:
             path.append(probes[choice])
             if len(path) - 1 - path.index(max(path)) >= PATIENCE:
                 break
-    return {name: max(found.items(), key=lambda item: item[1]) for name, found in (("NCM", tried), ("probe", probes))}
+    return {name: max(scores.items(), key=lambda item: item[1]) for name, scores in (("NCM", tried), ("probe", probes))}
 
 
 def measure(name: str, kind: str, held_out: bool) -> dict[str, tuple[float, Choice]]:
@@ -156,8 +156,8 @@ def table(results: dict[tuple[str, str], dict[str, tuple[float, Choice]]]) -> st
         cells = [f"{100 * results[n, kind][m][0]:.1f}" for n in names for m in ("NCM", "probe")]
         lines.append(f"| {kind} | {' | '.join(cells)} |")
     chosen = [
-        f"- {kind}, {name}: " + "; ".join(f"{m} {choice}" for m, (_, choice) in found.items())
-        for (name, kind), found in results.items()
+        f"- {kind}, {name}: " + "; ".join(f"{m} {choice}" for m, (_, choice) in measured.items())
+        for (name, kind), measured in results.items()
     ]
     return "\n".join([*lines, "", "Chosen on held-out training images:", "", *chosen])
 

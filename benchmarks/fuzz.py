@@ -30,13 +30,13 @@ from utils.text import CONTROL, printable
 FILES = sorted((Path(__file__).resolve().parent.parent / "exps").glob("*.json"))
 LIMIT = 10.0  # seconds of processor time for one --check: the wall clock of a shared machine says little
 ROOM = 4 << 30  # bytes of address space that one --check may add
-LONGEST = 10_000  # characters of a refusal: whoever wrote a key of a megabyte does not want it back
-PLACE = r"line \d+, column \d+|byte \d+|the file is empty"  # where a file that is no JSON breaks
+LONGEST = 10_000  # characters of a refusal, however long the keys in the file are
+PLACE = r"line \d+, column \d+|byte \d+|the file is empty"  # where a file is no JSON
 
 Pairs = list[tuple[str, Any]]  # a file's keys and values; a list, since a mutant may have a key twice
-# What was done, the new content, and texts of which a refusal must contain one: the keys concerned.
-Made = tuple[str, Pairs | str | bytes, tuple[str, ...]]
-Mutation = Callable[[Pairs, Random], Made]
+# What was changed, the new content, and the keys concerned, of which a refusal must name one.
+Mutated = tuple[str, Pairs | str | bytes, tuple[str, ...]]
+Mutation = Callable[[Pairs, Random], Mutated]
 
 TEXTS = ("", " ", "x", "0", "1e3", "null", "-1", "../..", "~nobody/x", "y" * 5_000, "z" * 200_000, "päth 数据", "\0",
          "\ud800", "a\nb", "\x1b[31mred", "random", "pretrained", "digits", "cuda:99", "cuda:" + "9" * 30)  # fmt: skip
@@ -52,7 +52,7 @@ GROUPS = (OTHERS, TEXTS, NUMBERS, NESTED)
 
 @dataclass(frozen=True)
 class Mutant:
-    """`names`: patterns of which a refusal must contain one; the file's path it must always contain."""
+    """A refusal must contain the file's path and match one of the patterns `names`."""
 
     kind: str
     what: str
@@ -64,16 +64,16 @@ class Mutant:
 
 
 def group_of(value: Any) -> tuple[Any, ...]:
-    """The strange values of the same JSON type."""
+    """The strange values of the same JSON type as `value`."""
     if value is None or isinstance(value, bool):
         return OTHERS
     return TEXTS if isinstance(value, str) else NUMBERS if isinstance(value, int | float) else NESTED
 
 
 def extreme(value: Any, draw: Random) -> Any:
-    """A value at the edge of what anyone would write, of the same JSON type as far as that has others."""
-    own = group_of(value)
-    return draw.choice(OTHERS + NUMBERS if own is OTHERS else own)
+    """An extreme value of the same JSON type, or a number where the type has too few values."""
+    group = group_of(value)
+    return draw.choice(OTHERS + NUMBERS if group is OTHERS else group)
 
 
 def foreign(value: Any, draw: Random) -> Any:
@@ -87,17 +87,17 @@ def misspelt(key: str, draw: Random) -> str:
     return draw.choice([way for way in ways if way != key])
 
 
-def missing(pairs: Pairs, draw: Random) -> Made:
+def missing(pairs: Pairs, draw: Random) -> Mutated:
     at = draw.randrange(len(pairs))
     return pairs[at][0], pairs[:at] + pairs[at + 1 :], (pairs[at][0],)
 
 
-def doubled(pairs: Pairs, draw: Random) -> Made:
+def doubled(pairs: Pairs, draw: Random) -> Mutated:
     key, value = draw.choice(pairs)
     return key, [*pairs, (key, draw.choice([value, extreme(value, draw)]))], (key,)
 
 
-def renamed(pairs: Pairs, draw: Random) -> Made:
+def renamed(pairs: Pairs, draw: Random) -> Mutated:
     at = draw.randrange(len(pairs))
     old, value = pairs[at]
     new = misspelt(old, draw)
@@ -105,7 +105,7 @@ def renamed(pairs: Pairs, draw: Random) -> Made:
 
 
 def replaced(make: Callable[[Any, Random], Any]) -> Mutation:
-    def mutate(pairs: Pairs, draw: Random) -> Made:
+    def mutate(pairs: Pairs, draw: Random) -> Mutated:
         at = draw.randrange(len(pairs))
         key, value = pairs[at]
         new = make(value, draw)
@@ -114,46 +114,46 @@ def replaced(make: Callable[[Any, Random], Any]) -> Mutation:
     return mutate
 
 
-def swapped(pairs: Pairs, draw: Random) -> Made:
+def swapped(pairs: Pairs, draw: Random) -> Mutated:
     (one, a), (two, b) = draw.sample(pairs, 2)
     return f"{one}, {two}", [(k, b if k == one else a if k == two else v) for k, v in pairs], (one, two)
 
 
-def added(pairs: Pairs, draw: Random) -> Made:
-    """A key of the file's method or of another that the file has not, with a strange value."""
-    own, others = str(dict(pairs)["model_name"]), program.models.available()
-    known = sorted({k for m in draw.choice([[own], others]) for k in program.models.settings_of(m).model_fields})
+def added(pairs: Pairs, draw: Random) -> Mutated:
+    """Adds a key that the file lacks, of its method or of another, with a strange value."""
+    method, others = str(dict(pairs)["model_name"]), program.models.available()
+    known = sorted({k for m in draw.choice([[method], others]) for k in program.models.settings_of(m).model_fields})
     key, value = draw.choice([k for k in known if k not in dict(pairs)]), draw.choice(draw.choice(GROUPS))
     return f"{key}={json.dumps(value)[:60]}", [*pairs, (key, value)], (key,)
 
 
-def swept(pairs: Pairs, draw: Random) -> Made:
-    """A sweep that is none, sweeps what is no key, has the same run twice, or has far too many cells."""
-    kept, own = {k: v for k, v in pairs if k != "sweep"}, dict(pairs).get("sweep")
-    keys, strange = draw.sample(sorted(kept), 3), draw.choice(draw.choice(GROUPS))
+def swept(pairs: Pairs, draw: Random) -> Mutated:
+    """A malformed sweep, one over unknown keys, one with the same run twice, or one with too many cells."""
+    rest, sweep = {k: v for k, v in pairs if k != "sweep"}, dict(pairs).get("sweep")
+    keys, strange = draw.sample(sorted(rest), 3), draw.choice(draw.choice(GROUPS))
     wrong = misspelt(keys[0], draw)
-    grid = {key: [extreme(kept[key], draw) for _ in range(draw.randint(0, 3))] for key in keys[: draw.randint(1, 3)]}
+    grid = {key: [extreme(rest[key], draw) for _ in range(draw.randint(0, 3))] for key in keys[: draw.randint(1, 3)]}
     many = {"init_lr": [0.001 * k for k in range(1, 200)], "batch_size": list(range(1, 200))}
     ways: list[Any] = [
-        strange, grid, [grid, strange], {keys[0]: strange}, [{key: extreme(kept[key], draw)} for key in keys], many,
+        strange, grid, [grid, strange], {keys[0]: strange}, [{key: extreme(rest[key], draw)} for key in keys], many,
         {wrong: [1]}, {"seed": [1, 2]}, {"sweep": [1]}, [{"sweep": {}}, {"seed": 1}], [{}, {}],
         {key: list(range(50)) for key in keys}, [{"prefix": str(k)} for k in range(100_000)], {**many, "seed_": [1]},
         {"batch_size": list(range(1, 60))}, [{"model_name": m} for m in ("joint", "nothing")],
     ]  # fmt: skip
-    if own is not None:
-        ways += [[own, own], str(own), [own] * 200, list(own)]
-        ways += [{k: v + v for k, v in own.items()} if isinstance(own, dict) else own + own] * 3
+    if sweep is not None:
+        ways += [[sweep, sweep], str(sweep), [sweep] * 200, list(sweep)]
+        ways += [{k: v + v for k, v in sweep.items()} if isinstance(sweep, dict) else sweep + sweep] * 3
     new = draw.choice(ways)
-    return json.dumps(new)[:70], [*kept.items(), ("sweep", new)], ("sweep", wrong, *kept)
+    return json.dumps(new)[:70], [*rest.items(), ("sweep", new)], ("sweep", wrong, *rest)
 
 
-def cut(pairs: Pairs, draw: Random) -> Made:
+def cut(pairs: Pairs, draw: Random) -> Mutated:
     text = json.dumps(dict(pairs), indent=2)
     at = draw.randrange(len(text))
     return f"cut at {at}", text[:at], ()
 
 
-def broken(pairs: Pairs, draw: Random) -> Made:
+def broken(pairs: Pairs, draw: Random) -> Mutated:
     """What people and editors do to JSON."""
     text = json.dumps(dict(pairs), indent=2)
     at, comma = draw.choice([m.start() for m in re.finditer(r"[,{}:\"]", text)]), text.index(",") + 1
@@ -172,7 +172,7 @@ def broken(pairs: Pairs, draw: Random) -> Made:
     return what, ways[what], ("an object", "is not usable JSON", "twice", "unknown key", *(key for key, _ in pairs))
 
 
-def encoded(pairs: Pairs, draw: Random) -> Made:
+def encoded(pairs: Pairs, draw: Random) -> Mutated:
     text = json.dumps({**dict(pairs), "about": "größer, für Ä"}, indent=2, ensure_ascii=False)
     plain = text.encode()
     at = draw.randrange(len(plain))

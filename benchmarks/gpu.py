@@ -1,4 +1,4 @@
-"""Images per second on a GPU, and what they are of its matrix rate: `python -m benchmarks.gpu --device cuda`.
+"""Images per second on a GPU, and the share of its matrix rate that is used: `python -m benchmarks.gpu --device cuda`.
 
 ViT-B/16 at 224 px in bf16 (`precision`): the bare frozen timm network forward, one adapter in each of the last layers trained,
 and K competing ones trained. The matrix rate is that of products of large matrices in the same precision; a way's share of it
@@ -59,11 +59,11 @@ def networks(vit: VisionTransformer, count: int, device: torch.device) -> dict[s
         slot.reset_parameters(draws)  # type: ignore[operator]
     for slot in competing.slots.values():
         slot.use(branches=True)  # type: ignore[operator]
-    made = {"training, one adapter": (alone, 1), f"training, {count} competing": (competing, count)}
-    for backbone, _ in made.values():
+    trained = {"training, one adapter": (alone, 1), f"training, {count} competing": (competing, count)}
+    for backbone, _ in trained.values():
         backbone.slots.requires_grad_(True)
         backbone.to(device)
-    return made
+    return trained
 
 
 def step(backbone: SlottedViT, images: torch.Tensor, branches: int) -> Run:
@@ -101,7 +101,7 @@ def throughput(
         ways[name] = step(backbone, images, branches)
     for run in ways.values():
         run()  # kernels are chosen and compiled before the clock starts
-    seconds = [statistics.median(own) for own in interleaved(list(ways.values()), rounds, device)]
+    seconds = [statistics.median(of_way) for of_way in interleaved(list(ways.values()), rounds, device)]
     return [
         (name, batch / spent, operations(run) / spent / rate, peak_memory(run, device) / MIB)
         for (name, run), spent in zip(ways.items(), seconds, strict=True)

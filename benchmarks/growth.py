@@ -1,15 +1,16 @@
 """Whether memory and time grow with the number of tasks: `python -m benchmarks.growth --out DIR`.
 
-Runs every method of models/, and arms that switch off or force what grows by a setting, through `main.main` on generated
-class folders: 51 tasks of 2 classes with equal data, each method in a process of its own with one thread. The last task only
-ends the one before it. Time is this process's on the processor, so that others on the machine count less. What is measured:
+Runs every method of models/, and arms that switch off or force growth by a setting, through `main.main` on generated class
+folders: 51 tasks of 2 classes with equal data, each method in a separate process with one thread. The last task only marks
+the end of the one before it. Times are processor times of this process, so that other work on the machine matters less.
+What is measured:
 - step: the median time from one optimizer step to the next within a task;
 - learn: from the call of `learn` to the end of `consolidate`; whole: from one call of `learn` to the next, with evaluation
-  of all classes seen (more with every task, by nature), checkpoint and tables. "5" and "50" are medians of five tasks each,
+  of all classes seen (which are more with every task), checkpoint and tables. "5" and "50" are medians of five tasks each,
   around the fifth and up to the fiftieth, since one task of 0.2 s is mostly noise;
-- memory after each task, as least squares from the tenth on in KiB a task: the resident set; and, exactly, all tensors that
-  are alive with their gradients, beside what the model's own parameters and buffers grow by.
-A method may grow where its model does: that is in the columns `adapters` and `model`. Prints Markdown (benchmarks/growth.md).
+- memory after each task, as the slope of a least-squares line from the tenth task on, in KiB a task: the resident set; and,
+  exactly, all live tensors with their gradients, and the model's parameters and buffers.
+A method may grow where its model does: the columns `adapters` and `model` show that. Prints Markdown (benchmarks/growth.md).
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-REQUIRED, EARLY = 1.2, 5  # of issue 6: time of the last task over this one
-SETTLED = 10  # tasks before memory is fitted: caches and allocator have seen everything by then
+REQUIRED, EARLY = 1.2, 5  # time of the last task over that of this one may be at most this (issue 6)
+SETTLED = 10  # tasks before the line for memory begins: caches and allocator have settled by then
 WINDOW = 5
 EXEMPT = {"joint"}  # retrains on all data so far: run with --only joint alone
 KIB = 1024
 
-# Arms beside each method with its own defaults: what grows is switched off, or made to grow at every task.
+# Arms besides each method at its defaults: growth is switched off, or forced in every task.
 ARMS: dict[str, dict[str, Any]] = {
     "finetune, ncm": {"model_name": "finetune", "head": "ncm"},
     "finetune, ncm without head_drift": {"model_name": "finetune", "head": "ncm", "head_drift": False},
@@ -113,12 +114,12 @@ def measured(values: dict[str, Any], out: Path) -> dict[str, Any]:
     hook.remove()
     if code:
         raise SystemExit(code)
-    (found,) = out.glob("out/growth/*/seed_*/results.json")
-    results = json.loads(found.read_text())
+    (path,) = out.glob("out/growth/*/seed_*/results.json")
+    results = json.loads(path.read_text())
     return {
         "learn": [b - a for a, b in zip(begun, learned, strict=True)][: len(ended)],
         "whole": [b - a for a, b in zip(begun, ended, strict=False)],
-        "step": [statistics.median(pauses(own)) if len(own) > 1 else None for own in steps][: len(ended)],
+        "step": [statistics.median(pauses(times)) if len(times) > 1 else None for times in steps][: len(ended)],
         "memory": memory,
         "adapters": [sum(layers.values()) for layers in results["adapters_per_layer"]],
     }
@@ -129,15 +130,15 @@ def pauses(times: Sequence[float]) -> list[float]:
 
 
 def memory_of(learner: Any) -> dict[str, int]:
-    """Bytes: resident set; storages of all tensors alive and of their gradients; the model's parameters and buffers."""
+    """Bytes of the resident set, of the storages of all live tensors and their gradients, and of the model's state."""
     import torch
 
     gc.collect()
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     alive: dict[int, int] = {}
-    for found in gc.get_objects():
-        if issubclass(type(found), torch.Tensor) and not found.is_meta:  # isinstance would wake lazy objects
-            for tensor in (found, found.grad if found.is_leaf else None):
+    for item in gc.get_objects():
+        if issubclass(type(item), torch.Tensor) and not item.is_meta:  # isinstance would load lazy objects
+            for tensor in (item, item.grad if item.is_leaf else None):
                 if tensor is not None:
                     storage = tensor.untyped_storage()
                     alive[storage.data_ptr()] = storage.nbytes()
@@ -149,7 +150,7 @@ def memory_of(learner: Any) -> dict[str, int]:
 
 
 def slope(values: Sequence[float]) -> float:
-    """Least squares of the values over their number, per task."""
+    """Slope of the least-squares line through the values, per task."""
     import numpy as np
 
     return float(np.polyfit(np.arange(len(values)), np.asarray(values, dtype=float), 1)[0])
@@ -161,55 +162,56 @@ def window(values: Sequence[float | None], end: int) -> float | None:
     return statistics.median(known) if known else None
 
 
-def line(name: str, found: dict[str, Any]) -> str:
-    last = len(found["whole"])
-    cells = [name, f"{found['adapters'][EARLY - 1]} to {found['adapters'][last - 1]}"]
+def line(name: str, measured: dict[str, Any]) -> str:
+    """A row of the table: a method's name and its numbers."""
+    last = len(measured["whole"])
+    cells = [name, f"{measured['adapters'][EARLY - 1]} to {measured['adapters'][last - 1]}"]
     for key in ("model", "tensors", "resident"):
-        per_task = slope([m[key] for m in found["memory"][SETTLED:]]) / KIB
+        per_task = slope([m[key] for m in measured["memory"][SETTLED:]]) / KIB
         cells.append(f"{round(per_task, 1) + 0.0:+.1f}")  # never -0.0
     for key in ("step", "learn", "whole"):
-        early, late = window(found[key], EARLY + WINDOW // 2), window(found[key], last)
+        early, late = window(measured[key], EARLY + WINDOW // 2), window(measured[key], last)
         if early is None or late is None:
             cells += ["-", "-"]
         else:
             cells += [f"{1000 * early:.1f} to {1000 * late:.1f}", f"{late / early:.2f}"]
-    cells.insert(-2, f"{trend(found['learn'], last):.2f}")
+    cells.insert(-2, f"{trend(measured['learn'], last):.2f}")
     return f"| {' | '.join(cells)} |"
 
 
 def trend(values: Sequence[float], last: int) -> float:
-    """Value at task `last` over that at task EARLY on a line through the medians (Theil and Sen), from task EARLY on: of all
-    tasks, so that noise of a minute at either end counts less than in a ratio of two windows."""
+    """Value at task `last` over that at task EARLY, on a line through the medians (Theil-Sen estimator) of all tasks from EARLY
+    on: a minute of noise at either end matters less than in a ratio of two windows."""
     tasks = range(EARLY - 1, last)
     rise = statistics.median((values[b] - values[a]) / (b - a) for a in tasks for b in tasks if b > a)
     start = statistics.median(values[t] - rise * (t - tasks[0]) for t in tasks)
     return (start + rise * (tasks[-1] - tasks[0])) / start
 
 
-def table(found: dict[str, dict[str, Any]], last: int) -> str:
+def table(methods: dict[str, dict[str, Any]], last: int) -> str:
     head = ["method", f"adapters after task {EARLY} to {last}", "model, KiB a task", "tensors, KiB a task"]
     head += ["resident, KiB a task", "step, ms", "ratio", "learn, ms", "ratio", "by trend", "whole, ms", "ratio"]
-    return "\n".join([f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(line(*item) for item in found.items())])
+    return "\n".join([f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(line(*item) for item in methods.items())])
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for images, runs and numbers; must not exist")
     parser.add_argument("--tasks", type=int, default=50)
-    parser.add_argument("--classes", type=int, default=2, help="of each task")
+    parser.add_argument("--classes", type=int, default=2, help="classes of each task")
     parser.add_argument("--images", type=int, default=8, help="training images of a class")
     parser.add_argument("--tests", type=int, default=2, help="test images of a class")
     parser.add_argument("--size", type=int, default=32, help="side of the images in pixels")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--rank", type=int, default=4, help="of adapters")
+    parser.add_argument("--rank", type=int, default=4, help="rank of adapters")
     parser.add_argument("--only", nargs="*", help="names of arms; default: all but joint")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # an arm, in this process
     return parser.parse_args()
 
 
 def settings_for(arm: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    """The arm's settings in full; keys its method does not have are left out."""
+    """All settings of the arm, without keys that its method does not have."""
     import models
     from models.settings.nested import SharedAdapterSettings
 
@@ -230,12 +232,12 @@ def run_all() -> int:
     args = parse()
     args.out = args.out.absolute()
     if args.one:
-        found = measured(settings_for(arms()[args.one], args), args.out / args.one)
-        (args.out / f"{args.one}.json").write_text(json.dumps(found))
+        numbers = measured(settings_for(arms()[args.one], args), args.out / args.one)
+        (args.out / f"{args.one}.json").write_text(json.dumps(numbers))
         return 0
     args.out.mkdir(parents=True)
     make_folder(args.out / "images", args.classes * (args.tasks + 1), args.images, args.tests, args.size)
-    found = {}
+    methods = {}
     quiet = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
     for name in args.only or (arm for arm in arms() if arm not in EXEMPT):
         command = [sys.executable, "-m", "benchmarks.growth", *sys.argv[1:], "--one", name]
@@ -243,9 +245,9 @@ def run_all() -> int:
         if done.returncode:
             print(done.stderr[-2000:], file=sys.stderr)
             return 1
-        found[name] = json.loads((args.out / f"{name}.json").read_text())
-        print(f"{name}: {sum(found[name]['whole']):.0f} s", file=sys.stderr, flush=True)
-    print(table(found, args.tasks))
+        methods[name] = json.loads((args.out / f"{name}.json").read_text())
+        print(f"{name}: {sum(methods[name]['whole']):.0f} s", file=sys.stderr, flush=True)
+    print(table(methods, args.tasks))
     return 0
 
 

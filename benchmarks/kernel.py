@@ -1,7 +1,7 @@
-"""A mixture of experts in a loop against the one kernel of backbone/adapters/adapter.py: `python -m benchmarks.kernel`.
+"""A mixture of experts as a loop and as the kernel of backbone/adapters/adapter.py: `python -m benchmarks.kernel`.
 
 The loop runs one expert after the other and adds up their gated outputs. `forward` is inference; `backward` is the gradient
-of a fixed cotangent with respect to the input and all parameters, of a graph that is there. Shapes: B batch, N tokens,
+of a fixed cotangent with respect to the input and all parameters, without the forward pass. Shapes: B batch, N tokens,
 D width, E experts.
 """
 
@@ -60,9 +60,9 @@ def compare(
 def main() -> None:
     ask = measure.arguments(__doc__ or "", batch=8, tokens=197, width=768, rank=16, experts=4)
     args, device = measure.begin(ask)
-    found = compare(args.batch, args.tokens, args.width, args.rank, args.experts, args.rounds, device, args.clock)
-    print(measure.table(found) + "\n")
-    for (phase, (plain, ours)), required in zip(found.items(), (4, 3), strict=True):
+    results = compare(args.batch, args.tokens, args.width, args.rank, args.experts, args.rounds, device, args.clock)
+    print(measure.table(results) + "\n")
+    for (phase, (plain, ours)), required in zip(results.items(), (4, 3), strict=True):
         print(measure.verdict(phase, ours.faster(plain), required))
 
 

@@ -1,15 +1,15 @@
 """Every method on the embedded data sets, by one sweep a set, and the tables of the docs: `python -m benchmarks.leaderboard`.
 
 1. `--files` writes exps/leaderboard_<set>.json: a sweep whose arms are the files exps/<method>_<set>.json.
-2. `python main.py --config exps/leaderboard_<set>.json --jobs 2` runs it: 5 seeds, each with another class order.
+2. `python main.py --config exps/leaderboard_<set>.json --jobs 2` runs it: 5 seeds, each with a different class order.
 3. `--collect OUT` copies the numbers of the finished runs into benchmarks/leaderboard.jsonl and writes everything that is
    derived from that file: the tables of PAGES, and in each shipped file the reproduction card (`expected`) and the figures
    at the end of `about`. Files in ALONE get their card from `python main.py --config exps/<file>.json --out OUT`.
 4. Without an option it writes the tables of PAGES again from benchmarks/leaderboard.jsonl.
 
 Budget, equal for all: one backbone and its weights, one augmentation, batches of 32, at most 10 (digits) or 5 (glyphs,
-fractals) passes over a task's images in each phase that trains on them (SEMA's descriptors, 20 passes over stored mean tokens,
-are beside that), rates chosen on held-out training images; the last epoch counts.
+fractals) passes over a task's images in each phase that trains on them (besides those, SEMA's descriptors make 20 passes over
+stored mean tokens), rates chosen on held-out training images; the last epoch counts.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ RUNS = Path(__file__).with_suffix(".jsonl")
 WRITER = "written by python -m benchmarks.leaderboard"
 SHORT = ("joint", "ranpac", "sema", "l2p", "finetune")  # rows of the README's table, beside the best method
 COMMON = ("dataset", "init_cls", "increment", "seed", "backbone_type", "batch_size")
-# keys that bring back what the originals' code does and our defaults do not: exps/<method>_original_<set>.json set them
+# keys that bring back what the originals' code does and our defaults do not; exps/<method>_original_<set>.json sets them
 ORIGINALS: dict[str, dict[str, Any]] = {
     "l2p": {"batchwise_prompt": True, "decay_other_rows": True},
     "dualprompt": {"batchwise_prompt": True, "scrambled_e_prompt": True, "decay_other_rows": True},
@@ -55,7 +55,7 @@ ORIGINALS: dict[str, dict[str, Any]] = {
     "inflora": {"late_schedule": True, "short_first_basis": True},
     "sd_lora": {"restart_magnitudes": True},
 }
-# shipped files beside those called after a method
+# shipped files besides those named after a method
 VARIANTS = ("sema_corrected", *(f"{method}_original" for method in ORIGINALS))
 
 Run = dict[str, Any]
@@ -75,7 +75,7 @@ def path_of(name: str, method: str) -> Path:
 
 
 def sweep_file(name: str) -> dict[str, Any]:
-    """The sweep over all methods of a set, the nearest class mean first: what the others are compared with."""
+    """The sweep over all methods of a set; the first is the nearest class mean, with which the others are compared."""
     files = shipped(name)
     base = {k: v for k, v in files["simplecil"].items() if k in ("model_name", *COMMON)}
     arms = []
@@ -84,7 +84,7 @@ def sweep_file(name: str) -> dict[str, Any]:
         arms.append({"prefix": method, **{k: v for k, v in values.items() if k == "model_name" or base.get(k) != v}})
     about = (
         f"Shows every method on {name} with its shipped settings, compared with the nearest class mean. Source: the files "
-        f"exps/<method>_{name}.json, from which python -m benchmarks.leaderboard --files makes this one. Expected: the "
+        f"exps/<method>_{name}.json, from which python -m benchmarks.leaderboard --files writes this one. Expected: the "
         f"table in docs/results.md. Time: hours on 2 CPU cores, no download; finished runs are never repeated."
     )
     return {"about": about, **base, "seed": SEEDS, "sweep": arms}
@@ -186,8 +186,8 @@ def _heads(sets: Mapping[str, list[Run]]) -> str:
 
 
 def departures(runs: Iterable[Run]) -> str:
-    """A Markdown row for each method whose default departs from its original's code: what that changes in last accuracy, on
-    each set from default to original, with the paired difference and its interval."""
+    """A Markdown row for each method whose default departs from its original's code: last accuracy on each set with the default
+    and with the original's form, the paired difference and its interval."""
     last: dict[tuple[str, str], dict[int, float]] = {}
     for run in runs:
         last.setdefault((run["set"], run["method"]), {})[run["seed"]] = run["last_accuracy"]
@@ -201,7 +201,7 @@ def departures(runs: Iterable[Run]) -> str:
                 cells.append("-")
                 continue
             means = (number(summarise(values[s] for s in ours.keys() & theirs).mean, 1) for values in (ours, theirs))
-            # two differences can be equal by chance, and their interval empty
+            # two differences can be equal by chance; their interval is empty then
             interval = "" if gap.low is None or gap.n < 3 else f" [{signed(gap.low)}, {signed(gap.high)}]"
             cells.append(f"{' to '.join(means)}: {signed(gap.mean)}{interval}" + f" (n {gap.n})" * (gap.n < len(SEEDS)))
         shown = ", ".join(f"`{key}: {json.dumps(value)}`" for key, value in keys.items())
@@ -212,7 +212,7 @@ def departures(runs: Iterable[Run]) -> str:
 def card(runs: list[Run]) -> dict[str, Any]:
     """The reproduction card of one file from its recorded runs, which share settings and weights."""
     assert len({(r["settings"], r["weights"]) for r in runs}) == 1, (
-        "runs of other settings or weights: collect them anew"
+        "runs of other settings or weights: collect them again"
     )
     curves = {str(r["seed"]): r["top1_curve"] for r in runs}
     return {
@@ -224,7 +224,7 @@ def card(runs: list[Run]) -> dict[str, Any]:
 
 
 def figures(runs: list[Run], seeds: list[int]) -> str:
-    """The end of a file's `about`: what its recorded runs gave, and how long one takes. `seeds`: those the file asks for."""
+    """The end of a file's `about`: the results of its recorded runs, and the time of one. `seeds` are those of the file."""
     last, average, seconds = (summarise(r[k] for r in runs) for k in ("last_accuracy", "average_accuracy", "seconds"))
     shown = [
         f"{word} {number(s.mean, 1)}" + (f" ± {number(s.std, 1)}" if s.std is not None else "")
@@ -233,7 +233,7 @@ def figures(runs: list[Run], seeds: list[int]) -> str:
     finished = [r["seed"] for r in runs]
     which = "these seeds" if finished == seeds else f"seed {', '.join(map(str, finished))}"
     return (
-        f"Expected: {', '.join(shown)} percent over {which}, each with its own class order (benchmarks/leaderboard.jsonl). "
+        f"Expected: {', '.join(shown)} percent over {which}, each with a different class order (benchmarks/leaderboard.jsonl). "
         f"Time: about {number(seconds.mean, 0)} s a seed on one of two busy CPU cores, no download."
     )
 

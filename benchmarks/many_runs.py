@@ -1,7 +1,7 @@
 """What ten thousand finished runs cost the program: `python -m benchmarks.many_runs [--cells 100] [--seeds 100]`.
 
 One tiny sweep's cells get run folders as a run leaves them (the files that the program reads
-again), each with numbers of its own. Then these are timed, as whole processes of main.py: the same sweep
+again), each with different numbers. Then these are timed, as whole processes of main.py: the same sweep
 again, which looks at every folder, finds all finished and makes the table; and `--compare` over all of them. With `--keep DIR`
 the folders stay.
 """
@@ -104,7 +104,7 @@ def run(cells: int, seeds: int, place: Path) -> int:
     start = time.perf_counter()
     files, size = make(config, out)
     print(
-        f"{cells * seeds} run folders made in {time.perf_counter() - start:.0f} s: {files} files, {size / 2**20:.0f} MiB"
+        f"{cells * seeds} run folders written in {time.perf_counter() - start:.0f} s: {files} files, {size / 2**20:.0f} MiB"
     )
     slow = False
     for what, arguments in (
@@ -122,8 +122,8 @@ if __name__ == "__main__":
     ask.add_argument("--cells", type=int, default=100)
     ask.add_argument("--seeds", type=int, default=100)
     ask.add_argument("--keep", type=Path, metavar="DIR", help="make the folders here and leave them")
-    given = ask.parse_args()
+    args = ask.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        where = given.keep or Path(temporary)
+        where = args.keep or Path(temporary)
         where.mkdir(parents=True, exist_ok=True)
-        sys.exit(run(given.cells, given.seeds, where))
+        sys.exit(run(args.cells, args.seeds, where))

@@ -1,9 +1,9 @@
-"""Times ways to do the same thing against each other, in rounds: what all speed benchmarks share.
+"""What all speed benchmarks share: ways to do the same thing are timed against each other, in rounds.
 
-In every round each way runs once, each round beginning with another. Times are medians over the rounds; ratios are medians of
-each round's own ratio to the first way, so that what slows a round slows both sides. `--clock processor` (the default on the
-CPU) counts the time this process computes instead of the wall clock's: for cores that others use too. Peak memory is the most
-that is allocated during a run beyond what was there before, see benchmarks/routing.py.
+In every round each way runs once, and each round begins with another way. Times are medians over the rounds; ratios are
+medians of the ratios to the first way in each round, so that what slows a round slows both sides. `--clock processor` (the
+default on the CPU) counts the time in which this process computes instead of the wall clock's, for cores that others use too.
+Peak memory is the most that is allocated during a run beyond what was allocated before, see benchmarks/routing.py.
 """
 
 from __future__ import annotations
@@ -19,6 +19,16 @@ from timm.models.vision_transformer import VisionTransformer
 
 from benchmarks.routing import CLOCKS, MIB, Run, interleaved, peak_memory
 from utils.process.machine import environment, pick_device
+
+# Sizes of the benchmarks that train or run K adapters in the last layers of a ViT.
+FOUR_ADAPTERS: dict[str, int | str] = {
+    "model": "vit_base_patch16_224",
+    "image_size": 224,
+    "batch": 4,
+    "layers": 3,
+    "rank": 16,
+    "count": 4,
+}
 
 
 @dataclass(frozen=True)
@@ -39,12 +49,12 @@ class Measured:
     peak: int
 
     def faster(self, first: Measured) -> float:
-        """How many times faster than another way, by round."""
+        """How many times faster than another way: the median over the rounds of their ratio."""
         return statistics.median(a / b for a, b in zip(first.seconds, self.seconds, strict=True))
 
 
 def compare(ways: Sequence[Way], rounds: int, device: torch.device, clock: str) -> list[Measured]:
-    """All ways in turn; each has run twice before the clock starts."""
+    """Times all ways in turn; each runs twice before that."""
     peaks = []
     for way in ways:
         way.prepare()
@@ -58,11 +68,11 @@ def compare(ways: Sequence[Way], rounds: int, device: torch.device, clock: str) 
             ways[which].prepare()
             ((taken,),) = interleaved([ways[which].run], 1, device, CLOCKS[clock])
             seconds[which].append(taken)
-    return [Measured(way.name, own, peak) for way, own, peak in zip(ways, seconds, peaks, strict=True)]
+    return [Measured(way.name, of_way, peak) for way, of_way, peak in zip(ways, seconds, peaks, strict=True)]
 
 
 def table(groups: dict[str, list[Measured]]) -> str:
-    """A Markdown row for each way of each group; the first of a group is what the others are compared with."""
+    """A Markdown row for each way of each group; the others of a group are compared with its first."""
     lines = ["| what | way | median, ms | times faster | peak, MiB |", "|---|---|---|---|---|"]
     for what, rows in groups.items():
         for row in rows:
@@ -77,25 +87,25 @@ def verdict(text: str, figure: float, required: float) -> str:
 
 
 def arguments(doc: str, **defaults: int | str) -> argparse.ArgumentParser:
-    """A parser with the sizes of a benchmark and how it is measured."""
+    """A parser with the sizes of a benchmark and the options of measuring."""
     ask = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in defaults.items():
         ask.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     ask.add_argument("--rounds", type=int, default=5)
-    ask.add_argument("--threads", type=int, default=1, help="of torch on the CPU")
+    ask.add_argument("--threads", type=int, default=1, help="threads of torch on the CPU")
     ask.add_argument("--device", default="cpu", help="auto, cpu or cuda")
-    ask.add_argument("--clock", choices=CLOCKS, help="wall or processor; processor on the CPU if not given")
+    ask.add_argument("--clock", choices=CLOCKS, help="wall or processor (default: processor on the CPU, wall on a GPU)")
     return ask
 
 
 def begin(ask: argparse.ArgumentParser) -> tuple[argparse.Namespace, torch.device]:
-    """The arguments and the device; says what is measured and on what machine."""
+    """Parses the arguments; prints what is measured and on what machine. Returns arguments and device."""
     args = ask.parse_args()
     torch.set_num_threads(args.threads)
     device, _ = pick_device(args.device)
     args.clock = args.clock or ("processor" if device.type == "cpu" else "wall")
     if device.type != "cpu" and args.clock != "wall":
-        ask.error("--clock processor does not see what a GPU computes; take wall")
+        ask.error("--clock processor does not count what a GPU computes; use wall")
     facts = environment(device)
     precision = getattr(args, "precision", "float32")
     git = facts["git"] or {"commit": "unknown", "dirty": False}
@@ -109,12 +119,11 @@ def begin(ask: argparse.ArgumentParser) -> tuple[argparse.Namespace, torch.devic
 
 
 def measured(
-    doc: str, compare: Callable[..., list[Measured]], **sizes: int | str
+    doc: str, compare: Callable[[argparse.Namespace, torch.device], list[Measured]], **sizes: int | str
 ) -> tuple[argparse.Namespace, list[Measured]]:
-    """A script's arguments, and what its `compare` finds at the sizes asked for."""
+    """The arguments of a script, `sizes` among them, and what its `compare` measures with them."""
     args, device = begin(arguments(doc, **sizes))
-    own = {name: getattr(args, name) for name in sizes}
-    return args, compare(**own, rounds=args.rounds, device=device, clock=args.clock)
+    return args, compare(args, device)
 
 
 def random_vit(model: str, image_size: int) -> VisionTransformer:

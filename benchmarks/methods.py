@@ -1,6 +1,6 @@
 """Methods side by side on the embedded data sets: `python -m benchmarks.methods` runs main.py and prints a Markdown table.
 
-Every cell is mean and standard deviation (divisor n-1) over the seeds; each seed has its own class order, as in SEMA-CL.
+Every cell is mean and standard deviation (divisor n-1) over the seeds; each seed has a different class order, as in SEMA-CL.
 All numbers come from results.json files; finished runs are not repeated, so the command can be stopped and started.
 """
 
@@ -38,12 +38,12 @@ def run(experiment: Path, seed: int, out: Path) -> dict | None:
     return json.loads((Path(folder) / f"seed_{seed}" / "results.json").read_text())
 
 
-def table(found: dict[tuple[str, str], list[dict]]) -> str:
+def table(runs: dict[tuple[str, str], list[dict]]) -> str:
     lines = [
         "| data | method | n | last | average | forgetting | adapters | seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for (name, method), results in found.items():
+    for (name, method), results in runs.items():
         cells = [cell([r[column] for r in results]) for column in COLUMNS]
         adapters = cell([float(sum(r["adapters_per_layer"][-1].values())) for r in results])
         seconds = cell([sum(sum(task.values()) for task in r["seconds"]) for r in results])
@@ -66,11 +66,11 @@ def main() -> None:
             for seed in args.seeds
             for name, method in cells
         }
-    found = {
+    runs = {
         (name, method): [r for seed in args.seeds if (r := jobs[name, method, seed].result()) is not None]
         for name, method in cells
     }
-    print(table(found))
+    print(table(runs))
 
 
 if __name__ == "__main__":

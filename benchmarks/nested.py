@@ -1,10 +1,10 @@
 """Do slow and fast adapters, merging and competition help? `python -m benchmarks.nested` runs all arms with every head.
 
-Arms have equal trainable parameters where they can (rank 32 a layer in all). Each arm is trained once a seed; its linear head,
-the nearest class mean and the ridge head are then scored on the same features, since the last two do not train. Every class's
-statistics are gathered when its task ends and never again; after the last task they are compared with recomputed ones. Results
-are kept one file a run, so the command can be stopped and started; `--kept` takes the runs behind nested.md from nested.jsonl.
-Prints Markdown (benchmarks/nested.md).
+Arms have equal numbers of trainable parameters where possible (rank 32 a layer in all). Each arm is trained once a seed; its
+linear head, the nearest class mean and the ridge head are then scored on the same features, since the last two do not train.
+A class's statistics are gathered once, when its task ends; after the last task they are compared with recomputed ones. Results
+are stored in one file a run, so the command can be stopped and started; `--kept` takes the runs behind nested.md from
+nested.jsonl. Prints Markdown (benchmarks/nested.md).
 """
 
 from __future__ import annotations
@@ -98,11 +98,11 @@ def run_one(arm: str, name: str, seed: int) -> Run:
 
 def table(results: Mapping[study.Key, Run], name: str, arms: Sequence[str]) -> str:
     """Last accuracies in percent, mean and standard deviation over seeds; then paired differences to sema and single LoRA."""
-    found = by_arm(results, name, arms)
+    runs_of = by_arm(results, name, arms)
     head = ["arm", "n", "trained", "linear", "ncm", "ncm recomputed", "ridge", "ridge recomputed"]
     head += ["fast share", "adapters"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    for arm, by_seed in found.items():
+    for arm, by_seed in runs_of.items():
         runs = list(by_seed.values())
         row: list[Any] = [arm, len(runs), f"{max(max(r['trained']) for r in runs):,}"]
         row += [cell(100 * r["last"]["linear"] for r in runs)]
@@ -110,7 +110,7 @@ def table(results: Mapping[study.Key, Run], name: str, arms: Sequence[str]) -> s
             row += [cell(100 * r["last"][kind] for r in runs), cell(100 * r["recomputed"][kind] for r in runs)]
         row += [cell((r["fast_share"] for r in runs), 2), cell(float(sum(r["adapters"])) for r in runs)]
         lines.append(f"| {' | '.join(map(str, row))} |")
-    return "\n".join([*lines, "", study.differences(found, ("sema", "single LoRA"))])
+    return "\n".join([*lines, "", study.differences(runs_of, ("sema", "single LoRA"))])
 
 
 def main() -> None:

@@ -1,12 +1,13 @@
-"""What growing adapters cost beside the frozen ViT: `python -m benchmarks.overhead`.
+"""What growing adapters cost in inference, compared with the frozen ViT: `python -m benchmarks.overhead`.
 
-The bare network is timm's own forward pass. Ours has K adapters, mixed by SEMA's router, in each of the last layers
-(backbone/experts/expandable.py). It computes the last block's MLP for the pooled token alone, which saves more than
-the adapters cost;
-so the third way computes all tokens there, and its overhead is that of the adapters themselves. Inference.
+The bare network is timm's forward pass. Ours has K adapters, mixed by SEMA's router, in each of the last layers
+(backbone/experts/expandable.py). It computes the last block's MLP for the pooled token only, which saves more than the
+adapters cost; so the third way computes all tokens there, and its overhead is the cost of the adapters.
 """
 
 from __future__ import annotations
+
+import argparse
 
 import torch
 from torch import nn
@@ -38,53 +39,36 @@ def grown(vit: nn.Module, layers: int, rank: int, count: int, device: torch.devi
 
 
 def every_token(backbone: SlottedViT) -> SlottedViT:
-    """The same, with every token of the last block."""
+    """The network with every token of the last block computed."""
     backbone.short_last_block = False
     return backbone
 
 
-def compare(
-    model: str,
-    image_size: int,
-    batch: int,
-    layers: int,
-    rank: int,
-    count: int,
-    rounds: int,
-    device: torch.device,
-    clock: str,
-) -> list[Measured]:
-    vit = measure.random_vit(model, image_size).to(device)
-    images = torch.rand(batch, 3, *vit.patch_embed.img_size, generator=named_generator("benchmark", "batch")).to(device)
+def compare(args: argparse.Namespace, device: torch.device) -> list[Measured]:
+    vit = measure.random_vit(args.model, args.image_size).to(device)
+    generator = named_generator("benchmark", "batch")
+    images = torch.rand(args.batch, 3, *vit.patch_embed.img_size, generator=generator).to(device)
 
     def bare() -> torch.Tensor:
         with torch.inference_mode():
             return vit.forward_head(vit.forward_features(images), pre_logits=True)
 
-    ours, whole = (grown(vit, layers, rank, count, device) for _ in range(2))
+    ours, whole = (grown(vit, args.layers, args.rank, args.count, device) for _ in range(2))
     ways = [
         Way("bare timm", bare),
         Way("with adapters", forward(ours, images)),
         Way("with adapters, every token of the last block", forward(every_token(whole), images)),
     ]
-    return measure.compare(ways, rounds, device, clock)
+    return measure.compare(ways, args.rounds, device, args.clock)
 
 
 def main() -> None:
-    sizes: dict[str, int | str] = {
-        "model": "vit_base_patch16_224",
-        "image_size": 224,
-        "batch": 4,
-        "layers": 3,
-        "rank": 16,
-        "count": 4,
-    }
-    _, found = measure.measured(__doc__ or "", compare, **sizes)
-    print(measure.table({"forward": found}) + "\n")
-    for row in found[1:]:
-        share = 1 / row.faster(found[0]) - 1
+    _, rows = measure.measured(__doc__ or "", compare, **measure.FOUR_ADAPTERS)
+    print(measure.table({"forward": rows}) + "\n")
+    for row in rows[1:]:
+        share = 1 / row.faster(rows[0]) - 1
         met = "met" if share <= 0.05 else "NOT MET"
-        print(f"- {row.name}: {100 * share:+.1f} % time over the bare network, at most 5 % required: {met}")
+        print(f"- {row.name}: {100 * share:+.1f} % time compared with the bare network, at most 5 % required: {met}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
-"""What a training step costs in several processes, and how much of it is their exchange: `python -m benchmarks.parallel`.
+"""Time of a training step in several processes, and how much of it is communication: `python -m benchmarks.parallel`.
 
-The step is `fit`'s: a part of the batch through a ViT with adapters in its last layers, backward, one all_reduce of gradients
-and counts (utils/process/parallel.py), SGD. The batch is the same whatever the processes are, so half of it is left
-for each of two.
-Medians over the steps of rank 0, by the wall clock: cores that others use too make them longer, so `processor` counts what
-forward and backward computed. `waiting` is for the slowest rank and is told apart from the exchange by a barrier, which a run
-does not have.
+The step is that of `fit`: a shard of the batch through a ViT with adapters in its last layers, backward, one all_reduce of
+gradients and counts (utils/process/parallel.py), SGD. The batch is the same for every number of processes, so each of two
+processes has half of it. Times are medians over the steps of rank 0 by the wall clock, which other work on the machine makes
+longer; `processor` is the processor time of forward and backward. `waiting` is for the slowest rank; a barrier, which a run
+does not have, separates it from the exchange.
 
-Starts torchrun itself, once for each number of processes; on a machine with GPUs each process takes one.
+Starts torchrun once for each number of processes; on a machine with GPUs each process uses one.
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ TIMES = ("step", "compute", "processor", "waiting", "exchange")
 
 
 def worker(args: argparse.Namespace) -> None:
-    """One of the processes: measures, and rank 0 prints a line of JSON."""
+    """Measures in one of the processes; rank 0 prints a line of JSON."""
     device, _ = parallel.start(args.device)
-    torch.manual_seed(0)  # the head's start values; ranks with others are refused below
+    torch.manual_seed(0)  # the head's start values, which must be equal on all ranks
     backbone = SlottedViT(measure.random_vit(args.model, args.image_size))
     generator = named_generator("benchmark", "parallel")
     for layer in range(backbone.depth - args.layers, backbone.depth):
@@ -54,17 +53,17 @@ def worker(args: argparse.Namespace) -> None:
     size = backbone.vit.patch_embed.img_size
     images = torch.rand(args.batch, 3, *size, generator=generator).to(device)
     labels = torch.randint(CLASSES, (args.batch,), generator=generator).to(device)
-    own = parallel.shard(range(args.batch))
-    if not own:
+    shard = parallel.shard(range(args.batch))
+    if not shard:
         raise ValueError(f"--batch {args.batch}: fewer images than processes")
-    images, labels = images[own[0] : own[-1] + 1], labels[own[0] : own[-1] + 1]
+    images, labels = images[shard[0] : shard[-1] + 1], labels[shard[0] : shard[-1] + 1]
 
     def now() -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter()
 
-    found: dict[str, list[float]] = {name: [] for name in TIMES}
+    times: dict[str, list[float]] = {name: [] for name in TIMES}
     for number in range(args.steps + 2):
         start, busy = now(), time.process_time()
         loss = F.cross_entropy(head(backbone(images)), labels)
@@ -80,18 +79,18 @@ def worker(args: argparse.Namespace) -> None:
         end = now()
         if number >= 2:
             spans = (end - start, computed - start, busy, waited - computed, exchanged - waited)
-            for name, seconds in zip(found, spans, strict=True):
-                found[name].append(seconds)
+            for name, seconds in zip(times, spans, strict=True):
+                times[name].append(seconds)
     elements = sum(p.numel() for p in parameters) + len(parameters) + parallel.world() + 2
     if parallel.is_first():
-        facts = {name: statistics.median(values) for name, values in found.items()}
+        facts = {name: statistics.median(values) for name, values in times.items()}
         facts |= {"processes": parallel.world(), "bytes": elements * 4 if parallel.world() > 1 else 0}
         print(MARK + json.dumps(facts), flush=True)
     parallel.stop()
 
 
 def measured(processes: int, arguments: list[str]) -> dict[str, Any]:
-    """The facts of one number of processes, from a torchrun of its own."""
+    """The measurements with one number of processes, from a run of torchrun."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     done = subprocess.run(
         [*launch, "-m", "benchmarks.parallel", "--worker", *arguments],
@@ -107,7 +106,7 @@ def measured(processes: int, arguments: list[str]) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]], batch: int) -> str:
-    """A line for each number of processes; efficiency: how much of a process's work of one remains, by images a second."""
+    """A row for each number of processes; efficiency: images a second for each process, relative to the first row."""
     lines = [f"| processes | {' | '.join(f'{name} ms' for name in TIMES)} | MB exchanged | images/s | efficiency |"]
     lines.append("|---:" * (len(TIMES) + 4) + "|")
     for row in rows:

@@ -1,10 +1,10 @@
-"""SEMA the plain way, what `benchmarks/sema_run.py` compares with: straightforward, and as its authors' code behaves.
+"""SEMA the plain way, with which `benchmarks/sema_run.py` compares: straightforward, and as its authors' code behaves.
 
 Loops over adapters; every pass goes from the image through the whole network; after every epoch of both phases all test images
-seen so far are scored; the descriptor phase passes the network anew in each epoch and back-propagates through its graph, which
-in the first task reaches the adapters of all layers below. It learns the same as `models/sema.py` at its defaults, to rounding
-(tests/benchmarks/test_sema_run.py):
-data, augmentation, start values, modules and order of steps are those, the way of computing is not.
+seen so far are scored; the descriptor phase runs the whole network in each epoch and back-propagates through it, in the first
+task down to the adapters of all layers below. It learns the same as `models/sema.py` at its defaults, up to rounding
+(tests/benchmarks/test_sema_run.py): data, augmentation, start values, modules and order of steps are the same, the computation
+is not.
 Shapes: B batch, N tokens, D width, C classes.
 """
 
@@ -36,14 +36,14 @@ Plan = Mapping[int, Collection[int]]  # task -> layers that expand in it, whatev
 
 @dataclass
 class Outcome:
-    """Mean loss of every epoch, and after each task the share of all test images seen that is right."""
+    """Mean loss of every epoch, and after each task the accuracy over all test images seen, as a fraction."""
 
     losses: list[float] = field(default_factory=list)
     accuracy: list[float] = field(default_factory=list)
 
 
 class PlainLayer(nn.Module):
-    """What stands beside one block's MLP: adapters, and where the layer may expand descriptors and router columns."""
+    """Modules beside one block's MLP: adapters and, in layers that may expand, descriptors and router columns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class PlainSEMA(nn.Module):
 def run(
     cfg: Any, backbone: SlottedViT, stream: TaskStream, init: Initialiser, plan: Plan | None = None
 ) -> tuple[PlainSEMA, Outcome]:
-    """All tasks of a stream. A `plan` replaces what the scores of the scans say; they are computed all the same."""
+    """Learns all tasks. A `plan` decides about expansion in place of the scans' scores, which are computed all the same."""
     model, outcome = PlainSEMA(cfg, backbone, len(stream.order), init), Outcome()
     for index in range(len(stream)):
         task, tests = stream.task(index), [stream.test(k) for k in range(index + 1)]
@@ -135,7 +135,7 @@ def scan_and_expand(
 
 @torch.no_grad()
 def scan_batch(model: PlainSEMA, task: Task, images: Tensor, plan: Plan | None) -> list[int]:
-    """The layers whose descriptors all find a batch strange."""
+    """The layers in which every descriptor's score is above the threshold."""
     model.eval()
     _, losses = model(images)
     scores = {
@@ -162,7 +162,7 @@ def train_added(
 
 
 def train(model: PlainSEMA, task: Task, tests: list[TaskData], layers: list[int], phase: str, outcome: Outcome) -> None:
-    """One phase. Both have gradients of all that is new, of which each optimizer holds its own share."""
+    """One phase. Gradients are computed for everything new in both phases; the optimizer has the phase's parameters only."""
     cfg, described = model.cfg, [n for n in layers if n in model.expandable]
     functional = [model.at(n).adapters[-1] for n in layers] + [model.at(n).columns[-1] for n in described]
     descriptors = {n: cast(Descriptor, model.at(n).descriptors[-1]) for n in described}
@@ -206,7 +206,7 @@ def train(model: PlainSEMA, task: Task, tests: list[TaskData], layers: list[int]
 
 @torch.no_grad()
 def score(model: PlainSEMA, task: Task, tests: list[TaskData]) -> float:
-    """The share of all test images so far that is right."""
+    """Accuracy over all test images so far, as a fraction."""
     model.eval()
     right = 0
     for data in tests:

@@ -1,8 +1,8 @@
-"""What do routed experts win? `python -m benchmarks.routed` trains every arm once a seed and scores three heads on it.
+"""What do routed experts gain? `python -m benchmarks.routed` trains every arm once a seed and scores three heads on it.
 
-The arms have about the parameters of one dense adapter of rank 37 a layer in all (`added`: all that is trained but the head).
+The arms have about as many parameters as a dense adapter of rank 37 in each layer (`added`: all but the head).
 Prints Markdown (benchmarks/routed.md); `--keep` also draws benchmarks/routed.png, the loss of routed and dense arms by epoch.
-Runs are kept one file a run, so the command can be stopped and started; `--kept` takes those in routed.jsonl as done.
+Runs are stored in one file each, so the command can be stopped and started; `--kept` takes those in routed.jsonl as done.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "dylora fixed 0.5, from 288 images on": ("dylora_moe", FIXED | {"novelty_min_samples": 288}),
 }
 # SEMA in about the parameters of the dense adapter of rank 37, with rd_dim about twice ffn_num, as shipped. Chosen by counting
-# the parameters of trial runs, whose accuracy nobody looked at: how many adapters grow depends on rd_dim too.
+# the parameters of trial runs, without looking at their accuracy: how many adapters grow depends on rd_dim too.
 EQUAL: dict[str, dict[str, Any]] = {
     "digits": {"ffn_num": 4, "rd_dim": 8},
     "glyphs": {"ffn_num": 6, "rd_dim": 12},
@@ -131,8 +131,10 @@ def values_of(arm: str, name: str) -> dict[str, Any]:
     model, overrides = ARMS[arm]
     routed = study.shipped("sparse_moe", name)
     if model == "nested_lora":
-        own = models.settings_of("sparse_moe").model_fields.keys() - models.settings_of(model).model_fields.keys()
-        shared = {k: v for k, v in routed.items() if k not in own}
+        sparse_only = (
+            models.settings_of("sparse_moe").model_fields.keys() - models.settings_of(model).model_fields.keys()
+        )
+        shared = {k: v for k, v in routed.items() if k not in sparse_only}
         return shared | {"model_name": model, "nested_lora_lr_slow": routed["init_lr"]} | overrides
     base = study.shipped(model, name)
     if model == "sema":
@@ -163,10 +165,10 @@ def run_one(arm: str, name: str, seed: int) -> Run:
 def table(results: Mapping[study.Key, Run], name: str, arms: Sequence[str]) -> str:
     """Last accuracies in percent and what routing did; then paired differences to simplecil, SEMA of equal size and the dense
     adapter."""
-    found = by_arm(results, name, arms)
+    runs_of = by_arm(results, name, arms)
     head = ["arm", "n", "added", "linear", "ncm", "ridge", "experts a layer", "spawns", "least used", "entropy", "loss"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    for arm, by_seed in found.items():
+    for arm, by_seed in runs_of.items():
         runs = list(by_seed.values())
         added = summarise(r["added"] for r in runs)
         spread = f" ± {added.std:,.0f}" if added.std else ""
@@ -180,7 +182,7 @@ def table(results: Mapping[study.Key, Run], name: str, arms: Sequence[str]) -> s
             cell((r["losses"][-1] if r["losses"] else None for r in runs), 3),
         ]
         lines.append(f"| {' | '.join(row)} |")
-    return "\n".join([*lines, "", study.differences(found, ("simplecil", "sema, equal parameters", "dense adapter"))])
+    return "\n".join([*lines, "", study.differences(runs_of, ("simplecil", "sema, equal parameters", "dense adapter"))])
 
 
 def draw(results: Mapping[study.Key, Run], sets: Sequence[str], target: Path) -> None:

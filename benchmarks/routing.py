@@ -3,17 +3,17 @@
 A ViT with experts (backbone/adapters/adapter.py) in its last three layers. Three ways on the same batch, over one frozen ViT:
 - N passes: K networks with one expert a layer each, run one after the other from the image to the feature;
 - one routed pass: all K experts a layer in one network (backbone/experts/routed.py), mixed for every token by one
-shared router;
-- single adapter: one of those K networks; what a routed pass costs beside it is the price of routing.
+  shared router;
+- single adapter: one of those K networks; the difference from it is the cost of routing.
 `forward` is inference. `training` is forward, cross-entropy of a fixed random head, backward and an SGD step of the experts
-and, where there is one, of the router; K networks train each on the batch with an optimizer of its own, and routing losses
-are left out. The three are timed in turn in every round, each round beginning with another. Times are medians over the
-rounds, ratios are medians of each round's own ratio, so that what slows a round slows both sides. `--clock processor` counts
-the time this process computes (all its threads together) instead of the wall clock's: for cores that others use too.
+and of the router, if there is one; each of K networks trains on the batch with a separate optimizer, and routing losses
+are left out. The three are timed in turn in every round, and each round begins with another. Times are medians over the
+rounds, ratios are medians of the rounds' ratios, so that what slows a round slows both sides. `--clock processor` counts
+the time in which this process computes (all its threads together) instead of the wall clock's, for cores that others use too.
 
-Peak memory is the most that is allocated during a pass beyond what was there before it, weights apart: on the CPU every
-allocation and release of a tensor as torch's profiler records them (exact and repeatable, which a process's resident set is
-not; buffers inside the matrix library are not seen), on a GPU torch's own count.
+Peak memory is the most that is allocated during a pass beyond what was allocated before it, without the weights: on the CPU
+from every allocation and release of a tensor that torch's profiler records (exact and repeatable, unlike a process's resident
+set, but without buffers inside the matrix library), on a GPU torch's count.
 Prints Markdown (benchmarks/routing.md). Shapes: B batch, D width, K experts, L layers.
 """
 
@@ -56,13 +56,13 @@ Clock = Callable[[], float]
 
 def make_experts(width: int, rank: int, count: int) -> list[list[Adapter]]:
     """`count` x L experts with seeded start values, up projections not zero, so that outputs differ."""
-    made = [[Adapter(width, rank) for _ in range(LAYERS)] for _ in range(count)]
+    experts = [[Adapter(width, rank) for _ in range(LAYERS)] for _ in range(count)]
     generator = named_generator("benchmark", "experts")
-    for expert in (expert for own in made for expert in own):
+    for expert in (adapter for layers in experts for adapter in layers):
         expert.reset_parameters(generator)
         nn.init.normal_(expert.up_proj.weight, std=0.02, generator=generator)
         nn.init.normal_(expert.up_proj.bias, std=0.02, generator=generator)
-    return made
+    return experts
 
 
 def with_slots(vit: nn.Module, slots: Sequence[nn.Module]) -> SlottedViT:
@@ -74,10 +74,10 @@ def with_slots(vit: nn.Module, slots: Sequence[nn.Module]) -> SlottedViT:
 
 
 def routed_network(vit: nn.Module, experts: Sequence[Sequence[Adapter]]) -> SlottedViT:
-    """Copies of experts [K][L] mixed by a shared token router whose gates are not all alike."""
+    """Copies of experts [K][L], mixed by a shared token router whose gates differ."""
     slots = [RoutedLayer() for _ in range(LAYERS)]
-    for own in experts:
-        for slot, expert in zip(slots, own, strict=True):
+    for layers in experts:
+        for slot, expert in zip(slots, layers, strict=True):
             slot.add(copy_of(expert))
     backbone = with_slots(vit, slots)
     generator = named_generator("benchmark", "router")
@@ -88,10 +88,10 @@ def routed_network(vit: nn.Module, experts: Sequence[Sequence[Adapter]]) -> Slot
 
 
 def copy_of(expert: Adapter) -> Adapter:
-    """The same values in parameters of their own, so that training one network leaves the others alone."""
-    made = Adapter(expert.down_proj.in_features, expert.rank)
-    made.load_state_dict(expert.state_dict())
-    return made.to(expert.down_proj.weight)
+    """A copy with separate parameters, so that training one network does not change the others."""
+    copied = Adapter(expert.down_proj.in_features, expert.rank)
+    copied.load_state_dict(expert.state_dict())
+    return copied.to(expert.down_proj.weight)
 
 
 def forward(backbone: SlottedViT, images: Tensor) -> Run:
@@ -105,7 +105,7 @@ def forward(backbone: SlottedViT, images: Tensor) -> Run:
 
 
 def training(backbone: SlottedViT, images: Tensor, labels: Tensor, head: Tensor) -> Run:
-    """One training step of all that is not frozen; gradients are released again."""
+    """One training step of everything that is not frozen; gradients are released afterwards."""
     parameters = [p for p in backbone.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=1e-3, momentum=0.9)
 
@@ -135,7 +135,7 @@ def in_turn(runs: Sequence[Run]) -> Run:
 def interleaved(
     runs: Sequence[Run], rounds: int, device: torch.device, clock: Clock = time.perf_counter
 ) -> list[list[float]]:
-    """Seconds of each run in each round; every round starts with another one, so that none always comes first."""
+    """Seconds of each run in each round; every round starts with another run, so that none is always first."""
     seconds: list[list[float]] = [[] for _ in runs]
     for number in range(rounds):
         for place in range(len(runs)):
@@ -149,7 +149,7 @@ def interleaved(
 
 
 def peak_memory(run: Run, device: torch.device) -> int:
-    """Bytes of tensors that `run` needs at most at a time, beyond those that were there before."""
+    """Largest number of bytes of tensors during `run`, beyond those allocated before."""
     if device.type == "cuda":
         _wait(device)
         before = torch.cuda.memory_allocated(device)
@@ -211,14 +211,14 @@ def measure(
     device: torch.device,
     clock: Clock = time.perf_counter,
 ) -> list[Row]:
-    """All rows, those of one round interleaved; every network has run twice before the clock starts."""
+    """All rows, measured in interleaved rounds; every network runs twice before that."""
     vit.to(device)
     generator = named_generator("benchmark", "batch")
     images = torch.rand(batch, 3, *vit.patch_embed.img_size, generator=generator).to(device)
     labels = torch.randint(CLASSES, (batch,), generator=generator).to(device)
     head = torch.randn(vit.embed_dim, CLASSES, generator=generator).to(device) / vit.embed_dim**0.5
     experts = make_experts(vit.embed_dim, rank, max(ks))
-    singles = [with_slots(vit, [copy_of(e) for e in own]).to(device) for own in experts]
+    singles = [with_slots(vit, [copy_of(e) for e in layers]).to(device) for layers in experts]
     routed = [routed_network(vit, experts[:k]).to(device) for k in ks]
     plan: list[tuple[str, int, list[Run]]] = []
     for phase in PHASES:
@@ -232,14 +232,14 @@ def measure(
     peaks = [[peak_memory(run, device) for run in runs] for _, _, runs in plan]
     seconds: list[list[list[float]]] = [[[] for _ in WAYS] for _ in plan]
     for number in range(rounds):
-        for (_, _, runs), own in zip(plan, seconds, strict=True):
+        for (_, _, runs), of_row in zip(plan, seconds, strict=True):
             turned = [(number + i) % len(runs) for i in range(len(runs))]
             for which, (taken,) in zip(turned, interleaved([runs[i] for i in turned], 1, device, clock), strict=True):
-                own[which].append(taken)
+                of_row[which].append(taken)
     return [Row(phase, k, s, p) for (phase, k, _), s, p in zip(plan, seconds, peaks, strict=True)]
 
 
-# Telling -------------------------------------------------------------------------------------------------------------
+# Tables --------------------------------------------------------------------------------------------------------------
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -249,7 +249,7 @@ def table(rows: Sequence[Row]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        times = [f"{1000 * statistics.median(own):.1f}" for own in row.seconds]
+        times = [f"{1000 * statistics.median(of_way):.1f}" for of_way in row.seconds]
         sizes = [f"{size / MIB:.2f}" for size in row.peak]
         cells = [row.phase, str(row.count), *times, f"{row.faster:.2f}x", f"{100 * row.slower:+.1f} %", *sizes]
         lines.append(f"| {' | '.join(cells)} | {100 * row.larger:+.1f} % |")
@@ -271,15 +271,15 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
 
 
 def main() -> None:
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler talks of itself on stderr
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler prints to stderr
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--batch", type=int, default=8)
     ask.add_argument("--rounds", type=int, default=5)
     ask.add_argument("--ks", type=int, nargs="+", default=[2, 4, 8], help="numbers of experts")
-    ask.add_argument("--rank", type=int, default=16, help="of an expert")
+    ask.add_argument("--rank", type=int, default=16, help="rank of an expert")
     ask.add_argument("--model", default="vit_base_patch16_224", help="timm ViT, random weights")
     ask.add_argument("--image-size", type=int, default=224)
-    ask.add_argument("--threads", type=int, help="of torch on the CPU; its own choice if not given")
+    ask.add_argument("--threads", type=int, help="threads of torch on the CPU (default: as torch chooses)")
     ask.add_argument("--device", default="auto", help="auto, cpu or cuda")
     ask.add_argument("--clock", choices=CLOCKS, default="wall", help="wall, or on the CPU processor: see above")
     args = ask.parse_args()
@@ -287,7 +287,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     device, warning = pick_device(args.device)
     if device.type != "cpu" and args.clock != "wall":
-        ask.error("--clock processor does not see what a GPU computes; take wall")
+        ask.error("--clock processor does not count what a GPU computes; use wall")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         vit = cast(

@@ -1,14 +1,14 @@
-"""A whole SEMA run the plain way against ours, at the same epochs: `python -m benchmarks.sema_run`.
+"""A whole SEMA run, the plain way and ours, with the same epochs: `python -m benchmarks.sema_run`.
 
-The plain way is `benchmarks/plain_sema.py`, which behaves as the authors' code does. Ours is the shipped learner with all that
-a run does (`running.learn`, `running.score`, checkpoints, logs), with ever more of the keys that a user sets for speed:
-- faithful: the defaults, which learn the same as the plain way to rounding;
-- rd_views: descriptors train on the mean tokens of that many kept views of each image;
-- rd_views, train_views: adapters train on kept views too, so that later epochs and scans begin at the layers that may expand.
-Kept views change the draws of augmentation, hence what is learned by noise. What expands is fixed, equal in all ways: one layer
-in each later task, from the lowest up; scans and their scores are computed all the same. Each run has a process of its own,
-one after the other; times are of the whole run without building data and network, memory is the process's largest above what
-it had before. Data: handwritten digits for the embedded backbone, else generated patterns of the network's size.
+The plain way is `benchmarks/plain_sema.py`, which behaves as the authors' code does. Ours is the shipped learner with
+everything that a run does (learning, scoring, checkpoints, logs), with more and more of the keys that a user sets for speed:
+- faithful: the defaults, which learn the same as the plain way up to rounding;
+- rd_views: descriptors train on the mean tokens of that many stored views of each image;
+- rd_views, train_views: adapters train on stored views too, so that later epochs and scans begin at the layers that may expand.
+Stored views change the draws of augmentation, hence results, by noise. Expansion is fixed and equal in all ways: one layer in
+each later task, from the lowest up; scans and their scores are computed all the same. Each run has a separate process, one
+after the other; times are of the whole run without building data and network, memory is the process's peak above what it had
+before. Data: handwritten digits for the embedded backbone, else generated patterns of the network's size.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Ran(NamedTuple):
 
 
 def patterns(classes: int, train: int, test: int, side: int) -> Dataset:
-    """Each class is a coarse random picture; its images are that with noise."""
+    """Each class is a coarse random picture; its images are that picture with noise."""
     rng = np.random.default_rng(0)
     centres = rng.uniform(40, 215, (classes, 3, 7, 7)).repeat(side // 7, axis=2).repeat(side // 7, axis=3)
 
@@ -85,7 +85,7 @@ def digits(classes: int, train: int, test: int) -> Dataset:
 def ours(
     cfg: Any, backbone: SlottedViT, stream: TaskStream, init: Any, plan: Plan | None = None
 ) -> tuple[Any, Outcome]:
-    """All tasks of a stream by the shipped learner, as `running.run_seed` does it."""
+    """All tasks of a stream by the shipped learner, as a run does it."""
     with tempfile.TemporaryDirectory() as name, RunLog(Path(name), console=False) as log:
         learner: Any = models.learner_of("sema")(cfg, backbone, len(stream.order), init, log)
         classes = [[stream.order[c]] for c in range(len(stream.order))]
@@ -94,10 +94,10 @@ def ours(
         real: Callable[[torch.Tensor], dict[int, torch.Tensor]] = learner.layer_scores
 
         def planned(shifts: torch.Tensor) -> dict[int, torch.Tensor]:
-            found = real(shifts)
+            scores = real(shifts)
             if plan is None:
-                return found
-            return {n: torch.full_like(s, 1e9 * (n in plan.get(task, ()))) for n, s in found.items()}
+                return scores
+            return {n: torch.full_like(s, 1e9 * (n in plan.get(task, ()))) for n, s in scores.items()}
 
         learner.layer_scores = planned
         for task in range(len(stream)):
@@ -108,7 +108,7 @@ def ours(
             run_task.score(learner, stream, task, record, measured)
             checkpoint.save(log.folder, task, learner, record.to_dict(), log, "")
         losses = [row["loss"] for row in load_rows(log.folder / "metrics.jsonl") if row["kind"] == "epoch"]
-        right = [sum(own) / sum(record.samples[: t + 1]) for t, own in enumerate(record.correct)]
+        right = [sum(correct) / sum(record.samples[: t + 1]) for t, correct in enumerate(record.correct)]
         return learner, Outcome(losses, right)
 
 
@@ -121,7 +121,7 @@ def settings(args: dict[str, Any], **keys: Any) -> Any:
 
 
 def one_run(args: dict[str, Any], keys: dict[str, Any] | None) -> Ran:
-    """In a process of its own: builds, then times a run with these keys, or with None the plain way."""
+    """Builds data and network, then times a run with these keys, or the plain way if `keys` is None."""
     torch.set_num_threads(args["threads"])
     cfg, classes = settings(args, **(keys or {})), args["tasks"] * args["increment"]
     if args["model"] == "embedded":
@@ -142,28 +142,28 @@ def one_run(args: dict[str, Any], keys: dict[str, Any] | None) -> Ran:
 
 
 def compare(args: dict[str, Any]) -> dict[str, list[Ran]]:
-    """Every way in turn, in each round; the first is the plain one."""
-    kept = {"rd_views": args["views"]}
+    """Runs every way in turn, in each round; the first is the plain one."""
+    views = {"rd_views": args["views"]}
     ways: dict[str, dict[str, Any] | None] = {
         "plain": None,
         "ours, faithful": {},
-        f"ours, rd_views {args['views']}": kept,
-        f"ours, rd_views and train_views {args['views']}": kept | {"train_views": args["views"]},
+        f"ours, rd_views {args['views']}": views,
+        f"ours, rd_views and train_views {args['views']}": views | {"train_views": args["views"]},
     }
-    found: dict[str, list[Ran]] = {name: [] for name in ways}
+    runs: dict[str, list[Ran]] = {name: [] for name in ways}
     spawn = multiprocessing.get_context("spawn")
     for _ in range(args["rounds"]):
         for name, keys in ways.items():
             with ProcessPoolExecutor(1, mp_context=spawn) as pool:  # a new process: its peak is this run's
-                found[name].append(pool.submit(one_run, args, keys).result())
-            print(f"{name}: {found[name][-1].seconds:.1f} s", flush=True)
-    return found
+                runs[name].append(pool.submit(one_run, args, keys).result())
+            print(f"{name}: {runs[name][-1].seconds:.1f} s", flush=True)
+    return runs
 
 
-def table(found: dict[str, list[Ran]]) -> str:
+def table(ways: dict[str, list[Ran]]) -> str:
     lines = ["| way | median, s | times faster | peak, MiB | last accuracy, % |", "|---|---|---|---|---|"]
-    first = next(iter(found.values()))
-    for name, runs in found.items():
+    first = next(iter(ways.values()))
+    for name, runs in ways.items():
         faster = "-" if runs is first else f"{speedup(first, runs):.2f}x"
         peak, last = max(run.peak for run in runs) / MIB, runs[0].outcome.accuracy[-1]
         lines.append(
@@ -182,11 +182,11 @@ def main() -> None:
     ask = measure.arguments(__doc__ or "", **sizes, views=1, expansions=1)
     ask.set_defaults(rounds=1)
     args, device = measure.begin(ask)
-    assert device == CPU, "processes of their own measure the CPU"
+    assert device == CPU, "the processes of the runs measure the CPU"
     start = time.perf_counter()
-    found = compare(vars(args))
-    print("\n" + table(found) + f"\n\n{time.perf_counter() - start:.0f} s of wall clock in all\n")
-    first, *others = found.items()
+    ways = compare(vars(args))
+    print("\n" + table(ways) + f"\n\n{time.perf_counter() - start:.0f} s of wall clock in all\n")
+    first, *others = ways.items()
     for name, runs in others:
         print(measure.verdict(name, speedup(first[1], runs), 6))
 

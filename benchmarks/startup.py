@@ -1,9 +1,9 @@
 """How long the program takes to start: `python -m benchmarks.startup`.
 
-Whole processes, in turn in every round: `--check` of an experiment file, and the same file up to the end of its first training
-step, at which the process ends. `import torch` alone is below what either could reach. Processor time is user and system time
-of the process, wall time what passes meanwhile, which on a machine with other work is mostly waiting; medians of both.
-Python's own compiled files are there already (one run of each before the clock starts).
+Times whole processes, in turn in every round: `--check` of an experiment file, and the same file until its first training step
+is done, where the process ends. `import torch` is the lower bound of the second. Processor time is user and system time of the
+process; wall time includes waiting, which on a busy machine is most of it. Prints medians of both. One run of each before the
+clock starts compiles Python's files.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 FIRST_STEP = """
 import os, sys, main
-from models import running
+import models
 
-def learn(*given, real=running.learn):
+def learner_of(name, real=models.learner_of):
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
     register_optimizer_step_post_hook(lambda *step: os._exit(0))
-    return real(*given)
+    return real(name)
 
-running.learn = learn
+models.learner_of = learner_of
 main.main(sys.argv[1:])
 sys.exit("no step was taken")
 """
@@ -41,25 +41,25 @@ class Took(NamedTuple):
 
 
 def took(command: list[str]) -> Took:
-    """Seconds of one process. Raises RuntimeError with what it said if it fails."""
-    with tempfile.TemporaryFile() as said:
+    """Seconds of one process. Raises RuntimeError with its output if it fails."""
+    with tempfile.TemporaryFile() as output:
         start = time.perf_counter()
-        process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=said, stderr=said)
+        process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=output, stderr=output)
         _, status, used = os.wait4(process.pid, 0)
         wall = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
-            said.seek(0)
-            raise RuntimeError(f"{command[0]}: exit code {process.returncode}\n{said.read().decode()[-2000:]}")
+            output.seek(0)
+            raise RuntimeError(f"{command[0]}: exit code {process.returncode}\n{output.read().decode()[-2000:]}")
     return Took(used.ru_utime + used.ru_stime, wall)
 
 
 def commands(config: str, out: Path) -> dict[str, list[str]]:
-    given = ["--config", config]
+    experiment = ["--config", config]
     return {
         "import torch": ["-c", "import torch"],
-        "--check": ["main.py", *given, "--check"],
-        "first training step": ["-c", FIRST_STEP, *given, "--out", str(out), "--resume", "never"],
+        "--check": ["main.py", *experiment, "--check"],
+        "first training step": ["-c", FIRST_STEP, *experiment, "--out", str(out), "--resume", "never"],
     }
 
 
@@ -68,16 +68,16 @@ def measure(config: str, rounds: int) -> dict[str, list[Took]]:
         ways = commands(config, Path(out))
         for command in ways.values():
             took(command)
-        found: dict[str, list[Took]] = {name: [] for name in ways}
+        times: dict[str, list[Took]] = {name: [] for name in ways}
         for _ in range(rounds):
             for name, command in ways.items():
-                found[name].append(took(command))
-    return found
+                times[name].append(took(command))
+    return times
 
 
-def table(found: dict[str, list[Took]], limits: dict[str, float]) -> str:
+def table(times: dict[str, list[Took]], limits: dict[str, float]) -> str:
     lines = ["| what | processor, s | wall, s | required | |", "|---|---|---|---|---|"]
-    for name, runs in found.items():
+    for name, runs in times.items():
         processor, wall = (median(values) for values in zip(*runs, strict=True))
         limit = limits.get(name)
         end = "| |" if limit is None else f"{limit:g} s | {'met' if processor <= limit else 'NOT MET'} |"

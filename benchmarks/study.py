@@ -1,6 +1,7 @@
-"""What the studies share: an arm is trained once a seed, every head is scored on the same features, tables are paired.
+"""What the studies share: an arm is trained once a seed, every head is scored on the same features, differences are paired.
 
-A run is kept as one small JSON file, so that a study can be stopped and started; `kept` ones come from a .jsonl beside it.
+A run is stored as one small JSON file, so that a study can be stopped and started; the runs that are part of the repository
+are in a .jsonl beside the study.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from utils.evaluation.metrics import paired_difference, summarise
 
 ROOT = Path(__file__).resolve().parent.parent
 SEEDS = (1993, 1994, 1995, 1996, 1997)
-RANDOM = "_random"  # the same data over an untrained backbone, where adapters have more to win
+RANDOM = "_random"  # the same data over an untrained backbone, where adapters have more to gain
 HEADS = ("linear", "ncm", "ridge")
 
 Run = dict[str, Any]
@@ -31,9 +32,9 @@ Key = tuple[str, str, int]  # set, arm, seed
 
 
 def shipped(model: str, name: str) -> dict[str, Any]:
-    """The experiment file of a method on a set; over an untrained backbone all layers are adapted."""
+    """The experiment file of a method on a set; over an untrained backbone all layers have adapters."""
     values: dict[str, Any] = json.loads((ROOT / "exps" / f"{model}_{name.removesuffix(RANDOM)}.json").read_text())
-    values.pop("expected", None)  # its numbers are no setting
+    values.pop("expected", None)  # its numbers are not a setting
     if name.endswith(RANDOM):
         values["backbone_weights"] = "random"
         if "adapt_start_layer" in values:
@@ -49,9 +50,9 @@ def dataset(name: str) -> Any:
 
 
 def train(values: Mapping[str, Any], seed: int, facts: Callable[[Any, list[Any]], Run], *, drift: bool) -> Run:
-    """Learns all tasks with the ridge head's statistics beside the linear head, and scores all heads after the last task.
+    """Learns all tasks with the linear head and the ridge head's statistics, and scores all heads after the last task.
 
-    `facts(learner, rows of metrics.jsonl)` adds what a study wants to know. `drift`: also score statistics recomputed on
+    `facts(learner, rows of metrics.jsonl)` adds the numbers of one study. `drift`: also score statistics recomputed on
     the final features."""
     import torch
 
@@ -101,8 +102,8 @@ def heads_of(learner: Any) -> dict[str, Any]:
     ncm.counts.copy_(ridge.counts)
     ncm.sums.copy_(ridge.sums)
     ncm.solve()
-    found = {"linear": getattr(learner, "head", None), "ncm": ncm, "ridge": ridge}
-    return {name: head for name, head in found.items() if head is not None}
+    heads = {"linear": getattr(learner, "head", None), "ncm": ncm, "ridge": ridge}
+    return {name: head for name, head in heads.items() if head is not None}
 
 
 def last_accuracy(learner: Any, stream: Any) -> dict[str, float]:
@@ -128,17 +129,17 @@ def recomputed(learner: Any, stream: Any) -> dict[str, float]:
     for index in range(len(stream)):
         learner.statistics.add(*learner.features_of(stream.task(index).train))
     learner.statistics.solve()
-    found = last_accuracy(learner, stream)
-    return {head: found[head] for head in ("ncm", "ridge")}
+    accuracies = last_accuracy(learner, stream)
+    return {head: accuracies[head] for head in ("ncm", "ridge")}
 
 
 # Many runs, and tables of them ----------------------------------------------------------------------------------------
 
 
 def fingerprint(values: Mapping[str, Any]) -> str:
-    """Twelve digits of what an arm's settings are, but for `about` and the seeds."""
-    told = {k: v for k, v in values.items() if k not in ("about", "seed")}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+    """Twelve hex digits of an arm's settings, without `about` and the seeds."""
+    settings = {k: v for k, v in values.items() if k not in ("about", "seed")}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def run_all(
@@ -146,18 +147,18 @@ def run_all(
     values_of: Callable[[str, str], Mapping[str, Any]],
     keys: Iterable[Key],
     args: argparse.Namespace,
-    kept: Path,
+    stored: Path,
 ) -> dict[Key, Run]:
     """`worker(arm, set, seed)` for every key, `args.jobs` at a time on one thread each; {key: run} of those that are done.
 
-    Skips runs whose file lies in `args.out`, and with `args.kept` those in the .jsonl `kept`, unless they were made with other
-    settings than `values_of(arm, set)` now gives. `worker` must be a function at the top of its module. A run that fails is
-    named and left out."""
+    Skips runs whose file is in `args.out`, and with `args.kept` those in the .jsonl `stored`, unless they have other settings
+    than `values_of(arm, set)` returns now. `worker` must be a function at the top of its module. A run that fails is reported
+    and left out."""
     wanted = list(keys)
     prints = {key: fingerprint(values_of(key[1], key[0])) for key in wanted}
-    known = {key_of(r): r for r in read(kept)} if args.kept else {}
+    known = {key_of(r): r for r in read(stored)} if args.kept else {}
     results = {key: run for key in wanted if (run := known.get(key)) and run["settings"] == prints[key]}
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the workers, which start afresh
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the workers, which are new processes
     names = {key: f"{_stem(key[1])}_{key[2]}_{prints[key]}.json" for key in wanted}
     todo = {key: args.out / key[0] / names[key] for key in wanted if key not in results}
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
@@ -165,20 +166,20 @@ def run_all(
         for key, path in todo.items():
             if (job := waiting.get(key)) is not None:
                 try:
-                    found = {"set": key[0], "arm": key[1], "seed": key[2], "settings": prints[key], **job.result()}
+                    run = {"set": key[0], "arm": key[1], "seed": key[2], "settings": prints[key], **job.result()}
                 except Exception as error:
                     print(f"{', '.join(map(str, key))}: {error}", file=sys.stderr)
                     continue
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(found))
-                print(f"{', '.join(map(str, key))}: {found['seconds']:.0f} s", file=sys.stderr, flush=True)
+                path.write_text(json.dumps(run))
+                print(f"{', '.join(map(str, key))}: {run['seconds']:.0f} s", file=sys.stderr, flush=True)
             results[key] = json.loads(path.read_text())
     return {key: results[key] for key in wanted if key in results}
 
 
 def keep(results: Mapping[Key, Run], path: Path) -> None:
-    """Adds the runs to those in `path`, or replaces them, one a line, without their seconds, which depend on what else the
-    machine does."""
+    """Adds the runs to those in `path`, or replaces them, one a line, without their seconds, which depend on the load of the
+    machine."""
     runs = {key_of(run): run for run in read(path)} | dict(results)
     lines = (json.dumps({k: v for k, v in run.items() if k != "seconds"}) for run in runs.values())
     path.write_text("".join(f"{line}\n" for line in lines))
@@ -207,25 +208,25 @@ def cell(values: Iterable[float | None], digits: int = 1) -> str:
 
 def by_arm(results: Mapping[Key, Run], name: str, arms: Sequence[str]) -> dict[str, dict[int, Run]]:
     """{arm: {seed: run}} of one set, without arms that have no run."""
-    found = {arm: {k[2]: r for k, r in results.items() if k[:2] == (name, arm)} for arm in arms}
-    return {arm: runs for arm, runs in found.items() if runs}
+    runs_of = {arm: {k[2]: r for k, r in results.items() if k[:2] == (name, arm)} for arm in arms}
+    return {arm: runs for arm, runs in runs_of.items() if runs}
 
 
 def differences(runs: Mapping[str, Mapping[int, Run]], references: Sequence[str]) -> str:
-    """Markdown: each arm less each reference, head by head, on the same seeds, in points of last accuracy with a 95 %
-    interval."""
+    """Markdown: each arm minus each reference, for each head on the same seeds, in percentage points of last accuracy with a
+    95 % interval."""
     references = [arm for arm in references if arm in runs]
     head = ["difference in last accuracy", *(f"{h} - {arm}" for arm in references for h in HEADS)]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    for arm, found in runs.items():
+    for arm, of_arm in runs.items():
         row = [arm]
         for reference in references:
             for kind in HEADS:
-                own, other = (
-                    {s: 100 * r["last"][kind] for s, r in part.items() if kind in r["last"]}
-                    for part in (found, runs[reference])
+                accuracy, other = (
+                    {s: 100 * r["last"][kind] for s, r in seeds.items() if kind in r["last"]}
+                    for seeds in (of_arm, runs[reference])
                 )
-                d = paired_difference(own, other)
+                d = paired_difference(accuracy, other)
                 text = "-" if d.mean is None else f"{d.mean:+.1f}"
                 row.append(text if d.low is None or arm == reference else f"{text} [{d.low:+.1f}, {d.high:+.1f}]")
         lines.append(f"| {' | '.join(row)} |")
@@ -237,9 +238,11 @@ def parser(doc: str, sets: Sequence[str], arms: Sequence[str], out: str) -> argp
     ask = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     ask.add_argument("--sets", nargs="+", choices=sets, default=sets)
-    ask.add_argument("--arms", nargs="+", choices=arms, default=arms, metavar="ARM", help=f"of {', '.join(arms)}")
+    ask.add_argument(
+        "--arms", nargs="+", choices=arms, default=arms, metavar="ARM", help=f"arms among {', '.join(arms)}"
+    )
     ask.add_argument("--jobs", type=int, default=2, help="runs at a time, each on one thread")
     ask.add_argument("--out", type=Path, default=Path("logs/benchmarks") / out)
-    ask.add_argument("--kept", action="store_true", help="take the runs that are kept in the repository as done")
-    ask.add_argument("--keep", action="store_true", help="keep these runs in the repository, as done with --kept")
+    ask.add_argument("--kept", action="store_true", help="use the runs stored in the repository")
+    ask.add_argument("--keep", action="store_true", help="store these runs in the repository, for --kept")
     return ask

@@ -1,7 +1,7 @@
 """Chooses an experiment's settings without its test set: `python -m benchmarks.tune exps/sema_digits.json key=v1,v2 ...`
 
-Runs the grid on the training images alone, a fifth of each class held out in place of the test images, with seeds (and so
-class orders) that the reported runs do not use. Prints one line a grid point, best average accuracy first.
+Runs the grid on the training images only, with a fifth of each class held out in place of the test images, and with seeds
+(hence class orders) that the reported runs do not use. Prints a line for each grid point, best average accuracy first.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
     torch.set_num_threads(1)
     flush_denormals()
     keys = [text.partition("=")[0] for text in args.grid]
-    found = []
+    lines = []
     for point in itertools.product(*(text.partition("=")[2].split(",") for text in args.grid)):
         overrides = [f"{k}={v}" for k, v in zip(keys, point, strict=True)]
         loaded = load.load(argparse.Namespace(config=args.experiment, set=overrides, data_root=None, device="cpu"))
@@ -66,9 +66,9 @@ def main() -> None:
         seconds = summarise(sum(sum(t.values()) for t in r["seconds"]) for r in results).mean
         average, last, forgetting = (f"{cell or 0:.1f}" for cell in cells)
         line = f"average {average}  last {last}  forgetting {forgetting}  adapters {adapters:.1f}  {seconds:.0f} s"
-        found.append((cells[0] or 0.0, f"{line}  {' '.join(overrides)}"))
-        print(found[-1][1], flush=True)
-    print("\nbest average first", *(line for _, line in sorted(found, reverse=True)), sep="\n")
+        lines.append((cells[0] or 0.0, f"{line}  {' '.join(overrides)}"))
+        print(lines[-1][1], flush=True)
+    print("\nbest average first", *(line for _, line in sorted(lines, reverse=True)), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """One routed pass of a finished run equals the N-pass loop over its experts: `python -m benchmarks.validate_routing RUN`.
 
-On a draw of the run's own training images, in float32 and float64, with every expert and router as the run left them:
-- each routed layer, on what it reads in the network: its one pass against sum_e g_e expert_e(x), every expert run on its own
-  with gate 1 (for experts on linear layers the sum is taken in each of these, where the mixture acts);
+On a draw of the run's training images, in float32 and float64, with the experts and routers of the finished run:
+- each routed layer, on its input in the network: its one pass against sum_e g_e expert_e(x), where every expert runs alone
+  with gate 1 (for experts on linear layers the sum is taken in each of these layers, where the experts are mixed);
 - the whole network: one pass with one-hot gates for expert e against the network that has only expert e.
 Features of N networks averaged are another model (the layers above are not linear) and are not compared. Then time and peak
 memory of one routed pass and of N passes, measured as in benchmarks/routing.py.
@@ -55,23 +55,23 @@ def difference(one: Tensor, other: Tensor) -> Difference:
 
 def routed_slots(backbone: SlottedViT) -> dict[int, Slot]:
     """The routed slots by layer. Raises ValueError where there are none."""
-    found = {int(n): s for n, s in backbone.slots.items() if isinstance(s, RoutedSlot | SparseMoE)}
-    if not found:
+    slots: dict[int, Slot] = {int(n): s for n, s in backbone.slots.items() if isinstance(s, RoutedSlot | SparseMoE)}
+    if not slots:
         raise ValueError("the network has no layer of routed experts")
-    return dict(sorted(found.items()))
+    return dict(sorted(slots.items()))
 
 
 def experts_of(slot: Slot) -> list[nn.Module]:
     return list(slot.adapters if isinstance(slot, RoutedSlot) else slot.experts)
 
 
-def gates_of(slot: Slot, x: Tensor, given: Tensor | None = None) -> Tensor:
-    """What the experts of a slot that reads x [B, N, D] are multiplied by, [B, N, E], or [B, E] for whole samples: the gates
-    `given` from outside, else the slot's own, else 1."""
+def gates_of(slot: Slot, x: Tensor, routed: Tensor | None = None) -> Tensor:
+    """Gates of the experts of a slot that reads x [B, N, D]: [B, N, E], or [B, E] for whole images. `routed` are those of a
+    shared router; without them the slot's router decides, and without a router all are 1."""
     if isinstance(slot, SparseMoE):
         return slot.forward_with_routing(x)[1].gates
-    if given is not None:
-        return given
+    if routed is not None:
+        return routed
     return slot.router(x).gates if slot.router is not None else x.new_ones(len(x), len(slot))
 
 
@@ -105,22 +105,22 @@ def by_loop(slot: Slot, inputs: tuple[Any, ...]) -> Tensor:
 
 def with_only(backbone: SlottedViT, expert: int) -> SlottedViT:
     """A network over the same frozen ViT that has this expert alone in every layer, with gate 1, and no router."""
-    made: SlottedViT = copy.deepcopy(backbone, {id(backbone.vit): backbone.vit})
-    made.router = None
-    for layer, slot in routed_slots(made).items():
+    single: SlottedViT = copy.deepcopy(backbone, {id(backbone.vit): backbone.vit})
+    single.router = None
+    for layer, slot in routed_slots(single).items():
         alone = experts_of(slot)[expert]
         if isinstance(slot, RoutedLinears):
             inside = RoutedLinears()
             inside.add(alone)
-            made.fill(layer, inside.eval())
+            single.fill(layer, inside.eval())
         else:
-            made.fill(layer, alone)
-    return made
+            single.fill(layer, alone)
+    return single
 
 
 def one_hot_pass(backbone: SlottedViT, images: Tensor, gates: list[Tensor], expert: int) -> Tensor:
-    """Features [B, D] from one pass of the routed network in which this expert alone acts, with gate 1. `gates`: the real
-    ones, whose shapes are kept. The network is a copy: its sparse layers, which choose themselves, stay fixed."""
+    """Features [B, D] from one pass of the routed network with gate 1 for this expert and 0 for the others. `gates`: the
+    router's gates, for their shapes. Changes the network, a copy: sparse layers, which route themselves, stay fixed."""
     sparse = [slot for slot in routed_slots(backbone).values() if isinstance(slot, SparseMoE)]
     for slot in sparse:
         slot.fix(expert)
@@ -152,23 +152,25 @@ def compare(backbone: SlottedViT, images: Tensor, dtype: torch.dtype) -> dict[st
     network(images)
     for hook in hooks:
         hook.remove()
-    found = {}
+    differences = {}
     for layer, slot in slots.items():
         inputs, output = calls[layer]
-        found[f"layer {layer}: one pass, loop over experts"] = difference(output, by_loop(slot, inputs))
+        differences[f"layer {layer}: one pass, loop over experts"] = difference(output, by_loop(slot, inputs))
     gates = [gates_of(slot, *calls[layer][0][:2]) for layer, slot in slots.items()]
     for expert in range(len(experts_of(next(iter(slots.values()))))):
         alone = with_only(network, expert)(images)
         one_hot = one_hot_pass(network, images, gates, expert)
-        found[f"features: one-hot gates, network of expert {expert} alone"] = difference(one_hot, alone)
-    return found
+        differences[f"features: one-hot gates, network of expert {expert} alone"] = difference(one_hot, alone)
+    return differences
 
 
-def table(found: dict[torch.dtype, dict[str, Difference]]) -> str:
-    titles = [f"{str(d).removeprefix('torch.')}, {kind}" for d in found for kind in ("largest difference", "relative")]
+def table(results: dict[torch.dtype, dict[str, Difference]]) -> str:
+    titles = [
+        f"{str(d).removeprefix('torch.')}, {kind}" for d in results for kind in ("largest difference", "relative")
+    ]
     lines = [f"| compared | {' | '.join(titles)} |", "|---" * (1 + len(titles)) + "|"]
-    for name in next(iter(found.values())):
-        cells = [f"{value:.1e}" for own in found.values() for value in own[name]]
+    for name in next(iter(results.values())):
+        cells = [f"{value:.1e}" for differences in results.values() for value in differences[name]]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -183,7 +185,7 @@ def costs(backbone: SlottedViT, images: Tensor, rounds: int) -> str:
     interleaved(runs, 1, images.device)
     peaks = [peak_memory(run, images.device) / MIB for run in runs]
     seconds = interleaved(runs, rounds, images.device)
-    times = [1000 * statistics.median(own) for own in seconds]
+    times = [1000 * statistics.median(of_way) for of_way in seconds]
     ratio = statistics.median(a / b for a, b in zip(*seconds, strict=True))
     return (
         "| float32 inference | ms | peak MiB |\n|---|---|---|\n"
@@ -194,7 +196,7 @@ def costs(backbone: SlottedViT, images: Tensor, rounds: int) -> str:
 
 
 def validate(run: saved.SavedRun, count: int, rounds: int) -> bool:
-    """Prints all tables; whether everything is equal."""
+    """Prints all tables. Returns whether everything is equal."""
     learner, device = run.learner, next(run.learner.backbone.vit.parameters()).device
     task = run.stream.task(run.task, with_past=True)
     images = next(iter(task.train.join(*task.past).batches(count, draw="validate", augment=False)))[0].to(device)
@@ -209,17 +211,17 @@ def validate(run: saved.SavedRun, count: int, rounds: int) -> bool:
         f"{len(images)} training images; {facts['device_name']}, {facts['threads']} threads, "
         f"torch {facts['versions']['torch']}.\n"
     )
-    found = {dtype: compare(learner.backbone, images, dtype) for dtype in DTYPES}
-    print(table(found) + "\n")
+    results = {dtype: compare(learner.backbone, images, dtype) for dtype in DTYPES}
+    print(table(results) + "\n")
     print(costs(learner.backbone, images, rounds) + "\n")
-    worst = max((d.relative for d in found[torch.float64].values()), key=lambda r: (r != r, r))  # NaN is the worst
+    worst = max((d.relative for d in results[torch.float64].values()), key=lambda r: (r != r, r))  # NaN is the worst
     equal = worst <= LIMIT
     print(f"Largest relative difference in float64: {worst:.1e}, {'within' if equal else 'ABOVE'} {LIMIT:g}.")
     return equal
 
 
 def main(argv: list[str] | None = None) -> int:
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler talks of itself on stderr
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler prints to stderr
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("run", type=Path, metavar="RUN", help="folder of a run: OUT/<config name>/<hash>/seed_<seed>")
     ask.add_argument("--images", type=int, default=32)

@@ -66,7 +66,7 @@ def test_about_ends_with_what_the_runs_gave():
         return {"seed": seed, "last_accuracy": last, "average_accuracy": 50.0, "seconds": 4.4}
 
     tail = (
-        ", each with its own class order (benchmarks/leaderboard.jsonl). "
+        ", each with a different class order (benchmarks/leaderboard.jsonl). "
         "Time: about 4 s a seed on one of two busy CPU cores, no download."
     )
     text = '{\n  "about": "x. Expected: much. Time: long.",\n  "seed": [1, 2]\n}\n'

@@ -1,4 +1,6 @@
-"""The speed benchmarks compare equal things and tell what they measured."""
+"""The speed benchmarks compare equal things and say what they measured."""
+
+import argparse
 
 import pytest
 import torch
@@ -13,17 +15,23 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def results(monkeypatch):
     """What each way returned, by name, in place of being timed."""
-    found = {}
+    outputs = {}
 
     def once(ways, rounds, device, clock):
         for way in ways:
             way.prepare()
-            found[way.name] = way.run()
+            outputs[way.name] = way.run()
         return []
 
     monkeypatch.setattr(measure, "compare", once)
     monkeypatch.setattr(measure, "random_vit", lambda model, size: toy_backbone().vit)
-    return found
+    return outputs
+
+
+def sizes(**values):
+    """The arguments of a benchmark over the toy ViT, one round."""
+    toy = {"model": "toy", "image_size": 8, "layers": 2, "rounds": 1, "clock": "wall"}
+    return argparse.Namespace(**toy, **values)
 
 
 def test_each_way_runs_once_a_round_after_its_preparation_and_ratios_are_by_round(monkeypatch):
@@ -49,20 +57,20 @@ def test_loop_and_kernel_agree(results):
 
 
 def test_the_network_with_adapters_is_one_network_twice(results):
-    overhead.compare("toy", 8, 2, 2, 2, 4, 1, CPU, "wall")
+    overhead.compare(sizes(batch=2, rank=2, count=4), CPU)
     bare, ours, whole = results.values()
     torch.testing.assert_close(ours, whole, rtol=1e-4, atol=1e-5)
     assert (bare - ours).abs().max() > 1e-4
 
 
 def test_all_ways_of_competition_take_the_same_step(results):
-    competition.compare("toy", 8, 2, 2, 2, 4, 1, CPU, "wall")
+    competition.compare(sizes(batch=2, rank=2, count=4), CPU)
     plain, ours, cached = results.values()
     assert ours == pytest.approx(plain, rel=1e-5) and cached == pytest.approx(plain, rel=1e-5)
 
 
 def test_all_ways_of_evaluation_give_the_same_scores(results):
-    evaluation.compare("toy", 8, 4, 3, 2, 3, 1, CPU, "wall")
+    evaluation.compare(sizes(tasks=4, images=3, count=3), CPU)
     counts = [[score.correct for score in scores] for scores, _ in results.values()]
     assert len(counts) == 3 and counts[0] == counts[1] == counts[2] and len(counts[0]) == 4
 
