@@ -17,7 +17,7 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 import models
-from utils.config.schema import NEVER_ACTED, Experiment, Trained
+from utils.config.schema import WITHOUT_EFFECT, Experiment, Trained
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "keys.md"
 Schema = type[Experiment]
@@ -77,7 +77,7 @@ def page() -> str:
         blocks += [f"## {title}", f"{_about(cls)} Methods: {names}.", _table(cls, _defined_in(cls))]
     for name, summary in models.summaries().items():
         blocks += _method(name, summary, schemas[name], titles)
-    blocks.append(NAMES.format(never=_listed(sorted(NEVER_ACTED))))
+    blocks.append(NAMES.format(never=_listed(sorted(WITHOUT_EFFECT))))
     return "\n\n".join(map(_wrapped, blocks)) + "\n"
 
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from utils.config.schema import NOT_HASHED, Experiment
+from utils.config.hashing import NOT_HASHED
+from utils.config.schema import Experiment
 from utils.config.strict_json import read_json
 from utils.report.results import read
 from utils.text import number

@@ -1,4 +1,4 @@
-"""How values are written for people: numbers, times, values of foreign files, and the nearest valid name."""
+"""How values are written for people: numbers, times, values from files, and the nearest valid name."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-WIDTH = 100  # columns of console text; run folders and commands may be longer, since a broken path cannot be copied
+WIDTH = 100  # columns of console text; paths and commands may be longer, since one broken over lines cannot be copied
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """`value` with `digits` decimals, `-` where it is undefined; never `-0.00`."""
+    """`value` with `digits` decimals, `-` for None; never `-0.00`."""
     return "-" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A did-you-mean clause of at most three names, empty if nothing is close; names that `name` begins come first."""
+    """A did-you-mean clause with at most three names, empty if none is close; names that begin with `name` come first."""
     name, known = str(name)[:200], list(known)
     if name not in known and name.lower() in known:
         return f"; did you mean {name.lower()!r}?"
-    begun = sorted((k for k in known if len(name) >= 3 and k.startswith(name)), key=lambda k: (len(k), k))
-    close = list(dict.fromkeys([*begun, *difflib.get_close_matches(name, known, n=3, cutoff=0.6)]))[:3]
+    longer = sorted((k for k in known if len(name) >= 3 and k.startswith(name)), key=lambda k: (len(k), k))
+    close = list(dict.fromkeys([*longer, *difflib.get_close_matches(name, known, n=3, cutoff=0.6)]))[:3]
     return f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
 
 
 def shown(value: Any) -> str:
-    """A value as JSON for a message, cut where it is long."""
+    """A value as JSON for a message, cut after 60 characters."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:56] + " ..."
 
 
 def shortened(text: str, most: int) -> str:
-    """`text` with at most about `most` characters: of a longer one the middle is left out."""
+    """`text` with at most about `most` characters: the middle of a longer text is left out."""
     return text if len(text) <= most else f"{text[: most * 2 // 3]} ... {text[-most // 3 :]}"
 
 
 def printable(text: str) -> str:
-    """`text` with whatever could act on a terminal (escape sequences, signs that change the direction of writing) or cannot
-    be encoded written as `\\x1b`; lines stay lines."""
+    """`text` with every character that a terminal would interpret (escape sequences, changes of writing direction) or that
+    cannot be encoded written like `\\x1b`; line breaks stay."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -50,7 +50,7 @@ CONTROL = re.compile(
 
 
 def clock(seconds: float) -> str:
-    """Duration as `m:ss` or `h:mm:ss`."""
+    """A duration as `m:ss` or `h:mm:ss`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

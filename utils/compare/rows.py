@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.compare.runs import Run
-from utils.config.schema import NOT_HASHED
+from utils.config.hashing import NOT_HASHED
 from utils.text import printable, shortened
 
 LABEL = 60  # characters of a row's label

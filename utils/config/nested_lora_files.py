@@ -1,6 +1,6 @@
-"""Files of an older program, Nested-LoRA (github.com/motsun1/Nested-LoRA): its names and its silent defaults, read as ours.
+"""Experiment files of an older program, Nested-LoRA (github.com/motsun1/Nested-LoRA): its names and defaults become ours.
 
-SEMA-CL's files need none of this, their names are ours. Everything changed is said in notes, one line each.
+Files of SEMA-CL need no translation, since our names are theirs. Every change is reported in a note, one line each.
 """
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from utils.config.schema import NEVER_ACTED, Trained
+from utils.config.schema import WITHOUT_EFFECT, Trained
 from utils.text import shown
 
 _BACKBONE = "pretrained_vit_b16_224_nested_lora"
 _SAME_BACKBONE = "pretrained_vit_b16_224_adapter"  # both load timm's vit_base_patch16_224 and feed it [0,1]
 _EVALUATED = {"none": "combined", "fast_only": "fast", "slow_only": "slow"}
-# Keys of the competition, which its SEMA and its plain chain never read.
+# Keys of the competition between experts, which its SEMA and its plain chain never read.
 _COMPETITION = ("nb_tasks", "moe_mode", "moe_val_ratio", "fast_lr_multipliers")
-# What the program did where a file is silent, as far as it is a choice ...
+# The program's defaults for keys that a file does not set, as far as they are choices ...
 _DEFAULTS = {
     "nested_lora_use_consolidation": False,
     "nested_lora_consolidation_method": "task_arithmetic",
@@ -24,7 +24,7 @@ _DEFAULTS = {
 }
 _SEMA_RATES = {"nested_lora_lr_fast": 0.01, "nested_lora_lr_slow": 0.001}
 _FAST_FACTOR = 5  # fast rate of the chain and the competition, in multiples of init_lr
-# ... and as far as it is a fault: what to set to have it back.
+# ... and as far as they are faults: the values that restore them.
 _FAULTS: dict[str, dict[str, Any]] = {
     "sema": {"nested_lora_reset": "zero"},
     "nested_lora": {"nested_lora_reset": "zero", "decay_other_rows": True},
@@ -38,15 +38,15 @@ _FAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-def translate(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
-    """A file's values in our names, the notes to show, and faults where two names contradict each other.
+def translate(written: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
+    """(values in our names, notes to show, faults where an old and a new name of one key are both set) of a file's values.
 
-    A file counts as Nested-LoRA's if it carries a key that never acted (`memory_size` ...) or that program's backbone name;
-    only then are its defaults filled in and does "pam" mean its sign mask."""
-    values = dict(given)
+    A file counts as Nested-LoRA's if it has one of the keys without effect (`memory_size` ...) or that program's backbone
+    name. Only then its defaults are filled in, and "pam" means its mask of equal signs."""
+    values = dict(written)
     faults: list[str] = []
-    read: list[str] = []  # what is read as what
-    old = bool(NEVER_ACTED & values.keys()) or values.get("backbone_type") == _BACKBONE
+    read: list[str] = []  # "old name as new name"
+    old = bool(WITHOUT_EFFECT & values.keys()) or values.get("backbone_type") == _BACKBONE
 
     if values.get("backbone_type") == _BACKBONE:
         values["backbone_type"] = _SAME_BACKBONE
@@ -54,14 +54,14 @@ def translate(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], list
     dropped = _name_the_competition(values, read, faults, old)
     if "nested_lora_eval_ablation" in values:
         ablation = values.pop("nested_lora_eval_ablation")
-        part = _EVALUATED.get(ablation) if isinstance(ablation, str) else None
-        if part is None:
+        evaluated = _EVALUATED.get(ablation) if isinstance(ablation, str) else None
+        if evaluated is None:
             faults.append(f"nested_lora_eval_ablation: none, fast_only or slow_only is expected; got {shown(ablation)}")
         elif "nested_lora_eval" in values:
             faults.append("nested_lora_eval: nested_lora_eval_ablation is its older name; keep one of the two")
         else:
-            values["nested_lora_eval"] = part
-            read.append(f"nested_lora_eval_ablation {ablation} as nested_lora_eval {part}")
+            values["nested_lora_eval"] = evaluated
+            read.append(f"nested_lora_eval_ablation {ablation} as nested_lora_eval {evaluated}")
     if old and values.get("nested_lora_consolidation_method") == "pam":
         values["nested_lora_consolidation_method"] = "pam_lite"
         read.append(
@@ -73,7 +73,7 @@ def translate(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], list
         notes.append(f"names of Nested-LoRA, read as ours: {'; '.join(read)}")
     if dropped:
         notes.append(
-            f"keys of the competition, which Nested-LoRA's {given['model_name']} never read: {', '.join(dropped)}"
+            f"keys of the competition, which Nested-LoRA's {written['model_name']} never read: {', '.join(dropped)}"
         )
     if old and _is_nested(values):
         notes += _fill(values)
@@ -81,14 +81,15 @@ def translate(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], list
 
 
 def _name_the_competition(values: dict[str, Any], read: list[str], faults: list[str], old: bool) -> list[str]:
-    """`nb_tasks` and `moe_mode` of the one old method become the method moe_parallel, or are dropped: returns those."""
+    """Its one method with `nb_tasks` or `moe_mode` becomes our method moe_parallel. Returns keys that had no effect there and
+    are dropped."""
     method, mode, count = values.get("model_name"), values.get("moe_mode"), values.get("nb_tasks")
     if method == "nested_lora" and ("nb_tasks" in values or mode in ("parallel", "standard")):
         if mode == "parallel" or (mode in (None, "standard") and count not in (None, 1)):
             values["model_name"] = "moe_parallel"
             values["moe_mode"] = "parallel" if mode == "parallel" else "task"
-            said = "moe_mode parallel" if mode == "parallel" else "several nb_tasks"
-            read.append(f"model_name nested_lora with {said} as moe_parallel, moe_mode {values['moe_mode']}")
+            sign = "moe_mode parallel" if mode == "parallel" else "several nb_tasks"
+            read.append(f"model_name nested_lora with {sign} as moe_parallel, moe_mode {values['moe_mode']}")
         elif mode in (None, "standard"):
             return [key for key in _COMPETITION if values.pop(key, None) is not None]
     elif method == "sema" and (old or "nb_tasks" in values):
@@ -111,7 +112,8 @@ def _is_nested(values: Mapping[str, Any]) -> bool:
 
 
 def _fill(values: dict[str, Any]) -> list[str]:
-    """Adds the original's defaults where the file is silent; returns a note on them and one on its faults, which stay off."""
+    """Adds the program's defaults for keys that the file does not set; returns a note on them, and one on the program's faults,
+    which stay off."""
     method, notes = values["model_name"], []
     defaults: dict[str, Any] = dict(_DEFAULTS)
     rate = values.get("init_lr", Trained.model_fields["init_lr"].default)
@@ -119,16 +121,16 @@ def _fill(values: dict[str, Any]) -> list[str]:
         defaults |= _SEMA_RATES
     elif isinstance(rate, int | float) and not isinstance(rate, bool):
         defaults |= {"nested_lora_lr_fast": _FAST_FACTOR * rate, "nested_lora_lr_slow": rate}
-    if silent := {key: value for key, value in defaults.items() if key not in values}:
-        values |= silent
-        notes.append(f"the file is silent on these, Nested-LoRA's own defaults stand: {_listed(silent)}")
+    if filled := {key: value for key, value in defaults.items() if key not in values}:
+        values |= filled
+        notes.append(f"the file does not set these keys, so they get Nested-LoRA's defaults: {_listed(filled)}")
     faults = {key: value for key, value in _FAULTS[method].items() if key not in values}
-    idle = ["nested_lora_reset", "moe_reset"] if not values["nested_lora_use_consolidation"] else []
+    without_effect = ["nested_lora_reset", "moe_reset"] if not values["nested_lora_use_consolidation"] else []
     if values.get("moe_mode") == "task":
-        idle += ["moe_loss", "moe_reset"]
-    faults = {key: value for key, value in faults.items() if key not in idle}
+        without_effect += ["moe_loss", "moe_reset"]
+    faults = {key: value for key, value in faults.items() if key not in without_effect}
     if faults:
-        notes.append(f"faults of Nested-LoRA stay off; these keys bring them back: {_listed(faults)}")
+        notes.append(f"faults of Nested-LoRA stay off; these values restore them: {_listed(faults)}")
     return notes
 
 

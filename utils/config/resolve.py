@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,23 +12,21 @@ from typing import Any
 from pydantic import ValidationError
 
 from utils import data
-from utils.config.schema import LATER, NEVER_ACTED, NOT_HASHED, Experiment
+from utils.config.hashing import settings_hash
+from utils.config.schema import WITHOUT_EFFECT, Experiment
 from utils.config.strict_json import ConfigError
 from utils.text import nearest, shown
 
 Schema = type[Experiment]
-
-
 SettingsOf = Callable[[str], Schema]
 
-
-# Values for required keys that are missing or faulty, so that the rules over the others can still be checked.
+# Values for required keys that are missing or faulty, so that rules over the other keys can still be checked.
 STAND_INS = {"model_name": "", "dataset": "digits", "init_cls": 1, "increment": 1}
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A checked experiment: `settings`, the keys the user gave, and `notes` to show once."""
+    """A checked experiment: `settings`, the keys that the user wrote, and `notes` to show once."""
 
     settings: Experiment
     given: frozenset[str]
@@ -38,14 +34,13 @@ class Resolved:
 
     @property
     def values(self) -> dict[str, Any]:
-        """Every key with its value, defaults included, ready for JSON."""
+        """Every key with its value, defaults included, as config.json has them."""
         return self.settings.model_dump(mode="json")
 
     @cached_property  # a sweep asks for it with every run
     def hash(self) -> str:
-        """12 hex digits of SHA-256 over all settings that decide a run's numbers, the seed apart."""
-        deciding = {k: v for k, v in self.values.items() if k not in NOT_HASHED and LATER.get(k, ...) != v}
-        return hashlib.sha256(json.dumps(self.settings.only | deciding, sort_keys=True).encode()).hexdigest()[:12]
+        """The hash of the settings that decide a run's numbers, see utils/config/hashing.py; it names the run folder."""
+        return settings_hash(self.settings.only | self.values)
 
 
 def resolve(
@@ -58,49 +53,56 @@ def resolve(
     faults: Sequence[str] = (),
     notes: Sequence[str] = (),
 ) -> Resolved:
-    """Checks `values` against the method's settings; raises ConfigError with every fault, else returns the result.
+    """Checks `values` against the settings of their method; raises ConfigError with every fault, else returns the result.
 
-    `methods` and `backbones` are the known names; `settings_of(method)` is the method's Settings class. `faults` are those
-    found in reading; a key that one of them names gets no second fault. `notes` come before the result's own."""
-    found = list(faults)
+    `methods` and `backbones` are the known names; `settings_of(method)` is the method's Settings class. `faults` come from
+    reading the file; a key that one of them names gets no second fault. `notes` precede those of the settings."""
+    all_faults = list(faults)
     method = values.get("model_name")
     known = isinstance(method, str) and method in methods
     if isinstance(method, str) and not known:
-        found.append(f"model_name: {method!r} is not a method{nearest(method, methods)} (known: {', '.join(methods)})")
+        suggestion = nearest(method, methods)
+        all_faults.append(f"model_name: {method!r} is not a method{suggestion} (known: {', '.join(methods)})")
     schema = settings_of(str(method)) if known else Experiment
-    dropped = sorted(k for k in values if k in (NEVER_ACTED | schema.ignored) and k not in schema.model_fields)
-    given = {k: v for k, v in values.items() if k not in dropped}
-    if not known:  # the method's own keys cannot be judged, the common ones can
+    dropped = sorted(k for k in values if k in (WITHOUT_EFFECT | schema.ignored) and k not in schema.model_fields)
+    checked = {k: v for k, v in values.items() if k not in dropped}
+    if not known:  # the keys of an unknown method cannot be judged, the common ones can
         union = {k for m in methods for k in settings_of(m).accepted_keys()} | schema.accepted_keys()
-        found += [f"{k or shown(k)}: unknown key{nearest(k, union)}" for k in given if k not in union]
-        given = {k: v for k, v in given.items() if k in schema.model_fields}
+        all_faults += [f"{k or shown(k)}: unknown key{nearest(k, union)}" for k in checked if k not in union]
+        checked = {k: v for k, v in checked.items() if k in schema.model_fields}
 
-    bad = {fault.partition(":")[0] for fault in found}
+    faulty = {fault.partition(":")[0] for fault in all_faults}
     settings: Experiment | None = None
     try:
-        settings = schema.model_validate(given)
+        settings = schema.model_validate(checked)
     except ValidationError as error:
         for item in error.errors():
             key = str(item["loc"][0])
-            if key not in bad:
+            if key not in faulty:
                 others = {m: settings_of(m) for m in methods if m != method} if known else {}
-                found.append(_explain(item, given.get(key), schema, str(method), others))
-            bad.add(key)
-        # what spans several keys is still judged: faulty ones get a default or stand-in, and no fault that involves them counts
-        kept = {k: v for k, v in given.items() if k in schema.model_fields and k not in bad}
-        if all(k in STAND_INS or not f.is_required() for k, f in schema.model_fields.items() if k not in kept):
-            settings = schema.model_validate(STAND_INS | kept)
+                all_faults.append(_explain(item, checked.get(key), schema, str(method), others))
+            faulty.add(key)
+        settings = _without_faulty(schema, checked, faulty)
     if settings is not None:
         checks = [*_name_checks(settings, backbones), *settings.cross_checks()]
-        found += [fault for keys, fault in checks if not bad.intersection(keys)]
-    if found or settings is None:
-        raise ConfigError(source, list(dict.fromkeys(found)))
+        all_faults += [fault for keys, fault in checks if not faulty.intersection(keys)]
+    if all_faults or settings is None:
+        raise ConfigError(source, list(dict.fromkeys(all_faults)))
     ignored = [f"these keys have no effect for {method} and are ignored: {', '.join(dropped)}"] if dropped else []
-    return Resolved(settings, frozenset(given), (*notes, *ignored, *settings.remarks()))
+    return Resolved(settings, frozenset(checked), (*notes, *ignored, *settings.remarks()))
+
+
+def _without_faulty(schema: Schema, values: Mapping[str, Any], faulty: set[str]) -> Experiment | None:
+    """Settings with a default or stand-in for each faulty key, so that rules over several keys can still be checked. None if
+    a required key has neither."""
+    sound = {k: v for k, v in values.items() if k in schema.model_fields and k not in faulty}
+    if all(k in STAND_INS or not f.is_required() for k, f in schema.model_fields.items() if k not in sound):
+        return schema.model_validate(STAND_INS | sound)
+    return None
 
 
 def _name_checks(settings: Experiment, backbones: Callable[[], Sequence[str]]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Names and splits that need a look outside the file: data set, backbone, class count."""
+    """Faults that need facts outside the file: names of data set and backbone, number of classes."""
     dataset, backbone = settings.dataset, settings.backbone_type
     if dataset not in data.DATASETS:
         sets = ", ".join(data.DATASETS)
@@ -109,8 +111,8 @@ def _name_checks(settings: Experiment, backbones: Callable[[], Sequence[str]]) -
         path = Path(settings.data_path).expanduser() if settings.data_path else None
         count = data.count_classes(dataset, root=Path(settings.data_root).expanduser(), path=path)
         if count is not None and settings.init_cls > count:
-            where = f"{path}" if path else dataset
-            fault = f"init_cls: {settings.init_cls} classes in the first task, but {where} has only {count}"
+            name = f"{path}" if path else dataset
+            fault = f"init_cls: {settings.init_cls} classes in the first task, but {name} has only {count}"
             yield ("init_cls", "dataset", "data_path"), fault
         if count is not None and settings.class_order is not None and len(settings.class_order) != count:
             fault = f"class_order: has {len(settings.class_order)} classes, {path or dataset} has {count}"
@@ -135,7 +137,7 @@ EXPECTED = {
 
 
 def _explain(item: Any, value: Any, schema: Schema, method: str, others: Mapping[str, Schema]) -> str:
-    """One pydantic error as one line for the user."""
+    """An error of pydantic as one line for the user."""
     key, kind = str(item["loc"][0]), item["type"]
     if key in schema.only:
         return f"{key}: {method} implements only {shown(schema.only[key])}; got {shown(value)}"

@@ -1,7 +1,7 @@
-"""What an experiment's JSON may say: typed, closed and checked in full, every fault in one message, before any work starts.
+"""The keys of an experiment's JSON: typed and closed, so that a misspelt key or a value out of bounds is refused.
 
-The file is flat and uses SEMA-CL's key names. `Experiment` holds the keys every method has; a method's `Settings` extends
-it beside the method's own code (`models/<name>.py`). Nothing downstream reads a raw dict or writes to the result.
+The file is flat and uses SEMA-CL's key names. `Experiment` has the keys of every method; the class `Settings` in
+`models/<name>.py` extends it with those of one method. Settings are frozen, and no other code reads the raw values.
 """
 
 from __future__ import annotations
@@ -13,22 +13,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from utils.text import shown
 
-# Keys of SEMA-CL and LAMDA-PILOT files that no rehearsal-free method ever read. Accepted, and answered by one line.
-NEVER_ACTED = frozenset({"memory_size", "memory_per_class", "fixed_memory", "vpt_type", "prompt_token_num"})
+# Keys of SEMA-CL and LAMDA-PILOT files that have no effect in a method without rehearsal: accepted, and named in one note.
+WITHOUT_EFFECT = frozenset({"memory_size", "memory_per_class", "fixed_memory", "vpt_type", "prompt_token_num"})
 MOST_SEEDS = 1000
 Precision = Literal["fp32", "tf32", "bf16"]
-# Keys that say where and how a run happens but not what it computes: they stay out of the settings hash.
-NOT_HASHED = frozenset(
-    {"about", "expected", "prefix", "seed", "device", "num_workers", "data_root", "eval_batch_size"}
-    | {"prefix_cache", "prefix_cache_gb", "tracker"}
-    | {"slurm_cluster", "slurm_partition", "slurm_time", "slurm_gpus", "slurm_cpus", "slurm_mem_gb", "slurm_account"}
-    | {"slurm_qos", "slurm_array_parallelism", "slurm_setup", "slurm_extra", "ray_address", "ray_gpus", "ray_cpus"}
-)
-
-LATER = {"batch_per_process": False}  # keys that came later: at these values runs stay where they were before
 
 
 def _as_seeds(value: Any) -> Any:
+    """A single seed may stand without a list."""
     return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -50,18 +42,22 @@ def _same(value: Any, other: Any) -> bool:
     return type(value) is type(other) and value == other
 
 
-class Card(BaseModel):
-    """The numbers an experiment is known to give, see commands/verify.py."""
+class ExpectedNumbers(BaseModel):
+    """The numbers an experiment gave before, see commands/verify.py."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     weights: str = Field(description="hash of the backbone's weights")
     settings: str = Field(description="digest of the settings")
-    tolerance: float = Field(ge=0, le=100, description="points by which another machine's accuracy may differ")
-    top1_curve: dict[str, list[float]] = Field(description="for each seed the accuracy over all classes seen, by task")
+    tolerance: float = Field(
+        ge=0, le=100, description="percentage points by which the accuracy may differ on another machine"
+    )
+    top1_curve: dict[str, list[float]] = Field(
+        description="for each seed the accuracy (percent) over all classes seen, by task"
+    )
 
 
 class Experiment(BaseModel):
-    """Keys every method understands."""
+    """The keys of every method."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
     # Keys of other programs' files that have no effect for this method: accepted, and named in one note.
@@ -71,22 +67,25 @@ class Experiment(BaseModel):
     # `only: ClassVar[dict[str, Any]] = PoolSettings.only | {"same_key_value": False}`.
     only: ClassVar[dict[str, Any]] = {}
 
-    about: str = Field("", description="what the experiment is: source, what it shows, expected number, time, hardware")
-    expected: Card | None = Field(
-        None, description="numbers this experiment gave before; main.py --verify RUN compares"
+    about: str = Field(
+        "", description="what the experiment is: source, what it shows, number to expect, time, hardware"
+    )
+    expected: ExpectedNumbers | None = Field(
+        None, description="numbers this experiment gave before; main.py --verify RUN compares a run with them"
     )
     prefix: str = Field("", description="free label, shown in the banner")
     model_name: str = Field(description="method: a file name in models/")
     dataset: str = Field(description="data set, see --list")
-    data_root: str = Field("data", description="folder that holds the data sets")
+    data_root: str = Field("data", description="folder with the data sets")
     data_path: str | None = Field(
-        None, description="dataset 'folder' only: directory of class folders, or of train/ and test/"
+        None, description="dataset 'folder' only: a folder of class folders, or of train/ and test/"
     )
     test_ratio: float = Field(
-        0.2, gt=0, lt=1, description="dataset 'folder' without test/: share of each class held out for test"
+        0.2, gt=0, lt=1, description="dataset 'folder' without test/: share of each class that is the test set"
     )
     num_workers: Annotated[int, Field(ge=0, le=64)] | Literal["auto"] = Field(
-        0, description='processes that decode image files, or "auto": as measured; results do not depend on it'
+        0,
+        description='processes that decode image files, or "auto": measured; no result depends on their number',
     )
     init_cls: int = Field(ge=1, description="classes in the first task")
     increment: int = Field(ge=1, description="classes in each later task; the last task may have fewer")
@@ -97,11 +96,9 @@ class Experiment(BaseModel):
         None, ge=0, lt=2**32, description="seed of the class order; null: the run's seed, as SEMA-CL"
     )
     class_order: tuple[int, ...] | None = Field(
-        None, description="the class order itself, original class numbers from 0; null: as class_order_seed says"
+        None, description="the class order itself, original class numbers from 0; null: drawn from class_order_seed"
     )
-    seed: Annotated[tuple[int, ...], BeforeValidator(_as_seeds)] = Field(
-        (1993,), description="run seeds; each is one run"
-    )
+    seed: Annotated[tuple[int, ...], BeforeValidator(_as_seeds)] = Field((1993,), description="seeds; each is one run")
     device: Annotated[str, BeforeValidator(_as_device)] = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description='auto, cpu, cuda, cuda:N, or SEMA-CL\'s ["N"]'
     )
@@ -112,18 +109,18 @@ class Experiment(BaseModel):
         "pretrained", description="pretrained, random, or the path of a .safetensors/.pth file"
     )
     image_size: int | None = Field(
-        None, ge=8, le=1024, description="side of the input in pixels; null: the backbone's own"
+        None, ge=8, le=1024, description="side of the input in pixels; null: that of the backbone"
     )
     input_normalisation: Literal["auto", "none", "backbone"] = Field(
         "auto",
-        description="none: images in [0,1] as SEMA-CL; backbone: its mean and std; auto: none for SEMA-CL's names",
+        description="none: images in [0, 1] as SEMA-CL; backbone: its mean and std; auto: none for SEMA-CL's names",
     )
     batch_size: int = Field(
-        32, ge=1, description="training images per step, of all processes together where torchrun starts several"
+        32, ge=1, description="training images per step; if torchrun starts several processes, of all together"
     )
     batch_per_process: bool = Field(
         False,
-        description="batch_size counts for each process that torchrun starts: a step takes batch_size x processes; rates stay",
+        description="batch_size is per process that torchrun starts: a step has batch_size x processes images; rates stay",
     )
     eval_batch_size: int = Field(256, ge=1, description="images per step in evaluation")
     precision: Precision = Field(
@@ -133,18 +130,18 @@ class Experiment(BaseModel):
     )
     compile: bool = Field(
         False,
-        description="compile the frozen blocks by torch.compile, a minute or more at the start of a run; numbers differ by "
-        "rounding. Where that does not work the run is told so and goes on without",
+        description="compile the frozen blocks with torch.compile, which takes a minute or more at the start of a run; numbers "
+        "differ by rounding. If it fails, the run warns and continues without it",
     )
     prefix_cache: Literal["memory", "disk", "off"] = Field(
         "memory",
-        description="where results of the frozen layers are kept, so that each image passes them once: the device's memory, "
-        "files in the run folder, or nowhere. Numbers differ by rounding alone",
+        description="where outputs of the frozen layers are stored, so that each image passes them once: in device memory, in "
+        "files of the run folder, or off. Numbers differ by rounding alone",
     )
     prefix_cache_gb: float = Field(
         2.0,
         gt=0,
-        description="most that prefix_cache keeps, GiB: test images first, then training images, then train_views",
+        description="most that prefix_cache stores, GiB: test images first, then training images, then train_views",
     )
     tracker: Literal["tensorboard"] | None = Field(
         None,
@@ -188,32 +185,32 @@ class Experiment(BaseModel):
         None,
         ge=1,
         le=50_000,
-        description="random ReLU features P that ncm and ridge work on, as RanPAC; null: the features themselves. "
-        "ridge keeps 8 P^2 bytes, 800 MB for 10,000",
+        description="number P of random ReLU features for ncm and ridge, as RanPAC; null: the features themselves. "
+        "ridge stores 8 P^2 bytes, 800 MB for 10,000",
     )
     head_drift: bool = Field(
         True,
-        description="with ncm and ridge, measure what the age of the class statistics costs; takes one forward pass over all "
-        "past training images per task",
+        description="with ncm and ridge, measure the cost of stale class statistics; takes one forward pass over all past "
+        "training images per task",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _without_only(cls, values: Any) -> Any:
-        """Drops the keys of `only` that have their one value; one with another value stays, and is refused as unknown."""
+        """Drops each key of `only` that has its one legal value; with another value it stays, and is refused as unknown."""
         if not isinstance(values, dict):
             return values
         return {key: value for key, value in values.items() if key not in cls.only or not _same(value, cls.only[key])}
 
     @classmethod
     def accepted_keys(cls) -> frozenset[str]:
-        """Every key a file of this method may have, apart from those in `ignored`."""
+        """Every key that a file of this method may have, without those in `ignored`."""
         return frozenset(cls.model_fields) | cls.only.keys()
 
     @field_validator("*", mode="before")
     @classmethod
     def _as_tuple(cls, value: Any) -> Any:
-        """JSON has lists where the settings, being frozen, have tuples."""
+        """A list of the JSON file becomes a tuple, since settings are frozen."""
         return tuple(value) if isinstance(value, list) else value
 
     def descriptions(self) -> dict[str, str]:
@@ -221,26 +218,27 @@ class Experiment(BaseModel):
         return {key: field.description or "" for key, field in type(self).model_fields.items()}
 
     def is_set(self, key: str) -> bool:
-        """Whether a key has another value than its default; a resolved file states every key, so presence says nothing."""
+        """Whether a key has another value than its default. A config.json has every key, so presence alone says nothing."""
         return getattr(self, key) != type(self).model_fields[key].default
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
-        """The value of each key that need not be given, as a resolved file has it."""
-        known = {key: field.default for key, field in cls.model_fields.items() if not field.is_required()}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in known.items()}
+        """{key: its default}, with lists as in JSON; required keys are left out."""
+        defaults = {key: field.default for key, field in cls.model_fields.items() if not field.is_required()}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
 
     def remarks(self) -> Iterator[str]:
-        """Notes on keys that are set but have no effect beside the others: no faults, but never silent."""
+        """Yields notes on keys that are set but have no effect beside the others: not an error, but the user should know."""
         yield from ()
 
     def has_no_effect(self, why: str, holds: bool, *keys: str) -> Iterator[str]:
-        """For `remarks`: if `holds`, one note naming those of `keys` that are set; `why` is the key and value at fault."""
+        """For `remarks`: if `holds`, one note that names those of `keys` that are set; `why` is the cause, such as
+        "num_experts 1"."""
         if holds and (idle := [key for key in keys if self.is_set(key)]):
             yield f"these keys have no effect with {why}: {', '.join(idle)}"
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
-        """Yields (keys involved, fault) for rules that span several keys. Skipped when one of the keys is itself faulty."""
+        """Yields (keys involved, fault) for rules over several keys. A fault is dropped if one of its keys has one already."""
         if len(set(self.seed)) != len(self.seed) or not self.seed:
             yield (
                 ("seed",),
@@ -251,7 +249,7 @@ class Experiment(BaseModel):
         elif len(self.seed) > MOST_SEEDS:
             yield (
                 ("seed",),
-                f"seed: each of the {len(self.seed)} seeds is a run of its own; at most {MOST_SEEDS} are taken",
+                f"seed: each of the {len(self.seed)} seeds is a separate run; at most {MOST_SEEDS} are allowed",
             )
         if self.class_order is not None:
             if sorted(self.class_order) != list(range(len(self.class_order))):
@@ -271,16 +269,16 @@ class Experiment(BaseModel):
                 "class_order_seed: has no effect beside shuffle false, the natural order; leave one out",
             )
         if (self.data_path is not None) != (self.dataset == "folder"):
-            yield ("data_path", "dataset"), "data_path: is needed by, and only by, dataset 'folder'"
+            yield ("data_path", "dataset"), "data_path: dataset 'folder' needs it, and no other dataset has it"
         if self.head == "linear" and self.head_projection_dim is not None:
             yield (
                 ("head_projection_dim", "head"),
-                'head_projection_dim: acts on the class statistics of head "ncm" and "ridge", not on head "linear"',
+                'head_projection_dim: has no effect with head "linear"; it projects the class statistics of "ncm" and "ridge"',
             )
 
 
 class Trained(Experiment):
-    """Keys of every method that takes gradient steps."""
+    """The keys of every method that trains by gradient steps."""
 
     optimizer: Literal["sgd", "adam"] = Field(
         "sgd", description="sgd (momentum 0.9) or adam, which means AdamW as in SEMA-CL"
@@ -292,8 +290,8 @@ class Trained(Experiment):
         0,
         ge=0,
         le=1000,
-        description="augmented views of an image in a task: epoch e shows view e mod n, and prefix_cache keeps them; 0: a "
-        "fresh one in every epoch, as the originals",
+        description="augmented views of an image in a task: epoch e shows view e mod n, and prefix_cache stores them; 0: a "
+        "new one in every epoch, as the originals",
     )
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -302,6 +300,7 @@ class Trained(Experiment):
             yield ("min_lr", "init_lr"), f"min_lr: {self.min_lr} is above init_lr {self.init_lr}"
 
     def must_not_rise(self, key: str, rate: float | None, what: str = "") -> Iterator[tuple[tuple[str, ...], str]]:
-        """For `cross_checks`: a fault if `rate`, which `key` decides, would rise to min_lr. Null and 0 are no rates."""
+        """For `cross_checks`: a fault if `rate`, set by `key`, would rise to min_lr. Null and 0 mean that there is no rate.
+        `what` describes the rate in the message."""
         if rate is not None and 0 < rate < self.min_lr:
             yield ("min_lr", key), f"min_lr: {self.min_lr} is above {what or f'{key} {rate}'}"

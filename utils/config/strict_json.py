@@ -1,6 +1,6 @@
-"""JSON as strict as an experiment needs, read and written: what Python lets through (doubled keys, NaN, 1e999) is a fault.
+"""Strict reading of JSON: what Python's parser accepts although no setting can use it (duplicate keys, NaN, 1e999) is a fault.
 
-Reading collects faults instead of stopping at the first; `utils.config.schema` adds its own and reports them together.
+Faults are collected, so that `utils.config.resolve` reports them together with its faults.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 
 from utils.text import nearest, shortened, shown
 
-MOST_FAULTS, LONGEST_FAULT = 60, 600  # shown of a file; whoever has more is not helped by reading them all
+MOST_FAULTS, LONGEST_FAULT = 60, 600  # faults shown of a file, and characters of each
 
 
 class ConfigError(ValueError):
-    """Bad input: every fault found in one experiment file, one a line."""
+    """Bad input: all faults of one experiment file, one a line."""
 
     def __init__(self, source: str, faults: Sequence[str]):
         self.faults = list(faults)
@@ -28,9 +28,9 @@ class ConfigError(ValueError):
 
 
 def read_json(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """The object in a JSON file and the faults a plain parser would let through, such as doubled keys, NaN, Infinity.
+    """(the object in a JSON file, faults that a plain parser accepts, such as duplicate keys, NaN and Infinity).
 
-    Raises ConfigError if the file cannot be read as a JSON object at all."""
+    Raises ConfigError if the file cannot be read as a JSON object."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
@@ -40,7 +40,7 @@ def read_json(path: Path) -> tuple[dict[str, Any], list[str]]:
     except UnicodeDecodeError as error:
         raise ConfigError(str(path), [f"is not UTF-8 text (byte {error.start}); save it as UTF-8"]) from None
     except ValueError as error:  # a path with a zero byte
-        raise ConfigError(str(path), [f"is no path: {error}"]) from None
+        raise ConfigError(str(path), [f"is not a path: {error}"]) from None
     except OSError as error:
         raise ConfigError(str(path), [f"cannot be read as an experiment file: {error.strerror}"]) from None
     values, faults = parse_json(text, str(path))
@@ -51,18 +51,18 @@ def read_json(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def parse_json(text: str, source: str) -> tuple[Any, list[str]]:
-    """The value a JSON text stands for and a fault for every key that is doubled or no text, which is left out.
+    """(the value of a JSON text, one fault per duplicate or non-text key, which is left out).
 
-    Raises ConfigError if it is no JSON."""
+    Raises ConfigError if the text is not JSON."""
     faults: list[str] = []
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: dict[str, Any] = {}
         for key, value in items:
             if key in seen:
-                faults.append(f"{key}: the key stands twice, with {shown(seen[key])} and {shown(value)}; keep one")
-            if no_text := _no_text(key):
-                faults.append(f"{key}: the key {no_text}")
+                faults.append(f"{key}: the key is there twice, with {shown(seen[key])} and {shown(value)}; keep one")
+            if complaint := _not_text(key):
+                faults.append(f"{key}: the key {complaint}")
             else:
                 seen[key] = value
         return seen
@@ -81,7 +81,7 @@ def parse_json(text: str, source: str) -> tuple[Any, list[str]]:
 
 
 def parse_set(texts: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """`--set key=value` overrides: the value is read as JSON, else taken as a string."""
+    """(values, faults) of `--set key=value` overrides: a value is read as JSON, else taken as a string."""
     values: dict[str, Any] = {}
     faults: list[str] = []
     for text in texts:
@@ -93,8 +93,8 @@ def parse_set(texts: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         if key in values:
             faults.append(f"{key}: set twice on the command line; keep one")
         try:
-            values[key], found = parse_json(value, "--set")
-            faults += found
+            values[key], faults_of_value = parse_json(value, "--set")
+            faults += faults_of_value
         except ConfigError:
             values[key] = value
         faults += strange(key, values[key])
@@ -102,9 +102,9 @@ def parse_set(texts: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def strange(key: str, value: Any) -> list[str]:
-    """Faults for what JSON should not hold or no setting can use: NaN, 1e999, numbers beyond 64 bits, text that is none."""
+    """Faults of a value that no setting can use: NaN, 1e999, integers beyond 64 bits, strings that are not text."""
     if isinstance(value, str):
-        return [f"{key}: the text {no_text}; got {shown(value)}"] if (no_text := _no_text(value)) else []
+        return [f"{key}: the text {complaint}; got {shown(value)}"] if (complaint := _not_text(value)) else []
     if isinstance(value, float) and not math.isfinite(value):
         return [f"{key}: {value} is not a finite number"]
     if isinstance(value, int) and abs(value) >= 2**63:
@@ -113,10 +113,10 @@ def strange(key: str, value: Any) -> list[str]:
     return [fault for item in inner for fault in strange(key, item)]
 
 
-def _no_text(text: str) -> str | None:
-    """What makes `text` neither printable nor a path, None if nothing does."""
+def _not_text(text: str) -> str | None:
+    """Why `text` can be neither printed nor used as a path; None if it can."""
     if "\0" in text:
-        return "holds a zero byte"
+        return "contains a zero byte"
     if any("\ud800" <= char <= "\udfff" for char in text):
-        return "is no Unicode text (a lone half of a surrogate pair, or a name that is not UTF-8)"
+        return "is not Unicode text (a lone half of a surrogate pair, or a name that is not UTF-8)"
     return None

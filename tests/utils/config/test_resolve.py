@@ -11,6 +11,7 @@ import pytest
 
 import models
 from backbone import catalogue
+from utils.config import hashing
 from utils.config import resolve as config_resolve
 from utils.config import schema as config
 from utils.config.strict_json import ConfigError, parse_set, read_json
@@ -70,7 +71,7 @@ def test_sema_cl_files_load_unchanged(name, tmp_path):
         "fixed_memory, memory_per_class, memory_size, prompt_token_num, vpt_type",
     )
     for key, value in (SEMA_CL | SIX[name]).items():
-        if key not in config.NEVER_ACTED | {"seed", "device"}:
+        if key not in config.WITHOUT_EFFECT | {"seed", "device"}:
             assert getattr(found.settings, key) == value, key
     assert found.settings.seed == (1993,) and found.settings.device == "cuda:0"
     shipped = resolve(read_json(ROOT / "exps" / f"{name}.json")[0]).settings
@@ -127,8 +128,8 @@ def test_strange_numbers_and_doubled_keys_are_all_found(tmp_path):
     )
     text = "\n".join(read_json(path)[1])
     for words in (
-        "a: the key stands twice, with 1 and 2",
-        "x: the key stands twice",
+        "a: the key is there twice, with 1 and 2",
+        "x: the key is there twice",
         "b: nan",
         "c: -inf",
         "d: inf",
@@ -289,7 +290,7 @@ def test_set_faults():
     assert [f.partition(":")[0] for f in faults] == ["--set seed", "--set =1", "a", "b", "c"]
 
 
-@pytest.mark.parametrize("key", sorted(config.NOT_HASHED))
+@pytest.mark.parametrize("key", sorted(hashing.NOT_HASHED))
 def test_hash_ignores_where_and_how(key):
     values = {"seed": [5], "device": "cpu", "num_workers": 2, "eval_batch_size": 7}
     card = {"weights": "", "settings": "", "tolerance": 0.0, "top1_curve": {}}
@@ -303,9 +304,9 @@ def test_hash_ignores_where_and_how(key):
 
 def test_hash_sees_everything_else():
     schema, base = models.settings_of("sema"), resolve(GOOD).settings
-    assert schema.model_fields.keys() > config.NOT_HASHED
+    assert schema.model_fields.keys() > hashing.NOT_HASHED
     seen = {resolve(GOOD).hash}
-    for key in schema.model_fields.keys() - config.NOT_HASHED:
+    for key in schema.model_fields.keys() - hashing.NOT_HASHED:
         value = getattr(base, key)
         if value is None:  # an optional whole number, text or list
             other = {

@@ -1,0 +1,24 @@
+"""Which keys decide a run's numbers, and their hash, which names the run folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+# Keys that say where and how a run happens, not what it computes: they are left out of the hash.
+NOT_HASHED = frozenset(
+    {"about", "expected", "prefix", "seed", "device", "num_workers", "data_root", "eval_batch_size"}
+    | {"prefix_cache", "prefix_cache_gb", "tracker"}
+    | {"slurm_cluster", "slurm_partition", "slurm_time", "slurm_gpus", "slurm_cpus", "slurm_mem_gb", "slurm_account"}
+    | {"slurm_qos", "slurm_array_parallelism", "slurm_setup", "slurm_extra", "ray_address", "ray_gpus", "ray_cpus"}
+)
+# Keys added later. At these values they are left out of the hash, so older run folders keep their name.
+ADDED_LATER = {"batch_per_process": False}
+
+
+def settings_hash(values: Mapping[str, Any]) -> str:
+    """12 hex digits of SHA-256 over all settings that decide a run's numbers, the seed apart. Values as JSON has them."""
+    deciding = {k: v for k, v in values.items() if k not in NOT_HASHED and ADDED_LATER.get(k, ...) != v}
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12]
