@@ -24,6 +24,7 @@ from random import Random
 from typing import Any
 
 import main as program
+import models
 from utils.process.seeds import named_seed
 from utils.text import CONTROL, printable
 
@@ -121,8 +122,8 @@ def swapped(pairs: Pairs, draw: Random) -> Mutated:
 
 def added(pairs: Pairs, draw: Random) -> Mutated:
     """Adds a key that the file lacks, of its method or of another, with a strange value."""
-    method, others = str(dict(pairs)["model_name"]), program.models.available()
-    known = sorted({k for m in draw.choice([[method], others]) for k in program.models.settings_of(m).model_fields})
+    method, others = str(dict(pairs)["model_name"]), models.available()
+    known = sorted({k for m in draw.choice([[method], others]) for k in models.settings_of(m).model_fields})
     key, value = draw.choice([k for k in known if k not in dict(pairs)]), draw.choice(draw.choice(GROUPS))
     return f"{key}={json.dumps(value)[:60]}", [*pairs, (key, value)], (key,)
 

@@ -94,13 +94,13 @@ def collect(out: Path, earlier: Iterable[Run]) -> list[Run]:
     """The runs recorded earlier with the finished ones below `out`, which replace those of the same set, method and seed."""
     runs = {(r["set"], r["method"], r["seed"]): r for r in earlier}
     for name in (*SETS, *ALONE):
-        wanted = {verify.digest(_resolved(values), models.settings_of): m for m, values in shipped(name).items()}
+        wanted = {verify.digest(_resolved(values)): m for m, values in shipped(name).items()}
         folder = f"leaderboard_{name}" if name in SETS else name
         for path in sorted(out.glob(f"{folder}/*/seed_*/results.json")):
             settings, results, environment = (
                 report_results.read(path.parent, f) for f in ("config.json", "results.json", "environment.json")
             )
-            digest = verify.digest(settings, models.settings_of)
+            digest = verify.digest(settings)
             if (method := wanted.get(digest)) is None:
                 print(f"left out, no shipped file has its settings: {path.parent}")
                 continue

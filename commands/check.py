@@ -1,10 +1,11 @@
-"""What a run would do, found out before it starts: settings, tasks, parameters, and what is missing on this machine.
+"""`--check`: what a run would do, before it starts: settings, tasks, parameters, and what is missing on this machine.
 
-Nothing is trained: a method is built over the backbone's shapes alone, which finds in a moment what does not fit.
+Nothing is trained: the method is built over the backbone's shapes alone, which shows in a moment what does not fit.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
     from models.learner.base import Learner
 
 
+def run(args: argparse.Namespace) -> int:
+    from commands import load
+
+    check(load.load(args), args.engine)
+    return 0
+
+
 def check(loaded: sweep.Sweep, engine: str = "local") -> None:
     """Shows what a run would do and what it lacks on this machine; of a sweep the first cell in full, and all cells."""
     check_torchvision()
@@ -33,11 +41,11 @@ def check(loaded: sweep.Sweep, engine: str = "local") -> None:
         rows = [(cell.label, cell.resolved.hash, count) for cell, count in zip(loaded.cells, counts, strict=True)]
         print(cell_table(rows, len(loaded.seeds)))
     missing = [lacking(cell.resolved) for cell in loaded.cells]
-    if lack := engines.missing(engine, loaded.cells[0].resolved.values):
-        missing = [[*texts, lack] for texts in missing]
+    if lacks_package := engines.missing(engine, loaded.cells[0].resolved.values):
+        missing = [[*texts, lacks_package] for texts in missing]
     notes = [
-        [*cell.resolved.notes, *engines.remarks(engine, cell.resolved.values), *lacks]
-        for cell, lacks in zip(loaded.cells, missing, strict=True)
+        [*cell.resolved.notes, *engines.remarks(engine, cell.resolved.values), *texts]
+        for cell, texts in zip(loaded.cells, missing, strict=True)
     ]
     print(printable("\n".join(f"note: {line}" for line in loaded.gather(notes))))
     print("the settings are valid" + ("; what is missing on this machine is listed above" if any(missing) else ""))
@@ -58,7 +66,7 @@ def show(resolved: Resolved) -> None:
         order_seed = cfg.seed[0] if cfg.class_order_seed is None else cfg.class_order_seed
         sizes = task_sizes(count, cfg.init_cls, cfg.increment)
         if cfg.class_order is not None:
-            order, source = list(cfg.class_order), "the given class order"
+            order, source = list(cfg.class_order), "the class order of the file"
         else:
             order = drawn_order(count, order_seed, cfg.shuffle)
             source = f"class order of seed {order_seed}" if cfg.shuffle else "in their natural order"
@@ -108,8 +116,8 @@ def lacking(resolved: Resolved) -> list[str]:
     from backbone import weights
 
     cfg = resolved.settings
-    found = (data.missing(cfg.dataset, **data_paths(resolved)), weights.missing(cfg), tracker.missing(cfg.tracker))
-    return [text for text in found if text]
+    missing = (data.missing(cfg.dataset, **data_paths(resolved)), weights.missing(cfg), tracker.missing(cfg.tracker))
+    return [text for text in missing if text]
 
 
 def data_paths(resolved: Resolved) -> dict[str, Any]:
@@ -118,9 +126,9 @@ def data_paths(resolved: Resolved) -> dict[str, Any]:
     return {"root": Path(root).expanduser(), "path": Path(path).expanduser() if path else None}
 
 
-def settings_table(values: Mapping[str, Any], given: Iterable[str], descriptions: Mapping[str, str]) -> str:
+def settings_table(values: Mapping[str, Any], stated: Iterable[str], descriptions: Mapping[str, str]) -> str:
     """Every key with its value and, below, its meaning; keys that are not in the file are marked as defaults."""
-    stated = set(given)
+    stated = set(stated)
     lines, width = ["settings"], max([24, *map(len, values)]) + 2
     for key, value in values.items():
         text = json.dumps(value, ensure_ascii=False)

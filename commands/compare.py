@@ -1,4 +1,4 @@
-"""`main.py --compare RUN ...`: finished runs side by side, a table on the console and one HTML page."""
+"""`--compare RUN ...`: finished runs side by side, as a table on the console and one HTML page."""
 
 from __future__ import annotations
 
@@ -19,18 +19,16 @@ def place_of(out: Path) -> Path:
     return out if out.suffix.lower() in (".html", ".htm") and not out.is_dir() else out / "compare.html"
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     """Prints the table and writes the page. ValueError where a folder given is no finished run and has none below it."""
-    if args.config is not None or args.set or args.check:
-        raise ValueError("--compare RUN ... takes runs as they are: --config, --set and --check do not go with it")
-    there = runs.find(args.compare)
-    rows = compare_rows.rows_of(there.runs)
-    notes = there.notes() + compare_rows.remarks(rows)
-    found = [
+    selection = runs.find(args.compare)
+    rows = compare_rows.rows_of(selection.runs)
+    notes = selection.notes() + compare_rows.remarks(rows)
+    labelled = [
         (f"{number}: {row.label}", row.name, {seed: run.results for seed, run in row.runs.items()})
         for number, row in enumerate(rows, start=1)
     ]
-    table = comparison.compare(found)
+    table = comparison.compare(labelled)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     print(comparison.as_text(table[:MOST_PRINTED]))
@@ -42,3 +40,4 @@ def run(args: argparse.Namespace) -> None:
     storage.write_bytes(path, text.encode(errors="backslashreplace"))
     count = sum(len(row.runs) for row in rows)
     print(f"\n{count} run{'s' * (count != 1)} in {len(rows)} row{'s' * (len(rows) != 1)}: {path}")
+    return 0

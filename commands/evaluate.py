@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
-from utils.process.machine import flush_denormals, pick_device
+from utils.process.machine import check_torchvision, flush_denormals, pick_device
 from utils.report import console
 from utils.run import record as run_record
+
+
+def run(args: argparse.Namespace) -> int:
+    check_torchvision()
+    return evaluate(args.evaluate, args.device or "auto", args.data_root)
 
 
 def evaluate(folder: Path, device_name: str, data_root: str | None) -> int:

@@ -1,26 +1,38 @@
-"""What happened in a finished run, task by task, in plain sentences: `python main.py --explain RUN`.
+"""`--explain RUN`: what happened in a finished run, task by task, in plain sentences.
 
 Every sentence is made from numbers of results.json and metrics.jsonl alone; nothing is computed anew. Accuracies in percent.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from utils.report import results as report_results
-from utils.text import clock, number
+from utils.text import clock, number, printable
 
 Results = Mapping[str, Any]
 Rows = Sequence[Mapping[str, Any]]
 PHASES = {
     "rd": "the descriptors",
     "recalibrate": "the head anew",
-    "adapt": "adapters, with a head of the task's own",
+    "adapt": "adapters, with a head for this task alone",
     "align": "the head, on features drawn from class Gaussians",
 }
 SEMA = {"func": "adapters, router and head"}  # other methods train other things under that name
+
+
+def run(args: argparse.Namespace) -> int:
+    folder: Path = args.explain
+    results, environment = report_results.read(folder, "results.json"), report_results.read(folder, "environment.json")
+    rows = report_results.load_rows(folder / "metrics.jsonl")
+    try:
+        print(printable(explain(results, environment, rows)))
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(f"{folder}: its results are not as this program writes them ({error})") from None
+    return 0
 
 
 def explain(results: Results, environment: Mapping[str, Any], rows: Rows) -> str:
@@ -64,12 +76,12 @@ def _training(rows: Rows, words: Mapping[str, str]) -> Iterator[str]:
     for row in rows:
         if row["kind"] == "epoch":
             kinds.setdefault(row["phase"].split()[0], []).append(row)
-    for kind, own in kinds.items():
-        what, rounds = f" ({words[kind]})" if kind in words else "", len({row["phase"] for row in own})
+    for kind, epochs in kinds.items():
+        what, rounds = f" ({words[kind]})" if kind in words else "", len({row["phase"] for row in epochs})
         in_rounds = f" in {rounds} rounds" if rounds > 1 else ""
         yield (
-            f"Phase {kind}{what} ran {counted(len(own), 'epoch')}{in_rounds}: the loss went from {own[0]['loss']:.3g} to "
-            f"{own[-1]['loss']:.3g}."
+            f"Phase {kind}{what} ran {counted(len(epochs), 'epoch')}{in_rounds}: the loss went from {epochs[0]['loss']:.3g} to "
+            f"{epochs[-1]['loss']:.3g}."
         )
 
 
@@ -80,9 +92,9 @@ def _growth(rows: Rows) -> Iterator[str]:
         return
     grown = [row for row in scans if row["expanded"]]
     if grown:
-        places = ", ".join(f"layer {row['layer']} (scores {', '.join(map(_score, row['scores']))})" for row in grown)
+        layers = ", ".join(f"layer {row['layer']} (scores {', '.join(map(_score, row['scores']))})" for row in grown)
         yield (
-            f"In the scan for shift every adapter's score passed the threshold {grown[0]['threshold']:g} at {places}: "
+            f"In the scan for shift every adapter's score passed the threshold {grown[0]['threshold']:g} at {layers}: "
             f"{counted(len(grown), 'adapter')} joined there."
         )
     else:
@@ -108,7 +120,7 @@ def _novelty(rows: Rows) -> Iterator[str]:
         if row["kind"] != "novelty":
             continue
         if row.get("best") is None:
-            yield f"There was no expert yet, so expert {row['skill']} was made for it."
+            yield f"There was no expert yet, so expert {row['skill']} was added for it."
             continue
         against = "" if row["threshold"] is None else f", the threshold {number(row['threshold'], 3)}"
         outcome = f"it got the new expert {row['skill']}" if row["spawn"] else f"expert {row['skill']} went on with it"
@@ -149,12 +161,12 @@ def _merging(rows: Rows) -> Iterator[str]:
             f"(alpha {merges[0]['alpha']:g}) in {counted(layers, 'layer')}"
         )
         if shares:
-            text += f"; {upper.lower()} made {number(100 * sum(shares) / len(shares), 0)} % of the adapters' output"
+            text += f"; {upper.lower()} gave {number(100 * sum(shares) / len(shares), 0)} % of the adapters' output"
         yield text + "."
 
 
 def _experts(rows: Rows) -> Iterator[str]:
-    """What became of experts that come and go: more rank, frozen for good, merged away, images kept for them."""
+    """What became of experts that come and go: more rank, frozen for good, merged away, images stored for them."""
     for row in rows:
         if row["kind"] == "rank":
             what = f"its held-out loss went from {row['before']:.3g} to {row['after']:.3g}"
@@ -166,7 +178,7 @@ def _experts(rows: Rows) -> Iterator[str]:
         elif row["kind"] == "merge":
             yield f"Expert {row['expert']} was hardly used and joined expert {row['into']}."
         elif row["kind"] == "replay":
-            yield f"{counted(row['added'], 'image')} of it were kept for replay, {row['kept']} in all."
+            yield f"{counted(row['added'], 'image')} of it were stored for replay, {row['kept']} in all."
 
 
 def _scores(results: Results, t: int) -> Iterator[str]:
@@ -213,13 +225,3 @@ def _end(results: Results) -> list[str]:
 
 def counted(count: int, what: str) -> str:
     return f"{count} {what}{'s' * (count != 1)}"
-
-
-def explained(run: Path) -> str:
-    """The sentences of a finished run."""
-    results, environment = report_results.read(run, "results.json"), report_results.read(run, "environment.json")
-    rows = report_results.load_rows(run / "metrics.jsonl")
-    try:
-        return explain(results, environment, rows)
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ValueError(f"{run}: its results are not as this program writes them ({error})") from None

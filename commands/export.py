@@ -1,4 +1,4 @@
-"""A run's adapted model as two files that need no run folder: `main.py --export RUN` writes them, `load` reads them.
+"""`--export RUN`: a run's adapted model as two files that need no run folder; `load` reads them.
 
 `model.safetensors` has every weight and buffer, the frozen backbone's included; `config.json` the run's settings, what must be
 rebuilt before the weights fit, the classes in the order of their scores, and the checksum of the weights.
@@ -6,6 +6,7 @@ rebuilt before the weights fit, the classes in the order of their scores, and th
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 from pathlib import Path
@@ -18,10 +19,17 @@ from safetensors.torch import save as save_tensors
 import models
 from backbone import weights
 from commands import saved
-from models.learner.base import Learner, SeededInit
+from models.learner.base import Learner
 from utils.files.storage import write_bytes, write_json
+from utils.process.machine import check_torchvision
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+def run(args: argparse.Namespace) -> int:
+    check_torchvision()
+    print(export(args.export, args.export / "export", args.data_root))
+    return 0
 
 
 def export(folder: Path, out: Path, data_root: str | None = None) -> str:
@@ -64,7 +72,7 @@ def load(folder: Path, device: torch.device | None = None) -> tuple[Learner, lis
         values = config["settings"] | {"backbone_weights": "random"}  # the file has the weights themselves
         cfg = saved.checked(values, str(folder / CONFIG))
         backbone = weights.build(cfg)[0].to(device or torch.device("cpu"))
-        learner: Learner = models.learner_of(cfg.model_name)(cfg, backbone, config["num_classes"], SeededInit(0), None)
+        learner: Learner = models.build(cfg, backbone, config["num_classes"], 0, None)
         learner.restore(config["structure"])
         learner.load_state_dict(load_tensors(data), strict=True)
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten, wrap
 
+import models
+from backbone import catalogue
 from utils.config.strict_json import read_json
 from utils.data import DATASETS
 from utils.text import WIDTH
+
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "exps"
+
+
+def run(args: argparse.Namespace) -> int:
+    print(listing(EXPERIMENTS, models.summaries(), catalogue.names()))
+    return 0
 
 
 def listing(experiments: Path, methods: Mapping[str, str], backbones: Sequence[str]) -> str:

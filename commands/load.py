@@ -1,32 +1,41 @@
-"""The experiment file with the overrides of the command line, checked in full before anything heavy is imported."""
+"""What a run needs before it starts: the checked experiment, the machine, the data and the backbone."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import models
 from backbone import catalogue
 from utils.config import nested_lora_files, resolve, strict_json, sweep
 from utils.config.resolve import Resolved
+from utils.config.schema import Experiment
+from utils.process import machine as this_machine
+from utils.process import parallel
 from utils.text import shortened
+
+if TYPE_CHECKING:
+    import torch
+
+    from backbone.vit import SlottedViT
+    from backbone.weights import BackboneFacts
+    from utils.data.dataset import Dataset
 
 
 def load(args: argparse.Namespace) -> sweep.Sweep:
-    """The experiment file with the command line's overrides, checked in full before anything heavy is imported.
+    """The experiment file with the overrides of the command line, checked in full before anything heavy is imported.
 
-    A file without `sweep` has one cell."""
-    written, faults = strict_json.read_json(args.config)
-    values, notes, older = nested_lora_files.translate(written)
+    A file without `sweep` has one cell. Raises ConfigError with every fault."""
+    values_of_file, faults = strict_json.read_json(args.config)
+    values, notes, older = nested_lora_files.translate(values_of_file)
     overrides, more = strict_json.parse_set(args.set)
     overrides |= {k: v for k in ("data_root", "device") if (v := getattr(args, k)) is not None}
     values |= overrides
     more += [fault for key in ("data_root", "device") for fault in strict_json.strange(key, getattr(args, key))]
-    spec, source = (
-        values.pop("sweep", None),
-        " ".join([str(args.config), *(f"--set {shortened(text, 200)}" for text in args.set)]),
-    )
+    spec = values.pop("sweep", None)
+    source = " ".join([str(args.config), *(f"--set {shortened(text, 200)}" for text in args.set)])
     methods = models.available()
 
     def resolve_one(values: dict[str, Any], more_notes: Sequence[str] = ()) -> Resolved:
@@ -41,3 +50,57 @@ def load(args: argparse.Namespace) -> sweep.Sweep:
         )
 
     return sweep.resolve(spec, values, source, overrides, resolve_one, models.settings_of, methods)
+
+
+def is_one_run(loaded: sweep.Sweep, args: argparse.Namespace) -> bool:
+    """Whether this process runs the experiment itself, seed after seed, instead of starting a process for every run.
+
+    Raises ValueError under torchrun where it would start processes."""
+    if not (loaded.declared or args.jobs > 1 or args.engine != "local"):
+        return True
+    if parallel.torchrun_ranks()[1] > 1:
+        raise ValueError("torchrun computes one run: a sweep, --jobs and --engine start their processes without it")
+    return False
+
+
+def finished_results(folders: Mapping[int, Path], device: str, afresh: bool) -> dict[int, dict[str, Any] | None]:
+    """The results of the seeds that are finished, None for the others; with `afresh` for all. Rank 0 alone reads files."""
+    from utils.report.results import result_of
+
+    if parallel.torchrun_ranks()[1] > 1:
+        this_machine.check_torchvision()
+        parallel.start(device)
+    if afresh:
+        return dict.fromkeys(folders)
+    results, _ = parallel.broadcast_from_first(lambda: ([result_of(folder) for folder in folders.values()], {}))
+    return dict(zip(folders, results, strict=True))
+
+
+def machine(experiment: Resolved) -> tuple[torch.device, list[str]]:
+    """The device to compute on, and the notes that every run logs. Raises ValueError where something is missing here."""
+    from utils.run import tracker
+
+    this_machine.check_torchvision()
+    this_machine.flush_denormals()
+    if missing := tracker.missing(experiment.settings.tracker):
+        raise ValueError(missing)
+    device, warning = parallel.start(experiment.settings.device)
+    return device, [*experiment.notes, *([warning] if warning else [])]
+
+
+def dataset(experiment: Resolved) -> Dataset:
+    """The data set; before it is read, the method is built on shapes alone, which shows in a moment what does not fit."""
+    from commands import check
+    from utils import data
+
+    cfg, paths = experiment.settings, check.data_paths(experiment)
+    if (count := data.count_classes(cfg.dataset, **paths)) is not None:
+        check.outline(experiment, count)
+    return parallel.first_rank_first(lambda: data.load(cfg.dataset, **paths, test_ratio=cfg.test_ratio))
+
+
+def backbone(cfg: Experiment) -> tuple[SlottedViT, BackboneFacts]:
+    """The backbone with its weights and what is known of them; the first rank fetches what the others then find."""
+    from backbone import weights
+
+    return parallel.first_rank_first(lambda: weights.build(cfg))

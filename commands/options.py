@@ -1,10 +1,9 @@
-"""The command line: its options, and what it says apart from a run's log: `--list`, `--check`, one line for an error."""
+"""The command line of main.py: its flags, and which of them go together."""
 
 from __future__ import annotations
 
 import argparse
-import io
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 EXAMPLES = """five commands to start with:
@@ -13,6 +12,50 @@ EXAMPLES = """five commands to start with:
   python main.py --config exps/quickstart.json --set exp_threshold=1 --set seed=[1,2,3]
   python main.py --config exps/sema_cifar.json --data-root ~/data --device cuda
   python main.py --list"""
+
+PROFILED_NOTHING = " (--profile has nothing to measure: --resume never runs it anew)"
+# What one can ask for instead of a run, and the flags that have an effect beside it. --debug goes with everything.
+COMMANDS = {
+    "list": (),
+    "explain": (),
+    "verify": (),
+    "evaluate": ("data_root", "device"),
+    "export": ("data_root",),
+    "compare": ("out",),
+    "check": ("config", "set", "out", "data_root", "device", "resume", "jobs", "engine"),
+}
+OWN_SETTINGS = ("evaluate", "export", "explain", "verify")  # commands that take the settings of the run they are given
+
+
+def parse(argv: Sequence[str] | None, about: str) -> argparse.Namespace:
+    """The flags; `command` is what is asked for: a key of COMMANDS, or "run". Without any flag the help is printed.
+
+    Raises ValueError for flags that do not go together."""
+    ask = parser(about)
+    args = ask.parse_args(argv)
+    given = [key for key, value in vars(args).items() if value != ask.get_default(key)]
+    asked = [key for key in given if key in COMMANDS]
+    if len(asked) > 1:
+        raise ValueError(f"{_flag(asked[0])} and {_flag(asked[1])} are two things: ask for one at a time")
+    if not given or given == ["debug"]:
+        ask.print_help()
+        ask.exit(0)
+    args.command = asked[0] if asked else "run"
+    if args.command in OWN_SETTINGS and set(given) & {"config", "set"}:
+        raise ValueError(
+            f"{_flag(args.command)} RUN takes the run's own settings: --config and --set do not go with it"
+        )
+    if args.profile and (args.config is None or asked):
+        raise ValueError("--profile measures a run: it goes with --config FILE alone")
+    if idle := [key for key in given if asked and key not in (*asked, *COMMANDS[asked[0]], "debug")]:
+        raise ValueError(f"{_flag(idle[0])} has no effect with {_flag(asked[0])}: leave it out")
+    if args.command in ("run", "check") and args.config is None:
+        raise ValueError(f"--config FILE is needed beside {_flag(given[0])}")
+    return args
+
+
+def _flag(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
 
 
 def parser(about: str) -> argparse.ArgumentParser:
@@ -84,10 +127,3 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a whole number of at least 1 is expected, got {text!r}")
     return int(text)
-
-
-def speak_any_encoding() -> None:
-    """Text that the terminal's encoding lacks is printed as escapes instead of ending the program."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")

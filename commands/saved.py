@@ -14,7 +14,7 @@ import torch
 
 import models
 from backbone import catalogue, weights
-from models.learner.base import Learner, SeededInit
+from models.learner.base import Learner
 from utils import data
 from utils.config import resolve, schema
 from utils.config.strict_json import read_json
@@ -72,7 +72,7 @@ def load(
             f"{cfg.dataset} here; the data set has changed"
         )
     backbone = backbone.to(device or torch.device("cpu"))
-    learner: Learner = models.learner_of(cfg.model_name)(cfg, backbone, len(stream.order), SeededInit(seed), log)
+    learner: Learner = models.build(cfg, backbone, len(stream.order), seed, log)
     learner.restore(saved.facts["structure"])
     learner.load_own_state(saved.tensors)
     learner.eval()

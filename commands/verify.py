@@ -1,117 +1,128 @@
-"""Reproduction cards: the numbers a shipped experiment is known to give, and whether a run gave them (`--verify RUN`).
+"""`--verify RUN`: the numbers a shipped experiment is known to give, and whether this run gave them.
 
-A card is the key `expected` of an experiment file. It holds for the file's own settings and weights; accuracies in percent.
+These numbers are the key `expected` of an experiment file, here called its card. A card holds for the settings and weights of
+its file; accuracies are in percent.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import models
 from utils.config.hashing import NOT_HASHED
-from utils.config.schema import Experiment
 from utils.config.strict_json import read_json
 from utils.report.results import read
-from utils.text import number
+from utils.text import number, printable
 
-TOLERANCE = 2.0  # points: what another processor's rounding may change
-SettingsOf = Callable[[str], type[Experiment]]
+TOLERANCE = 2.0  # points: what the rounding of another processor may change
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "exps"
 
 
-def digest(settings: Mapping[str, Any], settings_of: SettingsOf) -> str:
-    """12 hex digits over the settings that decide numbers and are not at their default, so that new keys do not age cards."""
-    schema = settings_of(str(settings["model_name"]))
-    fields = schema.model_fields
-    kept = {}
+def run(args: argparse.Namespace) -> int:
+    passed, text = verify(args.verify)
+    print(printable(text))
+    return 0 if passed else 1
+
+
+def digest(settings: Mapping[str, Any]) -> str:
+    """12 hex digits over the settings that decide numbers and differ from their default, so that a new key ages no card."""
+    schema = models.settings_of(str(settings["model_name"]))
+    fields, unhashed, departing = schema.model_fields, NOT_HASHED | schema.only.keys(), {}
     for key, value in settings.items():
         default = fields[key].get_default() if key in fields and not fields[key].is_required() else ...
-        if key not in NOT_HASHED | schema.only.keys() and value != (
-            list(default) if isinstance(default, tuple) else default
-        ):
-            kept[key] = value
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+        if key not in unhashed and value != (list(default) if isinstance(default, tuple) else default):
+            departing[key] = value
+    return hashlib.sha256(json.dumps(departing, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def verify(run: Path, exps: Path, settings_of: SettingsOf) -> tuple[bool, str]:
-    """Whether a finished run gave its card's numbers, and the text that says so.
+def verify(folder: Path, experiments: Path = EXPERIMENTS) -> tuple[bool, str]:
+    """Whether the finished run in `folder` gave the numbers of its card, and the text that says so.
 
-    Raises ValueError if the folder has no finished run, or its experiment no numbers for it: then the text says why."""
-    results, settings, environment = (read(run, name) for name in ("results.json", "config.json", "environment.json"))
-    shipped, own = _shipped(run, exps), digest(settings, settings_of)
+    Raises ValueError if there is no finished run, or no card for it: then the text says why."""
+    results, settings, environment = (
+        read(folder, name) for name in ("results.json", "config.json", "environment.json")
+    )
+    shipped, settings_digest = _shipped(folder, experiments), digest(settings)
     card = settings.get("expected") or (shipped or {}).get("expected")
-    if card is None or card["settings"] != own:  # a sweep's cell may be what another file ships
-        card = next((other for other in _cards(exps) if other["settings"] == own), card)
-    head = f"{run}: {results['model_name']} on {results['dataset']}, seed {results['seed']}"
+    if card is None or card["settings"] != settings_digest:  # the cell of a sweep may be what another file ships
+        card = next((other for other in _cards(experiments) if other["settings"] == settings_digest), card)
     weights = (environment.get("backbone") or {}).get("weight_hash")
     if card is None:
         curve = {str(results["seed"]): [a if a is None else round(a, 2) for a in results["top1_curve"]]}
-        made = {"weights": weights, "settings": own, "tolerance": TOLERANCE, "top1_curve": curve}
+        new = {"weights": weights, "settings": settings_digest, "tolerance": TOLERANCE, "top1_curve": curve}
         raise ValueError(
-            f"{run}: its experiment has no expected numbers. {_why(settings, shipped)}To compare later runs with this one, "
-            f'give its file the key "expected": {json.dumps(made)}'
+            f"{folder}: its experiment has no expected numbers. {_why(settings, shipped)}To compare later runs with this "
+            f'one, give its file the key "expected": {json.dumps(new)}'
         )
-    if own != card["settings"]:
+    if settings_digest != card["settings"]:
         raise ValueError(
-            f"{run}: other settings ({own}) than the expected numbers belong to ({card['settings']})"
+            f"{folder}: other settings ({settings_digest}) than the expected numbers belong to ({card['settings']})"
             f"{_changed(settings, shipped)}; run the shipped file as it is"
         )
     curve = card["top1_curve"].get(str(results["seed"]))
     if curve is None:
         seeds = ", ".join(card["top1_curve"])
-        raise ValueError(f"{run}: there are expected numbers for the seeds {seeds}, not for {results['seed']}")
-    lines = [head]
-    right = weights == card["weights"]
-    if not right:
+        raise ValueError(f"{folder}: there are expected numbers for the seeds {seeds}, not for {results['seed']}")
+    same_weights = weights == card["weights"]
+    lines = [f"{folder}: {results['model_name']} on {results['dataset']}, seed {results['seed']}"]
+    if not same_weights:
         lines.append(f"FAIL: the backbone's weights have the hash {weights}, expected is {card['weights']}")
-    lines.append(f"{'after task':<12}{'expected':>10}{'found':>10}{'difference':>12}")
-    wrong = []
-    found = results["top1_curve"]
-    for task, value in enumerate(curve, start=1):
-        own_value = found[task - 1] if task <= len(found) else None
-        gap = None if own_value is None else own_value - value
-        if gap is None or abs(gap) > card["tolerance"]:
-            wrong.append(task)
-        lines.append(f"{task:<12}{number(value):>10}{number(own_value):>10}{number(gap):>12}")
-    if wrong:
+    passed, comparison = _compared(curve, results["top1_curve"], card["tolerance"], same_weights)
+    return passed and same_weights, "\n".join([*lines, *comparison])
+
+
+def _compared(
+    expected: list[float], measured: list[float], tolerance: float, same_weights: bool
+) -> tuple[bool, list[str]]:
+    """Whether all accuracies lie within the tolerance, and the lines of the table with its verdict."""
+    lines = [f"{'after task':<12}{'expected':>10}{'measured':>10}{'difference':>12}"]
+    diverged = []
+    for task, value in enumerate(expected, start=1):
+        accuracy = measured[task - 1] if task <= len(measured) else None
+        gap = None if accuracy is None else accuracy - value
+        if gap is None or abs(gap) > tolerance:
+            diverged.append(task)
+        lines.append(f"{task:<12}{number(value):>10}{number(accuracy):>10}{number(gap):>12}")
+    if diverged:
+        lines.append(f"FAIL: task {diverged[0]} diverged first, by more than the tolerance of {tolerance:g} points")
+    elif same_weights:
+        same = all(number(a) == number(b) for a, b in zip(expected, measured, strict=True))
         lines.append(
-            f"FAIL: task {wrong[0]} diverged first, by more than the tolerance of {card['tolerance']:g} points"
+            f"PASS: {'every number is as expected' if same else f'all within the tolerance of {tolerance:g} points'}"
         )
-    elif right:
-        same = all(number(a) == number(b) for a, b in zip(curve, found, strict=True))
-        how = "every number is as expected" if same else f"all within the tolerance of {card['tolerance']:g} points"
-        lines.append(f"PASS: {how}")
-    return right and not wrong, "\n".join(lines)
+    return not diverged, lines
 
 
-def _shipped(run: Path, exps: Path) -> dict[str, Any] | None:
+def _shipped(folder: Path, experiments: Path) -> dict[str, Any] | None:
     """The shipped file that a run folder OUT/<stem>/<hash>/seed_<n> is named after, if there is one."""
-    path = exps / f"{run.resolve().parent.parent.name}.json"
+    path = experiments / f"{folder.resolve().parent.parent.name}.json"
     return read_json(path)[0] if path.is_file() else None
 
 
-def _cards(exps: Path) -> Iterator[dict[str, Any]]:
+def _cards(experiments: Path) -> Iterator[dict[str, Any]]:
     """All shipped cards."""
-    for path in sorted(exps.glob("*.json")):
+    for path in sorted(experiments.glob("*.json")):
         if isinstance(card := read_json(path)[0].get("expected"), dict):
             yield card
 
 
 def _why(settings: Mapping[str, Any], shipped: Mapping[str, Any] | None) -> str:
-    """What the experiment itself says on its numbers, if it does."""
+    """What the experiment's `about` says on its numbers, if it does."""
     about = str((shipped or settings).get("about") or "")
-    _, found, rest = about.partition("Expected:")
-    return f"It says: Expected:{rest.split('Time:')[0].rstrip()} " if found else ""
+    _, says, rest = about.partition("Expected:")
+    return f"It says: Expected:{rest.split('Time:')[0].rstrip()} " if says else ""
 
 
 def _changed(settings: Mapping[str, Any], shipped: Mapping[str, Any] | None) -> str:
+    """Which keys differ from the shipped file, as a clause."""
     if shipped is None:
         return ""
     keys = [k for k, v in shipped.items() if k not in NOT_HASHED and settings.get(k) != v]
-    return (
-        f": {', '.join(keys)} differ from the shipped file"
-        if keys
-        else ": keys were added to those of the shipped file"
-    )
+    if keys:
+        return f": {', '.join(keys)} differ from the shipped file"
+    return ": keys were added to those of the shipped file"

@@ -39,6 +39,13 @@ def learner_of(name: str) -> type:
         raise ValueError(f"{_FOLDER / name}.py: a method file must define `class Learner` at its top level") from None
 
 
+def build(cfg: Experiment, backbone: Any, num_classes: int, seed: int, log: Any) -> Any:
+    """The learner that the settings name, over this backbone; its start values are drawn from the seed."""
+    from models.learner.base import SeededInit
+
+    return learner_of(cfg.model_name)(cfg, backbone, num_classes, SeededInit(seed), log)
+
+
 @cache
 def settings_of(name: str) -> type[Experiment]:
     """The method's Settings class, read from its file without running the rest of it.

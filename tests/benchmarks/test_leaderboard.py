@@ -36,7 +36,7 @@ def test_an_arm_is_the_shipped_experiment():
     for arm in sweep["sweep"]:
         file = leaderboard.shipped("digits")[arm["prefix"]]
         own, alone = (leaderboard._resolved(values) for values in (base | arm, file))
-        assert verify.digest(own, models.settings_of) == verify.digest(alone, models.settings_of), arm["prefix"]
+        assert verify.digest(own) == verify.digest(alone), arm["prefix"]
 
 
 def test_every_card_is_made_from_the_kept_runs():
@@ -46,7 +46,7 @@ def test_every_card_is_made_from_the_kept_runs():
             own = [r for r in runs if (r["set"], r["method"]) == (name, method)]
             assert values.get("expected") == (leaderboard.card(own) if own else None), f"{method} on {name}"
             if own:  # a change of the file makes the runs kept of it those of something else
-                digest = verify.digest(leaderboard._resolved(values), models.settings_of)
+                digest = verify.digest(leaderboard._resolved(values))
                 assert digest == own[0]["settings"], f"{method} on {name}: run it again"
                 ends = leaderboard.figures(own, values["seed"]) if name in leaderboard.SETS else ""
                 assert values["about"].endswith(ends), f"{method} on {name}"

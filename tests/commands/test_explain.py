@@ -5,7 +5,6 @@ import json
 import pytest
 
 import main
-import models
 from commands import explain
 from commands import verify as cards
 from tests.helpers.runs import tiny_experiment
@@ -122,7 +121,7 @@ def finished(tmp_path_factory):
     (folder,) = place.glob("logs/finetune/*/seed_3")
     settings, results = (json.loads((folder / name).read_text()) for name in ("config.json", "results.json"))
     weights = json.loads((folder / "environment.json").read_text())["backbone"]["weight_hash"]
-    card = {"weights": weights, "settings": cards.digest(settings, models.settings_of), "tolerance": 1.5}
+    card = {"weights": weights, "settings": cards.digest(settings), "tolerance": 1.5}
     return folder, card | {"top1_curve": {"3": [round(a, 2) for a in results["top1_curve"]]}}
 
 
@@ -182,22 +181,20 @@ def test_a_run_without_expected_numbers_gets_them_ready_made(finished, verify):
 def test_a_cell_of_a_sweep_is_compared_with_the_file_that_ships_its_settings(finished, tmp_path):
     folder, card = finished
     with pytest.raises(ValueError, match="no expected numbers"):
-        cards.verify(folder, tmp_path, models.settings_of)
+        cards.verify(folder, tmp_path)
     (tmp_path / "alone.json").write_text("{}")
     (tmp_path / "twin.json").write_text(json.dumps({"expected": card}))
-    assert cards.verify(folder, tmp_path, models.settings_of)[0]
+    assert cards.verify(folder, tmp_path)[0]
     (tmp_path / "finetune.json").write_text(json.dumps({"expected": card | {"settings": "others"}}))
-    assert cards.verify(folder, tmp_path, models.settings_of)[0]
+    assert cards.verify(folder, tmp_path)[0]
 
 
 def test_the_digest_ignores_defaults_and_what_changes_no_number(finished):
     settings = json.loads((finished[0] / "config.json").read_text())
-    own = cards.digest(settings, models.settings_of)
-    assert cards.digest(settings | {"seed": [9], "about": "x"}, models.settings_of) == own
-    assert (
-        cards.digest({k: v for k, v in settings.items() if k != "head_drift"}, models.settings_of) == own
-    )  # a default
-    assert cards.digest(settings | {"ffn_num": 5}, models.settings_of) != own
+    own = cards.digest(settings)
+    assert cards.digest(settings | {"seed": [9], "about": "x"}) == own
+    assert cards.digest({k: v for k, v in settings.items() if k != "head_drift"}) == own  # a default
+    assert cards.digest(settings | {"ffn_num": 5}) != own
 
 
 def test_explain_from_the_command_line(finished, capsys, tmp_path):

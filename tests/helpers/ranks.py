@@ -20,7 +20,7 @@ from tests.helpers.methods import METHODS
 from tests.helpers.runs import tiny_experiment
 from tests.helpers.toy import toy_backbone, toy_dataset, toy_settings, toy_stream
 from utils.files.storage import write_state
-from utils.process import interrupt, parallel
+from utils.process import interrupt, parallel, startup
 from utils.process.seeds import seed_everything
 from utils.run.journal import Journal
 from utils.run.log import RunLog, SilentLog
@@ -111,7 +111,7 @@ def one_dies(place):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("models.finetune.cross_entropy_among", fails)
-        parallel.leave(run("dies", "finetune", place, patch))
+        startup.leave(run("dies", "finetune", place, patch))
 
 
 JOBS = {job.__name__: job for job in (every_method, full_batches, stopped, one_dies)}

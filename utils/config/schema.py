@@ -7,7 +7,7 @@ The file is flat and uses SEMA-CL's key names. `Experiment` has the keys of ever
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -54,6 +54,9 @@ class ExpectedNumbers(BaseModel):
     top1_curve: dict[str, list[float]] = Field(
         description="for each seed the accuracy (percent) over all classes seen, by task"
     )
+
+
+Settings = TypeVar("Settings", bound="Experiment")
 
 
 class Experiment(BaseModel):
@@ -226,6 +229,12 @@ class Experiment(BaseModel):
         """{key: its default}, with lists as in JSON; required keys are left out."""
         defaults = {key: field.default for key, field in cls.model_fields.items() if not field.is_required()}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
+
+    def for_ranks(self: Settings, ranks: int) -> Settings:
+        """These settings for a run in so many processes: with `batch_per_process` the whole batch is that many times larger."""
+        if not self.batch_per_process:
+            return self
+        return self.model_copy(update={"batch_size": self.batch_size * ranks})
 
     def remarks(self) -> Iterator[str]:
         """Yields notes on keys that are set but have no effect beside the others: not an error, but the user should know."""

@@ -12,11 +12,9 @@ Shapes: B rows of a batch, b rows of this rank's shard, W ranks.
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -97,17 +95,6 @@ def start(name: str = "auto") -> tuple[torch.device, str | None]:
 def rank_seed() -> tuple[str | int, ...]:
     """Names to add to a seed so that ranks draw different numbers; empty on rank 0, as in a run of one process."""
     return ("rank", _rank) if _rank else ()
-
-
-def leave(code: int) -> None:
-    """Ends the process with exit code `code`. After an error in a run of several processes it skips every clean-up, since
-    a clean-up could wait for ranks that wait for this one."""
-    if _world > 1 and code:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    gc.freeze()  # otherwise Python ends with a search for cycles in all of torch, a fifth of the time of --check
-    sys.exit(code)
 
 
 def stop() -> None:

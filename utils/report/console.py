@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from utils.evaluation import metrics
 from utils.run.record import RunRecord, results_json
 from utils.text import WIDTH, clock, number
+
+if TYPE_CHECKING:
+    from utils.data.tasks import TaskStream
 
 
 def _block(label: str, text: str, indent: int = 12) -> list[str]:
@@ -41,6 +44,22 @@ def banner(
         f"{'run folder':<12}{folder}",
     ]
     return "\n".join(["=" * WIDTH, *lines, "=" * WIDTH])
+
+
+def run_banner(cfg: Any, stream: TaskStream, learner: Any, facts: Any, device: Any, folder: Path) -> str:
+    """The banner of a run, from its settings, tasks, learner and the facts of its backbone (`weights.BackboneFacts`)."""
+    planned = learner.planned_parameters()
+    return banner(
+        method=f"{cfg.model_name}  {cfg.prefix}".rstrip(),
+        data=f"{cfg.dataset}, {len(stream.order)} classes in {len(stream)} tasks of {'+'.join(map(str, stream.sizes))}",
+        backbone=f"{cfg.backbone_type} ({facts.tag}, {facts.image_size} px)",
+        weights=f"{facts.source}, hash {facts.weight_hash}",
+        device=str(device),
+        seeds=cfg.seed,
+        trainable=planned[0][1] if planned else 0,
+        total=sum(p.numel() for p in learner.parameters()),
+        folder=folder,
+    )
 
 
 def task_table(record: RunRecord) -> str:

@@ -43,8 +43,8 @@ def table(rows: Sequence[Row], title: str) -> str:
 
 def of_run(rows: Sequence[Row], tasks: int) -> str | None:
     """The table of all tasks that have a profile among the rows of metrics.jsonl; None if none has."""
-    own = [row for row in rows if row["kind"] == "profile"]
-    return table(own, f"time of {len(own)} of {tasks} tasks") if own else None
+    profiles = [row for row in rows if row["kind"] == "profile"]
+    return table(profiles, f"time of {len(profiles)} of {tasks} tasks") if profiles else None
 
 
 def partly(rows: Sequence[Row]) -> str:

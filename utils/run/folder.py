@@ -1,34 +1,84 @@
-"""The folder of a run: moved aside when a run starts afresh, and named as the newest."""
+"""The folder of a run: opened with its log, described, moved aside when a run starts afresh, and finished."""
 
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from utils.config import strict_json
+from utils.files import storage
 from utils.process import parallel
-from utils.run.log import RunLog
+from utils.process.machine import environment
+from utils.run import journal
+from utils.run.log import RunLog, SilentLog
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-import os
-from pathlib import Path
+    import torch
 
 
-def tell_processes(folder: Path, log: RunLog, batch: int | None) -> None:
-    """What several processes do with the run's batches, and that a run goes on with another number of them."""
+def open_log(folder: Path, latest: Path, afresh: bool, notes: Sequence[str], shown: set[str]) -> RunLog:
+    """The log of the run in `folder`, which is then locked for this process; `notes` are its first warnings.
+
+    The console does not repeat notes that are in `shown`; new ones are added there. With `afresh` an earlier folder is moved
+    aside first. `latest` becomes a link to the folder. Ranks above 0 get a log that writes nothing."""
+    if not parallel.is_first():
+        return SilentLog(folder)
+    if afresh and (old := move_aside(folder)):
+        print(f"{folder.name.replace('_', ' ')} starts afresh, the folder of the earlier run stays: {old}")
+    log = RunLog(folder)
+    point_latest(latest, folder)
+    for note in notes:
+        log.warn(note, console=note not in shown)
+        shown.add(note)
+    return log
+
+
+def describe(
+    log: RunLog, cfg: Any, settings: dict[str, Any], facts: Any, device: torch.device
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Writes config.json (`settings`) and environment.json (machine, versions, backbone weights), and returns both."""
+    machine = {**environment(device), "backbone": vars(facts)}
+    if parallel.world() > 1:
+        machine["processes"] = parallel.world()
+    if parallel.is_first():
+        describe_processes(log, getattr(cfg, "batch_size", None))
+        storage.write_json(log.folder / "config.json", settings)
+        storage.write_json(log.folder / "environment.json", machine)
+    return settings, machine
+
+
+def describe_processes(log: RunLog, batch: int | None) -> None:
+    """Logs how several processes share a batch of `batch` images, and warns where the run began with another number of them."""
     now, before = parallel.world(), 1
-    if (path := folder / "environment.json").is_file():
+    if (path := log.folder / "environment.json").is_file():
         with contextlib.suppress(ValueError, TypeError, AttributeError):
             before = int(strict_json.read_json(path)[0].get("processes", 1))
         if before != now:
             log.warn(
-                f"the run was begun with {before} process{'es' * (before > 1)} and goes on with {now}: parts of batches are "
-                "others, so numbers may differ by rounding, and random draws in training by more"
+                f"the run was begun with {before} process{'es' * (before > 1)} and goes on with {now}: batches are shared "
+                "otherwise, so numbers may differ by rounding, and random draws in training by more"
             )
     if now > 1:
-        log.info(f"{now} processes: each computes a part of every batch, a training step takes {batch} images in all")
+        log.info(f"{now} processes: each computes a shard of every batch, a training step takes {batch} images in all")
+
+
+def discard_task_in_progress(log: RunLog, difference: journal.Differs) -> None:
+    """Forgets what is trained of the task in progress, since this device does not repeat it to the bit."""
+    log.muted = False
+    log.warn(f"the task in progress cannot be resumed inside ({difference}): it is learned from its start")
+    if parallel.is_first():
+        journal.discard(log.folder / "checkpoints")
+
+
+def finish(folder: Path, results: dict[str, Any]) -> None:
+    """Removes the caches of the frozen prefix and writes results.json, which marks the run as finished."""
+    for cache in folder.glob("cache*"):
+        shutil.rmtree(cache, ignore_errors=True)
+    storage.write_json(folder / "results.json", results)
 
 
 def move_aside(folder: Path) -> Path | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from utils.data.tasks import TaskStream
 from utils.evaluation import head_drift, routing_controls
@@ -14,9 +14,6 @@ from utils.process.machine import peak_memory
 from utils.process.seeds import seed_everything
 from utils.run import record as run_record
 from utils.run.journal import Journal
-
-if TYPE_CHECKING:
-    pass
 
 
 def learn(learner: Any, stream: TaskStream, index: int, seed: int, journal: Journal) -> dict[str, Any]:
@@ -31,6 +28,7 @@ def learn(learner: Any, stream: TaskStream, index: int, seed: int, journal: Jour
     with stopwatch.section("consolidation"):
         learner.consolidate(task)
     journal.finish()
+    parallel.broadcast_rounding(learner.own_state() if parallel.world() > 1 else {}, f"after task {index + 1}")
     detect = learner.seconds.get("detect", 0.0)
     return {
         "seconds": {"train": journal.seconds - detect, "detect": detect},
@@ -43,7 +41,14 @@ def learn(learner: Any, stream: TaskStream, index: int, seed: int, journal: Jour
 def score(
     learner: Any, stream: TaskStream, index: int, record: run_record.RunRecord, measured: Mapping[str, Any]
 ) -> None:
-    """Every task so far is scored once on its test data; the scores and what was `measured` in learning join the record."""
+    """Scores every task so far once on its test data; the scores and what `learn` measured join the record."""
+    with stopwatch.section("evaluation"):
+        _score(learner, stream, index, record, measured)
+
+
+def _score(
+    learner: Any, stream: TaskStream, index: int, record: run_record.RunRecord, measured: Mapping[str, Any]
+) -> None:
     seed_everything(record.seed, "score", index, *parallel.rank_seed())
     device, start = next(learner.parameters()).device, time.perf_counter()
     renewed = head_drift.renewed_statistics(learner, stream, index)

@@ -1,0 +1,84 @@
+"""Where a run stands: its record, the task in progress with its journal, and its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from utils.data.tasks import TaskStream
+from utils.evaluation.scores import spans
+from utils.process import interrupt, parallel, stopwatch
+from utils.run import checkpoint, sample_images, tracker
+from utils.run.journal import Journal
+from utils.run.log import RunLog
+from utils.run.progress import Bar
+from utils.run.record import RunRecord, results_json
+
+
+class RunState:
+    """The state of one seed's run. `learner` is anything with the verbs of a checkpoint (`checkpoint.Restorable`).
+
+    `record`: counts of the tasks that are scored. `learned`: what `task.learn` returned for a task that is learned and still
+    to be scored, else empty. `journal`: the training phases of the task in progress. `whole`: whether this process has
+    computed the task in progress from its start.
+    """
+
+    def __init__(self, log: RunLog, cfg: Any, stream: TaskStream, learner: Any, seed: int, weight_hash: str):
+        self.log, self.cfg, self.stream, self.learner, self.seed = log, cfg, stream, learner, seed
+        self.weight_hash = weight_hash
+        classes = [[stream.order[c] for c in span] for span in spans(stream.sizes)]
+        self.record = RunRecord(cfg.model_name, cfg.dataset, seed, stream.order, classes)
+        self.learned: dict[str, Any] = {}
+        self.journal = Journal()
+        self.whole = True
+        self._rows = 0  # of metrics.jsonl that belong to the tasks in the newest checkpoint
+
+    def resume(self) -> None:
+        """Goes on from the newest whole checkpoint, if there is one. Raises ValueError where it does not fit this run."""
+        saved = checkpoint.resume(self.log.folder, self.learner, self.log, self.weight_hash)
+        if saved is not None:
+            self.record = RunRecord.from_dict(saved.record)
+            self.learned, self._rows = saved.measured or {}, saved.rows
+        if parallel.is_first():
+            self.log.mirror = tracker.of(self.cfg.tracker, self.log.folder, self.log.rows)
+
+    @contextmanager
+    def in_progress(self, profiled: bool, device: torch.device) -> Iterator[Bar]:
+        """Within the block a notice to stop is obeyed between steps, and time is measured if `profiled`. Yields the bar."""
+        measuring = stopwatch.running(profiled and parallel.is_first(), lambda: self.learner.prefix_layer, device)
+        done = len(self.record.correct)
+        bar = self.log.bar(len(self.stream), f"seed {self.seed}, tasks", level=0, done=done)
+        with bar, interrupt.handling(), measuring:
+            yield bar
+
+    def tasks_left(self) -> Iterator[int]:
+        """The tasks that are not scored yet; the first of them may be learned already."""
+        for index in range(len(self.record.correct), len(self.stream)):
+            self.whole = not self.learned
+            if self.learned:
+                self.log.truncate_rows(min(self._rows, self.log.rows))
+            yield index
+
+    def begin(self, index: int) -> None:
+        """Opens the journal of a task, from which an earlier process may have trained some phases."""
+        self.journal = checkpoint.journal_of(self.log.folder, index, self.log, self.weight_hash)
+        self.journal.open(self._rows)
+        self.whole = not self.journal.begun
+        if parallel.is_first():
+            sample_images.keep(self.log.folder, self.stream, index)
+
+    def save(self, index: int, learned: dict[str, Any] | None = None) -> None:
+        """Writes a checkpoint: of a task that is `learned` and still to be scored, or, without that, of one that is scored."""
+        self.learned = learned or {}
+        with stopwatch.section("checkpoint"):
+            record = self.record.to_dict()
+            checkpoint.save(self.log.folder, index, self.learner, record, self.log, self.weight_hash, learned)
+        if learned is None:
+            self._rows = self.log.rows
+
+    def results(self) -> dict[str, Any]:
+        """The content of results.json."""
+        return results_json(self.record)
