@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import main
+import main as program
 from backbone import weights
 from commands import load
 from utils import data
@@ -61,7 +61,7 @@ def main() -> None:
         for seed in args.seeds:
             with tempfile.TemporaryDirectory() as folder, RunLog(Path(folder), console=False) as log:
                 built = weights.build(resolved.settings)
-                results.append(main.run_seed(resolved, seed, dataset, built, torch.device("cpu"), log))
+                results.append(program.run_seed(resolved, seed, dataset, built, torch.device("cpu"), log))
         cells = [summarise(r[k] for r in results).mean for k in ("average_accuracy", "last_accuracy", "forgetting")]
         adapters = summarise(float(sum(r["adapters_per_layer"][-1].values())) for r in results).mean
         seconds = summarise(sum(sum(t.values()) for t in r["seconds"]) for r in results).mean
