@@ -8,11 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from textwrap import shorten, wrap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import models
+from commands import load
 from utils import data, engines
 from utils.config import sweep
 from utils.config.resolve import Resolved
@@ -20,13 +19,8 @@ from utils.process.machine import check_torchvision
 from utils.run import tracker
 from utils.text import WIDTH, printable
 
-if TYPE_CHECKING:
-    from models.learner.base import Learner
-
 
 def run(args: argparse.Namespace) -> int:
-    from commands import load
-
     check(load.load(args), args.engine)
     return 0
 
@@ -61,7 +55,7 @@ def show(resolved: Resolved) -> None:
     """Settings, and where the data are here also tasks and parameters."""
     from utils.data.tasks import drawn_order, task_sizes
 
-    cfg, where = resolved.settings, data_paths(resolved)
+    cfg, where = resolved.settings, load.data_paths(resolved)
     if (count := data.count_classes(cfg.dataset, **where)) is not None:
         order_seed = cfg.seed[0] if cfg.class_order_seed is None else cfg.class_order_seed
         sizes = task_sizes(count, cfg.init_cls, cfg.increment)
@@ -70,27 +64,12 @@ def show(resolved: Resolved) -> None:
         else:
             order = drawn_order(count, order_seed, cfg.shuffle)
             source = f"class order of seed {order_seed}" if cfg.shuffle else "in their natural order"
-        learner = outline(resolved, count)
+        learner = load.outline(resolved, count)
         print(settings_table(resolved.values, resolved.given, cfg.descriptions()))
         print(split_table(sizes, order, source))
         print(parameter_table(learner.planned_parameters(), sum(p.numel() for p in learner.parameters())))
     else:
         print(settings_table(resolved.values, resolved.given, cfg.descriptions()))
-
-
-def outline(resolved: Resolved, count: int) -> Learner:
-    """The method over the backbone's shapes alone: finds in a moment what does not fit, and counts parameters."""
-    import torch
-
-    from backbone import weights
-
-    cfg = resolved.settings
-    backbone, _ = weights.build(cfg, with_weights=False)
-    try:
-        with torch.device("meta"):  # nothing is allocated and nothing gets start values
-            return models.learner_of(cfg.model_name)(cfg, backbone, count, lambda name, module: None, None)
-    except ValueError as error:
-        raise ValueError(f"{error} (backbone_type {cfg.backbone_type})") from None
 
 
 def fitted(swept: sweep.Sweep) -> list[int | None]:
@@ -102,8 +81,10 @@ def fitted(swept: sweep.Sweep) -> list[int | None]:
         counts.append(None)
         faults.append([])
         try:
-            if (count := data.count_classes(cell.resolved.settings.dataset, **data_paths(cell.resolved))) is not None:
-                planned = outline(cell.resolved, count).planned_parameters()
+            if (
+                count := data.count_classes(cell.resolved.settings.dataset, **load.data_paths(cell.resolved))
+            ) is not None:
+                planned = load.outline(cell.resolved, count).planned_parameters()
                 counts[-1] = planned[0][1] if planned else 0
         except ValueError as error:
             faults[-1] = [str(error)]
@@ -116,14 +97,12 @@ def lacking(resolved: Resolved) -> list[str]:
     from backbone import weights
 
     cfg = resolved.settings
-    missing = (data.missing(cfg.dataset, **data_paths(resolved)), weights.missing(cfg), tracker.missing(cfg.tracker))
+    missing = (
+        data.missing(cfg.dataset, **load.data_paths(resolved)),
+        weights.missing(cfg),
+        tracker.missing(cfg.tracker),
+    )
     return [text for text in missing if text]
-
-
-def data_paths(resolved: Resolved) -> dict[str, Any]:
-    """Where the data are looked for: arguments of `data.load` and its relatives."""
-    root, path = resolved.settings.data_root, resolved.settings.data_path
-    return {"root": Path(root).expanduser(), "path": Path(path).expanduser() if path else None}
 
 
 def settings_table(values: Mapping[str, Any], stated: Iterable[str], descriptions: Mapping[str, str]) -> str:

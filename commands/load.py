@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from backbone.vit import SlottedViT
     from backbone.weights import BackboneFacts
+    from models.learner.base import Learner
     from utils.data.dataset import Dataset
 
 
@@ -88,14 +89,34 @@ def machine(experiment: Resolved) -> tuple[torch.device, list[str]]:
     return device, [*experiment.notes, *([warning] if warning else [])]
 
 
+def data_paths(resolved: Resolved) -> dict[str, Any]:
+    """Where the data are looked for: arguments of `data.load` and its relatives."""
+    root, path = resolved.settings.data_root, resolved.settings.data_path
+    return {"root": Path(root).expanduser(), "path": Path(path).expanduser() if path else None}
+
+
+def outline(resolved: Resolved, count: int) -> Learner:
+    """The method over the backbone's shapes alone: finds in a moment what does not fit, and counts parameters."""
+    import torch
+
+    from backbone import weights
+
+    cfg = resolved.settings
+    backbone, _ = weights.build(cfg, with_weights=False)
+    try:
+        with torch.device("meta"):  # nothing is allocated and nothing gets start values
+            return models.learner_of(cfg.model_name)(cfg, backbone, count, lambda name, module: None, None)
+    except ValueError as error:
+        raise ValueError(f"{error} (backbone_type {cfg.backbone_type})") from None
+
+
 def dataset(experiment: Resolved) -> Dataset:
     """The data set; before it is read, the method is built on shapes alone, which shows in a moment what does not fit."""
-    from commands import check
     from utils import data
 
-    cfg, paths = experiment.settings, check.data_paths(experiment)
+    cfg, paths = experiment.settings, data_paths(experiment)
     if (count := data.count_classes(cfg.dataset, **paths)) is not None:
-        check.outline(experiment, count)
+        outline(experiment, count)
     return parallel.first_rank_first(lambda: data.load(cfg.dataset, **paths, test_ratio=cfg.test_ratio))
 
 

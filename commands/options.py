@@ -28,7 +28,7 @@ OWN_SETTINGS = ("evaluate", "export", "explain", "verify")  # commands that take
 
 
 def parse(argv: Sequence[str] | None, about: str) -> argparse.Namespace:
-    """The flags; `command` is what is asked for: a key of COMMANDS, or "run". Without any flag the help is printed.
+    """The flags; `command` is what is asked for: a key of COMMANDS, "run", or without any flag "help".
 
     Raises ValueError for flags that do not go together."""
     ask = parser(about)
@@ -38,8 +38,8 @@ def parse(argv: Sequence[str] | None, about: str) -> argparse.Namespace:
     if len(asked) > 1:
         raise ValueError(f"{_flag(asked[0])} and {_flag(asked[1])} are two things: ask for one at a time")
     if not given or given == ["debug"]:
-        ask.print_help()
-        ask.exit(0)
+        args.command, args.help = "help", ask.format_help()
+        return args
     args.command = asked[0] if asked else "run"
     if args.command in OWN_SETTINGS and set(given) & {"config", "set"}:
         raise ValueError(

@@ -77,7 +77,7 @@ def test_rounds_competitions_novelty_and_merges():
         "ran 2 epochs in 2 rounds: the loss went from 1 to 0.125.",
         "Its similarity to what is known is 0.250, the threshold 0.500: it got the new expert 2 (decided by mean).",
         "Expert 1 won on TEST data with 75.00 (the others: 50.00).",
-        "Fast was merged into slow by ema (alpha 0.5) in 2 layers; fast made 50 % of the adapters' output.",
+        "Fast was merged into slow by ema (alpha 0.5) in 2 layers; fast gave 50 % of the adapters' output.",
     ):
         assert sentence in text[2]
     assert text[3].endswith("something was SELECTED on them: the numbers are optimistic.")
@@ -99,11 +99,11 @@ def test_merges_of_more_levels_and_what_became_of_experts():
     ]
     for sentence in (
         "Fast was merged into level 2 by ema (alpha 1) in 1 layer. "
-        "Level 2 was merged into level 1 by ema (alpha 1) in 1 layer; level 2 made 50 % of the adapters' output.",
+        "Level 2 was merged into level 1 by ema (alpha 1) in 1 layer; level 2 gave 50 % of the adapters' output.",
         "Expert 2 stalled and grew to rank 8: its held-out loss went from 0.5 to 0.25.",
         "The loss reached a plateau: experts 0, 2 are frozen for good.",
         "Expert 1 was hardly used and joined expert 0.",
-        "3 images of it were kept for replay, 9 in all.",
+        "3 images of it were stored for replay, 9 in all.",
     ):
         assert sentence in paragraphs(rows)[2]
     assert "plateau" not in paragraphs([rows[4] | {"converged": False}])[2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,21 +20,23 @@ if TYPE_CHECKING:
     import torch
 
 
-def open_log(folder: Path, latest: Path, afresh: bool, notes: Sequence[str], shown: set[str]) -> RunLog:
+@contextlib.contextmanager
+def open_log(folder: Path, latest: Path, afresh: bool, notes: Sequence[str], shown: set[str]) -> Iterator[RunLog]:
     """The log of the run in `folder`, which is then locked for this process; `notes` are its first warnings.
 
     The console does not repeat notes that are in `shown`; new ones are added there. With `afresh` an earlier folder is moved
     aside first. `latest` becomes a link to the folder. Ranks above 0 get a log that writes nothing."""
     if not parallel.is_first():
-        return SilentLog(folder)
+        yield SilentLog(folder)
+        return
     if afresh and (old := move_aside(folder)):
         print(f"{folder.name.replace('_', ' ')} starts afresh, the folder of the earlier run stays: {old}")
-    log = RunLog(folder)
-    point_latest(latest, folder)
-    for note in notes:
-        log.warn(note, console=note not in shown)
-        shown.add(note)
-    return log
+    with RunLog(folder) as log:
+        point_latest(latest, folder)
+        for note in notes:
+            log.warn(note, console=note not in shown)
+            shown.add(note)
+        yield log
 
 
 def describe(
