@@ -261,13 +261,30 @@ def test_alone_it_prints_help_with_five_commands(capsys):
         assert config is None or (ROOT / config[1]).is_file()
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--chek"], ["--check"], ["--resume", "maybe"], ["--set"], ["--set", "a=1"], ["--jobs", "0"]]
-)
+@pytest.mark.parametrize("arguments", [["--chek"], ["--resume", "maybe"], ["--set"], ["--jobs", "0"]])
 def test_wrong_options_end_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main.main(arguments)
     assert caught.value.code == 2 and "usage:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--check"], "--config FILE is needed beside --check"),
+        (["--set", "a=1"], "--config FILE is needed beside --set"),
+        (["--list", "--check"], "ask for one at a time"),
+        (["--explain", "logs", "--compare", "logs"], "ask for one at a time"),
+        (["--evaluate", "logs", "--set", "a=1"], "takes the run's own settings"),
+        (["--profile"], "--profile measures a run"),
+        (["--verify", "logs", "--jobs", "2"], "--jobs has no effect with --verify: leave it out"),
+        (["--compare", "logs", "--data-root", "data"], "--data-root has no effect with --compare: leave it out"),
+    ],
+)
+def test_options_that_do_not_go_together_are_one_line(arguments, words, capsys):
+    assert main.main(arguments) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ") and words in errors and errors.count("\n") == 1
 
 
 @pytest.mark.parametrize(
