@@ -1,14 +1,14 @@
-"""Keeps what the frozen prefix makes of images, so that it is computed once for each image and not in every pass.
+"""Stores the frozen prefix's activations of images, so that they are computed once for each image and not in every pass.
 
-A pass over data then begins with Streams (backbone/vit.py) at the first layer that still learns. What is kept is addressed by
-the row of the data set, so subsets, splits and batches of any size share it. Its key is a hash of all that decides it: the
-images and their transform, the weights, what the slots below hold, layer and precision. If one of these changes, the key
-does, and what was kept under another is dropped: nothing has to be told, and deleting the files is always safe.
+A pass over data then begins with Activations (backbone/vit.py) at the first layer that still learns. Entries are addressed by
+the row of the data set, so subsets, splits and batches of any size share them. Their key is a hash of everything that decides
+them: the images and their transform, the weights, the slots below, layer and precision. If one of these changes, so does the
+key, and entries under the old key are dropped: nobody has to invalidate anything, and deleting the files is always safe.
 
-Values do not depend on the order of requests, hence neither on where a run was interrupted: un-augmented images are always
-computed in the same groups, CHUNK of one class, and what is kept is planned from sizes alone. Against a pass from the images
-they differ by rounding, since their batches are others. In a run of several processes each computes some of the groups and
-gives them to all, so that everyone keeps what one process would. Shapes: B batch, N tokens, D width.
+Values do not depend on the order of requests, nor on where a run was interrupted: un-augmented images are always
+computed in the same groups, CHUNK of one class, and what is stored is planned from sizes alone. They differ from a pass that
+starts at the images by rounding, since the batches differ. In a run of several processes each computes some of the groups
+and sends them to all, so that every process stores what a single one would. Shapes: B batch, N tokens, D width.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ Batch = tuple[Tensor | Activations, Tensor, Tensor]
 
 
 class PrefixCache:
-    """What is kept of one backbone's prefix: at most `limit` bytes, in the memory of its device or as files under `folder`.
+    """Activations of one backbone's prefix: at most `limit` bytes, in the memory of its device or as files under `folder`.
 
-    `say` is told once what is kept and what does not fit. `limit` is for as many caches like this one as it is `shared_by`."""
+    `say` is called once for each kind of images that does not fit. `limit` is the total of `shared_by` caches like this one."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class PrefixCache:
         self._stores: dict[str, RowStore] = {}
         self._scope = ""
         self._hashed: tuple[list[Any], str] | None = None
-        self._told: set[str] = set()
+        self._said: set[str] = set()
         self._views: set[str] = set()  # keys of the current task's augmented views
 
     def batches(
@@ -74,27 +74,27 @@ class PrefixCache:
         views: int = 0,
         part: bool = False,
     ) -> Iterable[Batch]:
-        """As `TaskData.batches`, with Streams at `layer` in the place of images where those are kept.
+        """As `TaskData.batches`, but with Activations at `layer` instead of images where those are stored.
 
-        With `views` n > 0 augmented images are not fresh in every epoch: epoch e shows view e mod n of each. Otherwise
-        augmented images are computed afresh and nothing of them is kept."""
+        With `views` n > 0 augmented images are not drawn anew in every epoch: epoch e shows view e mod n of each. With 0
+        augmented images are computed in every pass and not stored."""
         view = (epoch % views, "views") if augment and views else (epoch, draw)
         draws: dict[str, Any] = {"epoch": view[0], "draw": view[1], "augment": augment}
-        kept = None if augment and not views else self._store(data, layer, views if augment else 0, draws)
-        if kept is None and not (augment and views):
+        entry = None if augment and not views else self._store(data, layer, views if augment else 0, draws)
+        if entry is None and not (augment and views):
             return data.batches(size, epoch=epoch, draw=draw, augment=augment, shuffle=shuffle, part=part)
         order = data.order(epoch, draw) if shuffle else torch.arange(len(data))
         # torch splits nothing into one empty part
         chunks = [chunk.tolist() for chunk in order.split(size) if len(chunk)]
-        if kept is None:
+        if entry is None:
             return data.at(chunks, **draws, part=part)
-        store, parts = kept
-        if not self._fill(store, data, layer, parts, draws):
+        store, tensors = entry
+        if not self._fill(store, data, layer, tensors, draws):
             return data.at(chunks, **draws, part=part)
-        return self._kept(store, data, layer, own_parts(chunks) if part else chunks)
+        return self._read(store, data, layer, own_parts(chunks) if part else chunks)
 
     def keeps(self, data: TaskData, layer: int) -> bool:
-        """Whether un-augmented images of this data set are kept at `layer`."""
+        """Whether the activations of this data set's un-augmented images are stored at `layer`."""
         return self._store(data, layer, 0, {"augment": False}) is not None
 
     def forget_views(self) -> None:
@@ -105,10 +105,10 @@ class PrefixCache:
                 shutil.rmtree(self.folder / self._scope / key, ignore_errors=True)
         self._views.clear()
 
-    # What is kept ----------------------------------------------------------------------------------------------------
+    # What is stored, and under which key -----------------------------------------------------------------------------
 
     def _store(self, data: TaskData, layer: int, views: int, draws: dict[str, Any]) -> tuple[RowStore, int] | None:
-        """The store of a request and how many tensors Activations has there (2: inside the block); None if nothing is kept."""
+        """The store of a request and how many tensors its Activations have (2: inside the block); None if nothing is stored."""
         backbone = self.backbone
         if self.storage == "off" or layer == 0 or self._random_below(layer):
             return None
@@ -117,42 +117,42 @@ class PrefixCache:
         dtype = next(backbone.vit.parameters()).dtype
         most = 1 if finished or isinstance(backbone.slots[str(layer)], BlockSlot) else 2
         row = shape[0] * shape[1] * dtype.itemsize
-        parts = self._plan(data, views, most, row)
-        if not parts:
+        tensors = self._plan(data, views, most, row)
+        if not tensors:
             return None
         self._enter(layer, dtype)
         seed = data.draws(draws["epoch"], draws["draw"]) if draws["augment"] else 0
-        key = _hash(data.source.digest, seed, parts)
+        key = _hash(data.source.digest, seed, tensors)
         if draws["augment"]:
             self._views.add(key)
         if key not in self._stores:
             folder = None if self.folder is None else self.folder / self._scope / key
             device = next(backbone.vit.parameters()).device
-            self._stores[key] = RowStore(len(data.source.images), (parts, *shape), dtype, folder, device)
-        return self._stores[key], parts
+            self._stores[key] = RowStore(len(data.source.images), (tensors, *shape), dtype, folder, device)
+        return self._stores[key], tensors
 
     def _plan(self, data: TaskData, views: int, most: int, row: int) -> int:
-        """How many tensors of `row` bytes are kept of each image, 0 to `most`: from sizes alone, test images first, then all
+        """How many tensors of `row` bytes are stored for each image, 0 to `most`: from sizes alone, test images first, then all
         training images, then the views of a task."""
         left, source = self.limit / self.shared_by, data.source
         wanted = [source.before, len(source.images)] if source.before else [len(source.images)]
         wanted += [views * len(data)] if views else []
-        found = 0
+        tensors = 0  # of the last kind of images in `wanted`, which the request is for
         for count in wanted:
-            found = max((n for n in range(1, most + 1) if n * count * row <= left), default=0)
-            left -= found * count * row
-        if not found:
+            tensors = max((n for n in range(1, most + 1) if n * count * row <= left), default=0)
+            left -= tensors * count * row
+        if not tensors:
             what = f"{views} views of {len(data)} training" if views else "training" if source.before else "test"
             needed = sum(wanted) * row * self.shared_by / GIB
-            self._tell(
-                f"prefix streams of {what} images are not kept: {needed:.2f} GiB in all are above "
+            self._say_once(
+                f"prefix activations of {what} images are not stored: {needed:.2f} GiB in all are above "
                 f"prefix_cache_gb {self.limit / GIB:g}; they are computed in every pass"
             )
-        return found
+        return tensors
 
-    def _tell(self, text: str) -> None:
-        if text not in self._told:
-            self._told.add(text)
+    def _say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
             self.say(text)
 
     def _random_below(self, layer: int) -> bool:
@@ -167,7 +167,7 @@ class PrefixCache:
         return [self.backbone.slots[name] for name in sorted(self.backbone.slots, key=int) if int(name) < layer]
 
     def _enter(self, layer: int, dtype: torch.dtype) -> None:
-        """Drops what was kept under another key of weights, slots below, layer and precision."""
+        """Drops what was stored under another key of weights, slots below, layer and precision."""
         device = next(self.backbone.vit.parameters()).device.type
         around = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
         precision = (self.backbone.precision, around, self.backbone.halves is HALVES)
@@ -205,10 +205,10 @@ class PrefixCache:
     # Filling and reading -----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _fill(self, store: RowStore, data: TaskData, layer: int, parts: int, draws: dict[str, Any]) -> bool:
+    def _fill(self, store: RowStore, data: TaskData, layer: int, tensors: int, draws: dict[str, Any]) -> bool:
         """Computes what is missing for `data`. Of un-augmented images whole groups of a class, always the same ones.
 
-        False, and said, if it cannot be kept. What one rank misses, after a killed run, all compute again."""
+        Returns False, with a message, if it cannot be stored. What one rank misses, after a killed run, all compute again."""
         missing = data.rows[parallel.total(torch.from_numpy(~store.has(data.rows)).to(torch.int64)).numpy() > 0]
         if not len(missing):
             return True
@@ -217,8 +217,8 @@ class PrefixCache:
         else:
             labels, wanted = data.source.images.labels, np.zeros(len(data.source.images), dtype=bool)
             wanted[missing] = True
-            own = [np.flatnonzero(labels == label) for label in np.unique(labels[missing])]
-            groups = [rows[i : i + CHUNK] for rows in own for i in range(0, len(rows), CHUNK)]
+            classes = [np.flatnonzero(labels == label) for label in np.unique(labels[missing])]
+            groups = [rows[i : i + CHUNK] for rows in classes for i in range(0, len(rows), CHUNK)]
             groups = [rows for rows in groups if wanted[rows].any()]
         rows, ends = np.concatenate(groups), np.cumsum([len(g) for g in groups])
         positions = [list(range(end - len(g), end)) for end, g in zip(ends.tolist(), groups, strict=True)]
@@ -227,45 +227,48 @@ class PrefixCache:
         def values() -> Iterator[Tensor]:
             ranks, turns = parallel.world(), range(0, len(positions), parallel.world())
             # a rank without a group in the last turn computes one image, of which nothing is taken
-            own = [positions[t + parallel.rank()] if t + parallel.rank() < len(positions) else [0] for t in turns]
-            for turn, (images, *_) in zip(turns, data.at_rows(rows).at(own, **draws), strict=True):
+            of_rank = [positions[t + parallel.rank()] if t + parallel.rank() < len(positions) else [0] for t in turns]
+            for turn, (images, *_) in zip(turns, data.at_rows(rows).at(of_rank, **draws), strict=True):
                 with stopwatch.section("data"):
                     images = images.to(device, non_blocking=True)
-                made = self.backbone.prefix(images, layer, inside=parts == 2)
-                stacked = torch.stack([made.x] if made.after is None else [made.x, made.after], dim=1)
+                prefix = self.backbone.prefix(images, layer, inside=tensors == 2)
+                stacked = torch.stack([prefix.x] if prefix.after is None else [prefix.x, prefix.after], dim=1)
                 sizes = [len(group) for group in positions[turn : turn + ranks]]
                 yield parallel.gather(stacked, [*sizes, *[0] * (ranks - len(sizes))])
 
-        made, failed = values(), None
+        computed, failed = values(), None
         try:
-            store.put(rows, made)
+            store.put(rows, computed)
         except OSError as error:
             failed = error
             if parallel.world() > 1:
-                for _ in made:  # the other ranks wait for this one's groups
+                for _ in computed:  # the other ranks wait for this one's groups
                     pass
         if parallel.any_rank(failed is not None):
-            self._tell(
-                f"no more of the prefix is kept, its files cannot be written: {failed or 'another process failed'}"
+            self._say_once(
+                f"no more of the prefix is stored, its files cannot be written: {failed or 'another process failed'}"
             )
             if parallel.world() > 1:
-                self.storage = "off"  # all ranks keep the same
+                self.storage = "off"  # all ranks store the same
             return False
         return True
 
-    def _kept(self, store: RowStore, data: TaskData, layer: int, chunks: list[list[int]]) -> Iterator[Batch]:
+    def _read(self, store: RowStore, data: TaskData, layer: int, chunks: list[list[int]]) -> Iterator[Batch]:
         for chunk in chunks:
-            places, own = real_and_padded(chunk)
+            places, index = real_and_padded(chunk)
             with stopwatch.section("prefix", len(chunk)):
-                found = store.get(data.rows[places])
-            yield Activations(layer, *found.unbind(dim=1)), data.labels[torch.tensor(places)], own
+                values = store.get(data.rows[places])
+            yield Activations(layer, *values.unbind(dim=1)), data.labels[torch.tensor(places)], index
 
 
 class _Written:
-    """Equal to another as long as both are of one tensor, which was not written to in between."""
+    """Equal to another if both stand for the same tensor and nothing was written to it in between."""
 
     def __init__(self, tensor: Tensor):
-        self.tensor, self.mark = tensor, (tensor.data_ptr(), tensor._version)  # held, so that no other takes its place
+        self.tensor, self.mark = (
+            tensor,
+            (tensor.data_ptr(), tensor._version),
+        )  # referenced, so that no other tensor gets its address
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Written) and self.tensor is other.tensor and self.mark == other.mark
@@ -277,7 +280,7 @@ def _state(module: nn.Module, prefix: str) -> list[tuple[str, Tensor]]:
 
 
 def _facts(module: nn.Module) -> list[tuple[str, dict[str, str]]]:
-    """What else decides a module's function: the class and plain attributes of all its parts, such as which of them act."""
+    """What else decides a module's function: the class and the plain attributes of all its submodules."""
     plain = (bool, int, float, str, tuple, type(None))
     return [
         (

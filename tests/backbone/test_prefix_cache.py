@@ -306,7 +306,7 @@ def test_rows_come_back_from_any_blocks_in_any_order(place, tmp_path):
         assert torch.equal(opened.get(np.array([2, 0, 4, 2])), torch.stack([values[1], more[0], values[0], values[1]]))
         opened.get(np.array([2])).zero_()  # a copy
         assert torch.equal(opened.get(np.array([2]))[0], values[1])
-    with pytest.raises(AssertionError, match="not kept"):
+    with pytest.raises(AssertionError, match="not stored"):
         store.get(np.array([1]))
 
 

@@ -11,9 +11,9 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,14 +41,19 @@ def add_path_to_errors(path: Path) -> Iterator[None]:
 
 
 def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Replace `path` by `data` in one step: a crash leaves the old file or the new one, never a part.
+    """`write_file` of these bytes."""
+    write_file(path, lambda file: file.write(data), durable=durable)
+
+
+def write_file(path: Path, fill: Callable[[BinaryIO], object], *, durable: bool = True) -> None:
+    """Replace `path` by what `fill` writes, in one step: a crash leaves the old file or the new one, never a part.
 
     `durable`: also after a power cut. Without, a power cut may leave a damaged file, which a checksum tells."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with add_path_to_errors(path), open(temporary, "wb") as file:
-            file.write(data)
+            fill(file)
             file.flush()
             if durable:
                 os.fsync(file.fileno())

@@ -35,7 +35,8 @@ def test_a_later_task_adds_what_is_not_explained_yet():
     memory.update(diagonal(1, 0, 3, 2, 1, 0, 0, 0, 0, 0), 0.9)  # of 15 one is; 10 and 14 with the next two
     assert axes(memory) == [0, 1, 2, 3]
     free = memory.free(diagonal(*range(1, 11)))
-    assert torch.equal(free.diagonal(), torch.tensor([0, 0, 0, 0, 5, 6, 7, 8, 9, 10]).double())
+    expected = torch.tensor([0, 0, 0, 0, 5, 6, 7, 8, 9, 10]).double()
+    torch.testing.assert_close(free.diagonal(), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_more_than_half_turns_to_what_is_left_over_which_then_shrinks():
@@ -44,7 +45,7 @@ def test_more_than_half_turns_to_what_is_left_over_which_then_shrinks():
     assert axes(memory) == [0, 1] and not memory.retains  # exactly half stays as it is
     memory.update(diagonal(0, 0, 3, 1), 0.9)
     assert axes(memory) == [3] and bool(memory.retains) and int(memory.dim) == 1
-    assert torch.equal(memory.free(diagonal(5, 6, 7, 8)), diagonal(0, 0, 0, 8))
+    torch.testing.assert_close(memory.free(diagonal(5, 6, 7, 8)), diagonal(0, 0, 0, 8), rtol=1e-12, atol=1e-12)
     memory.update(diagonal(1, 1, 1, 0.2), 0.9)  # little of it lies there
     assert axes(memory) == [3]
     memory.update(diagonal(0, 0, 0, 1), 0.9)

@@ -85,4 +85,4 @@ def test_spaces_share_the_limit_and_what_does_not_fit_is_computed_in_every_pass(
     ):
         torch.testing.assert_close(small[0], kept[0], rtol=0, atol=1e-5)
     told = (tight.log.folder / "run.log").read_text(encoding="utf-8")
-    assert "are not kept" in told and "above prefix_cache_gb 1e-09;" in told  # the key's own value, and what all need
+    assert "are not stored" in told and "above prefix_cache_gb 1e-09;" in told  # the key's own value, and what all need
