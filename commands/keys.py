@@ -22,7 +22,7 @@ from utils.config.schema import WITHOUT_EFFECT, Experiment, Trained
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "keys.md"
 Schema = type[Experiment]
 
-# Keys that say where and how fast a run happens. They have a section of their own; `slurm_` and `ray_` keys join it.
+# Keys that say where and how fast a run happens. They are in a separate section, with the keys of `slurm_` and `ray_`.
 SPEED = (
     *("device", "precision", "compile", "prefix_cache", "prefix_cache_gb", "eval_batch_size", "batch_per_process"),
     *("num_workers", "tracker"),
@@ -44,7 +44,7 @@ INTRODUCTION = """\
 An experiment is one flat JSON file. A key has the name it has in SEMA-CL or LAMDA-PILOT where those know it; files of SEMA-CL
 and Nested-LoRA load unchanged.
 `python main.py --config FILE --check` prints every key of the file's method with its value, its meaning and its unit.
-Whether a given key has no effect beside the others is said at the start of a run; an unknown key is refused."""
+A run says at its start which keys of the file have no effect with the others; an unknown key is refused."""
 
 NAMES = """\
 ## Names of other programs
@@ -174,8 +174,8 @@ def _about(cls: type) -> str:
 
 def _link(title: str) -> str:
     """A link to a heading of this page, as GitHub names its anchors."""
-    kept = "".join(letter for letter in title.lower() if letter.isalnum() or letter in " -_")
-    return f"[{title}](#{kept.replace(' ', '-')})"
+    anchor = "".join(letter for letter in title.lower() if letter.isalnum() or letter in " -_")
+    return f"[{title}](#{anchor.replace(' ', '-')})"
 
 
 def _table(schema: Schema, keys: Iterable[str]) -> str:

@@ -58,7 +58,7 @@ class Settings(SessionSettings):
         0.1,
         ge=0,
         le=1e6,
-        description="weight of the mean score in the subspaces of other tasks' adapters; the class's own task has weight 1",
+        description="weight of the mean score in the subspaces of other tasks' adapters; the class's task has weight 1",
     )
     beta: float = Field(
         0.0, ge=0, le=1e6, description="weight of the score in the frozen model's subspace (use_init_ptm)"

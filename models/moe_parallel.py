@@ -82,19 +82,21 @@ class Settings(SharedAdapterSettings):
         if self.moe_val_ratio > 0.5 and self.moe_mode == "parallel" and self.selection_split != "test":
             yield f"moe_val_ratio {self.moe_val_ratio:g}: more images are held out to select on than are trained on"
         fresh = self.nested_lora_use_consolidation and self.nested_lora_consolidation_interval == 1
-        if self.moe_eval == "sum" and self.moe_reset == "all" and self.moe_mode == "parallel" and fresh:
-            yield "moe_eval sum has no effect with moe_reset all: after each merge every fast expert has output 0"
+        all_zero = self.moe_reset == "all" and self.moe_mode == "parallel" and fresh
+        yield from self.has_no_effect(
+            "moe_reset all, after which the output of fast experts is 0", all_zero, "moe_eval"
+        )
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()
-        given, count = self.fast_lr_multipliers, self.num_experts
-        if given is not None and len(given) != count:
+        factors, count = self.fast_lr_multipliers, self.num_experts
+        if factors is not None and len(factors) != count:
             yield (
                 ("fast_lr_multipliers", "num_experts"),
-                f"fast_lr_multipliers: {len(given)} values for num_experts {count}; one for each is expected",
+                f"fast_lr_multipliers: {len(factors)} values for num_experts {count}; one for each is expected",
             )
-        elif given is not None and min(given) <= 0:
-            yield ("fast_lr_multipliers",), f"fast_lr_multipliers: every value must be above 0; got {list(given)}"
+        elif factors is not None and min(factors) <= 0:
+            yield ("fast_lr_multipliers",), f"fast_lr_multipliers: every value must be above 0; got {list(factors)}"
         elif self.rate_fast * max(self.multipliers()) > 100:
             yield (
                 ("fast_lr_multipliers", "nested_lora_lr_fast"),

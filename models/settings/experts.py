@@ -226,8 +226,13 @@ class LifeSettings(ExpertSettings):
         )
         if self.expert_rank_max is not None and self.epochs <= self.plateau_epochs:
             yield f"no rank ever grows: {self.epochs} epochs cannot show a plateau of plateau_epochs {self.plateau_epochs}"
-        given = [key for key in self._named("plateau_") if self.is_set(key)]
-        if self.freeze_on_convergence and given and self.epochs <= self.plateau_epochs and self.expert_rank_max is None:
+        changed = any(self.is_set(key) for key in self._named("plateau_"))
+        if (
+            self.freeze_on_convergence
+            and changed
+            and self.epochs <= self.plateau_epochs
+            and self.expert_rank_max is None
+        ):
             yield f"no expert ever freezes: {self.epochs} epochs cannot show a plateau of plateau_epochs {self.plateau_epochs}"
         unused = not self.freeze_on_convergence and self.expert_rank_max is None
         yield from self.has_no_effect("freeze_on_convergence false", unused, *self._named("plateau_"))

@@ -98,23 +98,21 @@ class NestedSettings(Trained):
 
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()
-        why, keys = "", [f"nested_lora_consolidation_{name}" for name in ("method", "alpha", "interval", "rank")]
-        keys.append("nested_lora_reset")
-        if self.nested_lora_levels == 1:
-            why, keys = "nested_lora_levels 1", ["nested_lora_use_consolidation", *keys]
-        elif not self.nested_lora_use_consolidation:
-            why = "nested_lora_use_consolidation false"
-        elif self.nested_lora_consolidation_method == "ema" and self.nested_lora_consolidation_alpha == 1:
+        single, merges = self.nested_lora_levels == 1, self.nested_lora_use_consolidation
+        merging = [f"nested_lora_consolidation_{name}" for name in ("method", "alpha", "interval", "rank")]
+        merging.append("nested_lora_reset")
+        yield from self.has_no_effect("nested_lora_levels 1", single, "nested_lora_use_consolidation", *merging)
+        yield from self.has_no_effect("nested_lora_use_consolidation false", not single and not merges, *merging)
+        fast_alone = self.nested_lora_consolidation_method == "ema" and self.nested_lora_consolidation_alpha == 1
+        if fast_alone and merges and not single:
             yield "nested_lora_consolidation_alpha 1 with ema replaces slow by fast at every merge; 0.5 is usual"
-        yield from self.has_no_effect(why, bool(why), *keys)
-        if self.nested_lora_eval == "fast" and self.nested_lora_use_consolidation:
+        if self.nested_lora_eval == "fast" and merges:
             yield (
                 "nested_lora_eval fast: after a merge the output of fast is 0, so those tasks are scored without adapters; "
                 "set nested_lora_use_consolidation to false to see what fast learned"
             )
         every = self.nested_lora_update_interval_slow == 1 and self.nested_lora_level_intervals is None
-        if self.nested_lora_skipped_gradients == "accumulate" and every:
-            yield "nested_lora_skipped_gradients has no effect: with nested_lora_update_interval_slow 1 no step is skipped"
+        yield from self.has_no_effect("nested_lora_update_interval_slow 1", every, "nested_lora_skipped_gradients")
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()

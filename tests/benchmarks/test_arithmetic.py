@@ -1,4 +1,4 @@
-"""The benchmark scripts' own arithmetic: the table's cells, and settings chosen without the test images."""
+"""The arithmetic of the benchmark scripts: the table's cells, and settings chosen without the test images."""
 
 import numpy as np
 
@@ -29,10 +29,10 @@ def test_table_has_mean_and_sample_deviation_over_seeds():
 def test_tuning_holds_out_training_images_and_never_sees_test_images():
     whole = toy_dataset(classes=3, train=10, test=4)
     tuned = without_test(whole)
-    kept, held = (d.images.reshape(len(d), -1).numpy() for d in (tuned.train, tuned.test))
-    assert len(kept) == 24 and np.bincount(tuned.test.labels).tolist() == [2, 2, 2]
+    training, held_out = (d.images.reshape(len(d), -1).numpy() for d in (tuned.train, tuned.test))
+    assert len(training) == 24 and np.bincount(tuned.test.labels).tolist() == [2, 2, 2]
     rows = {row.tobytes() for row in whole.train.images.reshape(30, -1).numpy()}
-    assert {r.tobytes() for r in kept} | {r.tobytes() for r in held} == rows
-    assert not {r.tobytes() for r in kept} & {r.tobytes() for r in held}
+    assert {r.tobytes() for r in training} | {r.tobytes() for r in held_out} == rows
+    assert not {r.tobytes() for r in training} & {r.tobytes() for r in held_out}
     again = without_test(whole)
     assert np.array_equal(again.test.images.numpy(), tuned.test.images.numpy())

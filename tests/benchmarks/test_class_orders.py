@@ -1,4 +1,4 @@
-"""Class orders: given as a list, checked, and the extreme ones of the stress test."""
+"""Class orders: as a list, checked, and the extreme ones of the stress test."""
 
 import json
 
@@ -30,8 +30,8 @@ def test_a_given_order_is_taken(tmp_path, monkeypatch):
     run = [*tiny_experiment("simplecil", tmp_path, monkeypatch, class_order=order), "--out", str(tmp_path / "logs")]
     assert main.main(run) == 0
     (results,) = tmp_path.glob("logs/simplecil/*/seed_3/results.json")
-    found = json.loads(results.read_text())
-    assert found["class_order"] == order and found["task_classes"] == [order[:5], order[5:]]
+    result = json.loads(results.read_text())
+    assert result["class_order"] == order and result["task_classes"] == [order[:5], order[5:]]
 
 
 @pytest.mark.parametrize(

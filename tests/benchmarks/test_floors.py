@@ -1,4 +1,4 @@
-"""The floors: nearest mean against hand-worked cases, every choice made on training images, the same for every feature."""
+"""The floors: nearest mean against hand-worked cases, every choice on training images, the same for every feature."""
 
 import numpy as np
 import pytest
@@ -57,7 +57,7 @@ def test_pixels_are_greys_between_zero_and_one():
 
 
 def test_the_table_has_a_row_a_feature_and_names_the_choices():
-    found = {"NCM": (0.5, Choice("centred", metric="cosine")), "probe": (0.25, Choice("centred", penalty=0.1))}
-    text = floors.table({("digits", kind): found for kind in floors.KINDS})
+    scores = {"NCM": (0.5, Choice("centred", metric="cosine")), "probe": (0.25, Choice("centred", penalty=0.1))}
+    text = floors.table({("digits", kind): scores for kind in floors.KINDS})
     assert "| embedded ViT | 50.0 | 25.0 |" in text
     assert "- raw pixels, digits: NCM centred, cosine; probe centred, penalty 0.1" in text

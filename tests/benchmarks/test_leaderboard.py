@@ -1,4 +1,4 @@
-"""The leaderboard's files, table and cards are made from what they say they are made from."""
+"""The leaderboard's files, tables and cards are those of the recorded runs and the shipped files."""
 
 import json
 
@@ -35,29 +35,29 @@ def test_an_arm_is_the_shipped_experiment():
     base = {k: v for k, v in sweep.items() if k not in ("about", "sweep")}
     for arm in sweep["sweep"]:
         file = leaderboard.shipped("digits")[arm["prefix"]]
-        own, alone = (leaderboard._resolved(values) for values in (base | arm, file))
-        assert verify.digest(own) == verify.digest(alone), arm["prefix"]
+        in_sweep, alone = (leaderboard._resolved(values) for values in (base | arm, file))
+        assert verify.digest(in_sweep) == verify.digest(alone), arm["prefix"]
 
 
 def test_every_card_is_made_from_the_kept_runs():
     runs = leaderboard.recorded()
     for name in (*leaderboard.SETS, *leaderboard.ALONE):
         for method, values in leaderboard.shipped(name).items():
-            own = [r for r in runs if (r["set"], r["method"]) == (name, method)]
-            assert values.get("expected") == (leaderboard.card(own) if own else None), f"{method} on {name}"
-            if own:  # a change of the file makes the runs kept of it those of something else
+            of_file = [r for r in runs if (r["set"], r["method"]) == (name, method)]
+            assert values.get("expected") == (leaderboard.card(of_file) if of_file else None), f"{method} on {name}"
+            if of_file:  # after a change of the file its recorded runs are those of another experiment
                 digest = verify.digest(leaderboard._resolved(values))
-                assert digest == own[0]["settings"], f"{method} on {name}: run it again"
-                ends = leaderboard.figures(own, values["seed"]) if name in leaderboard.SETS else ""
+                assert digest == of_file[0]["settings"], f"{method} on {name}: run it again"
+                ends = leaderboard.figures(of_file, values["seed"]) if name in leaderboard.SETS else ""
                 assert values["about"].endswith(ends), f"{method} on {name}"
 
 
 def test_a_card_is_the_last_key_and_replaces_the_one_before():
-    made = {"weights": "w", "settings": "s", "tolerance": 2.0, "top1_curve": {"1": [1.5, 2.0], "2": [3.0]}}
+    card = {"weights": "w", "settings": "s", "tolerance": 2.0, "top1_curve": {"1": [1.5, 2.0], "2": [3.0]}}
     text = '{\n  "about": "x",\n  "seed": [1]\n}\n'
-    once = leaderboard.with_card(text, made)
-    assert json.loads(once) == {"about": "x", "seed": [1], "expected": made}
-    other = {**made, "tolerance": 1.0}
+    once = leaderboard.with_card(text, card)
+    assert json.loads(once) == {"about": "x", "seed": [1], "expected": card}
+    other = {**card, "tolerance": 1.0}
     assert leaderboard.with_card(once, other) == leaderboard.with_card(text, other)
 
 
@@ -70,8 +70,8 @@ def test_about_ends_with_what_the_runs_gave():
         "Time: about 4 s a seed on one of two busy CPU cores, no download."
     )
     text = '{\n  "about": "x. Expected: much. Time: long.",\n  "seed": [1, 2]\n}\n'
-    made = json.loads(leaderboard.with_figures(text, [run(1, 10.0)]))
-    assert made == {"about": f"x. Expected: last 10.0, average 50.0 percent over seed 1{tail}", "seed": [1, 2]}
+    changed = json.loads(leaderboard.with_figures(text, [run(1, 10.0)]))
+    assert changed == {"about": f"x. Expected: last 10.0, average 50.0 percent over seed 1{tail}", "seed": [1, 2]}
     both = [run(1, 10.0), run(2, 12.0)]
     assert json.loads(leaderboard.with_figures(text, both))["about"] == (
         f"x. Expected: last 11.0 ± 1.4, average 50.0 ± 0.0 percent over these seeds{tail}"

@@ -26,10 +26,12 @@ def test_every_phase_and_count_is_measured_and_told():
     rows = routing.measure(toy_backbone().vit, 2, ks, batch=2, rounds=rounds, device=CPU)
     assert [(row.phase, row.count) for row in rows] == [(p, k) for p in routing.PHASES for k in ks]
     for row in rows:
-        assert [len(own) for own in row.seconds] == [rounds] * 3 and min(min(own) for own in row.seconds) > 0
+        assert [len(of_way) for of_way in row.seconds] == [rounds] * 3 and min(
+            min(of_way) for of_way in row.seconds
+        ) > 0
         assert min(row.peak) > 0
     forward, trained = rows[0], rows[2]
-    assert trained.peak[2] > forward.peak[2]  # what the backward pass needs is kept
+    assert trained.peak[2] > forward.peak[2]  # activations for the backward pass
     lines = routing.table(rows).split("\n")
     assert len(lines) == 2 + len(rows) and {line.count("|") for line in lines} == {12}
     assert len(routing.verdicts(rows)) == 2 * 3
@@ -49,7 +51,7 @@ def test_runs_take_turns_and_each_round_begins_with_another():
     called = []
     seconds = routing.interleaved([lambda n=n: called.append(n) for n in range(3)], 3, CPU)
     assert called == [0, 1, 2, 1, 2, 0, 2, 0, 1]
-    assert [len(own) for own in seconds] == [3, 3, 3]
+    assert [len(of_run) for of_run in seconds] == [3, 3, 3]
 
 
 def test_peak_memory_is_exact_and_leaves_out_what_was_there():
@@ -84,7 +86,7 @@ def test_networks_that_are_compared_are_the_same_function():
 
 def test_a_training_step_moves_the_networks_own_parts_alone():
     vit, experts = toy_backbone().vit.double(), routing.make_experts(16, 2, 2)
-    experts = [[expert.double() for expert in own] for own in experts]
+    experts = [[expert.double() for expert in layers] for layers in experts]
     single = routing.with_slots(vit, [routing.copy_of(e) for e in experts[0]]).double()
     lone, both = (routing.routed_network(vit, experts[:k]).double() for k in (1, 2))
     head, labels = torch.randn(16, routing.CLASSES).double(), torch.arange(4)
@@ -141,12 +143,12 @@ def test_one_pass_equals_the_loop_for_every_way_to_route(method, settings, toy_l
         learner.learn(stream.task(index))
         learner.consolidate(stream.task(index))
     learner.eval()
-    kept = {k: v.clone() for k, v in learner.state_dict().items()}
-    found = validate_routing.compare(learner.backbone, IMAGES, torch.float64)
+    before = {k: v.clone() for k, v in learner.state_dict().items()}
+    differences = validate_routing.compare(learner.backbone, IMAGES, torch.float64)
     count = 2 if method == "dylora_moe" else 3
-    assert [name.split(":")[0] for name in found] == ["layer 1", "layer 2", *["features"] * count]
-    assert all(d.relative <= validate_routing.LIMIT for d in found.values())
-    assert all(torch.equal(v, kept[k]) for k, v in learner.state_dict().items())  # on a copy
+    assert [name.split(":")[0] for name in differences] == ["layer 1", "layer 2", *["features"] * count]
+    assert all(d.relative <= validate_routing.LIMIT for d in differences.values())
+    assert all(torch.equal(v, before[k]) for k, v in learner.state_dict().items())  # on a copy
     assert "fixed_routing" in settings or all(
         getattr(s, "fixed", None) is None for s in learner.backbone.slots.values()
     )
@@ -172,12 +174,12 @@ def test_a_wrong_expert_or_gate_is_seen(toy_learner):
 def runs(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         place, dataset = tmp_path_factory.mktemp("runs"), few_digits()
-        found = {m: tiny_run(m, place, patch)[0] for m in ("sparse_moe", "finetune")}
-        found["dylora_moe"] = tiny_run(
+        folders = {m: tiny_run(m, place, patch)[0] for m in ("sparse_moe", "finetune")}
+        folders["dylora_moe"] = tiny_run(
             "dylora_moe", place, patch, novelty_threshold_mode="fixed", novelty_threshold=2.0
         )[0]
         patch.setattr(data, "load", lambda *args, **options: dataset)
-        yield found
+        yield folders
 
 
 @pytest.mark.parametrize("method", validate_routing.METHODS)
@@ -215,7 +217,7 @@ def test_the_experts_of_a_network_with_one_only_are_those_of_the_run():
     backbone = routing.routed_network(toy_backbone().vit, routing.make_experts(16, 2, 2))
     alone = validate_routing.with_only(backbone, 1)
     assert alone.vit is backbone.vit and alone.router is None and len(alone.slots) == 3
-    for made, slot in zip(alone.slots.values(), routed.routed_layers(backbone), strict=True):
-        assert isinstance(made, nn.Module) and made is not slot.adapters[1]
-        assert torch.equal(made.up_proj.weight, slot.adapters[1].up_proj.weight)
+    for single, slot in zip(alone.slots.values(), routed.routed_layers(backbone), strict=True):
+        assert isinstance(single, nn.Module) and single is not slot.adapters[1]
+        assert torch.equal(single.up_proj.weight, slot.adapters[1].up_proj.weight)
     assert isinstance(backbone.slots["0"], routed.RoutedLayer)

@@ -1,4 +1,4 @@
-"""What the studies share: which runs are made, taken as done, kept, and how arms are compared."""
+"""What the studies share: which runs are run, skipped and stored, and how arms are compared."""
 
 import argparse
 import json
@@ -24,18 +24,20 @@ def args_for(tmp_path, **other):
 
 def test_runs_are_made_once_failures_named_and_other_settings_run_anew(tmp_path, capsys):
     keys = [("toy", arm, seed) for arm in ("one", "broken") for seed in (1, 2)]
-    found = study.run_all(worker, values_of, keys, args_for(tmp_path), tmp_path / "kept.jsonl")
-    assert list(found) == keys[:2] and found["toy", "one", 2]["last"] == {"ncm": 0.2}
+    runs = study.run_all(worker, values_of, keys, args_for(tmp_path), tmp_path / "stored.jsonl")
+    assert list(runs) == keys[:2] and runs["toy", "one", 2]["last"] == {"ncm": 0.2}
     assert "toy, broken, 1: no such adapter" in capsys.readouterr().err
-    study.keep(found, tmp_path / "kept.jsonl")
-    kept = args_for(tmp_path, kept=True, out=tmp_path / "elsewhere")
-    again = study.run_all(None, values_of, keys[:2], kept, tmp_path / "kept.jsonl")  # nothing is left to a worker
-    assert {k: r["last"] for k, r in again.items()} == {k: r["last"] for k, r in found.items()}
+    study.keep(runs, tmp_path / "stored.jsonl")
+    elsewhere = args_for(tmp_path, kept=True, out=tmp_path / "elsewhere")
+    again = study.run_all(
+        None, values_of, keys[:2], elsewhere, tmp_path / "stored.jsonl"
+    )  # nothing is left to a worker
+    assert {k: r["last"] for k, r in again.items()} == {k: r["last"] for k, r in runs.items()}
 
     def changed(arm, name):
         return values_of(arm, name) | {"rank": 8}
 
-    study.run_all(worker, changed, keys[:1], kept, tmp_path / "kept.jsonl")
+    study.run_all(worker, changed, keys[:1], elsewhere, tmp_path / "stored.jsonl")
     (path,) = (tmp_path / "elsewhere" / "toy").iterdir()
     assert json.loads(path.read_text())["settings"] == study.fingerprint(changed("one", "toy"))
 
@@ -47,7 +49,7 @@ def test_words_and_seeds_do_not_change_a_fingerprint():
 
 
 def test_keeping_adds_to_what_is_kept_and_drops_the_seconds(tmp_path):
-    path = tmp_path / "kept.jsonl"
+    path = tmp_path / "stored.jsonl"
     for seed in (1, 2, 1):
         study.keep(
             {("toy", "one", seed): {"set": "toy", "arm": "one", "seed": seed, "seconds": 3.0, "last": seed}}, path

@@ -63,7 +63,7 @@ def test_keys_of_nested_adapters_are_refused_by_plain_sema_by_name():
 def test_what_does_not_act_is_told():
     told = {
         "nested_lora_eval fast": {"nested_lora_eval": "fast"},
-        "nested_lora_skipped_gradients has no effect": {"nested_lora_skipped_gradients": "accumulate"},
+        "have no effect with nested_lora_update_interval_slow 1": {"nested_lora_skipped_gradients": "accumulate"},
         "have no effect with nested_lora_levels 1": {"nested_lora_levels": 1, "nested_lora_reset": "zero"},
         "have no effect with nested_lora_levels 1: nested_lora_consolidation_rank": {
             "nested_lora_levels": 1,
