@@ -24,7 +24,7 @@ FLOORS = {
     "utils.config": "utils.data utils.text",
     "utils.evaluation": "utils.data utils.process utils.text",
     "utils.run": "utils.config utils.evaluation utils.data utils.process utils.files utils.text",
-    "utils.report": "utils.run utils.config utils.evaluation utils.process utils.files utils.text",
+    "utils.report": "utils.run utils.config utils.evaluation utils.data utils.process utils.files utils.text",
     "utils.compare": "utils.report utils.run utils.config utils.evaluation utils.files utils.text",
     "utils.engines": "utils.config utils.files utils.text",
     "backbone": "utils.config utils.data utils.files utils.process utils.text",
