@@ -70,7 +70,12 @@ def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("config", type=Path, help="experiment file")
     ask.add_argument(
-        "--random", type=int, nargs="*", default=[1, 2, 3], metavar="SEED", help="random orders beside them"
+        "--random",
+        type=int,
+        nargs="*",
+        default=[1, 2, 3],
+        metavar="SEED",
+        help="seeds of random orders to compare with",
     )
     ask.add_argument("--out", type=Path, help="file to write (default: logs/orders_<name>.json)")
     args = ask.parse_args()

@@ -232,7 +232,7 @@ def judge(mutant: Mutant, folder: Path) -> tuple[str, float]:
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), guarded():
             code = program.main([*map(str, arguments)])
-    except (Exception, SystemExit) as error:  # whatever gets past main.main is the fault looked for
+    except (Exception, SystemExit) as error:  # an exception that main.main lets through is a fault of the program
         return f"{type(error).__name__}: {error}"[:300], time.process_time() - started
     seconds = time.process_time() - started
     for stream in (out, err):
@@ -277,7 +277,7 @@ def main(argv: list[str] | None = None) -> int:
     ask.add_argument("--mutants", type=int, default=3000, help="in all, shared by the files (default: 3000)")
     ask.add_argument("--seed", type=int, default=0)
     args = ask.parse_args(argv)
-    # asked for before the work: the files may change while it goes on
+    # before the work, during which the files may change
     asked = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=FILES[0].parent
     )

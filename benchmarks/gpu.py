@@ -1,8 +1,9 @@
 """Images per second on a GPU, and the share of its matrix rate that is used: `python -m benchmarks.gpu --device cuda`.
 
-ViT-B/16 at 224 px in bf16 (`precision`): the bare frozen timm network forward, one adapter in each of the last layers trained,
-and K competing ones trained. The matrix rate is that of products of large matrices in the same precision; a way's share of it
-are the floating-point operations that torch counts in a step (forward and backward, a multiply-add is two), over its time.
+ViT-B/16 at 224 px in bf16 (`precision`): the forward pass of the bare frozen timm network; training of one adapter in each of
+the last layers; training of K competing adapters. The matrix rate is that of products of large matrices in the same precision.
+A way's share of it is the number of floating-point operations that torch counts in a step (forward and backward, a
+multiply-add is two) divided by the step's time and the matrix rate.
 `--run N` adds a whole SEMA run of 10 tasks over N generated training images of 100 classes at about 32 px, which the
 transform enlarges as it does CIFAR-100's. Runs on a CPU too, where its numbers mean little.
 """
@@ -51,7 +52,7 @@ def operations(run: Run) -> int:
 
 
 def networks(vit: VisionTransformer, count: int, device: torch.device) -> dict[str, tuple[SlottedViT, int]]:
-    """Name -> backbone over the shared ViT, and the branches its training runs."""
+    """By name: a backbone over the shared ViT, and the number of branches in its training."""
     draws = named_generator("benchmark", "experts")
     alone = with_slots(vit, [Adapter(vit.embed_dim, RANK) for _ in range(LAYERS)])
     competing = with_slots(vit, [NestedLoRAAdapter(vit.embed_dim, RANK, count) for _ in range(LAYERS)])

@@ -1,9 +1,8 @@
-"""What ten thousand finished runs cost the program: `python -m benchmarks.many_runs [--cells 100] [--seeds 100]`.
+"""Time and memory with ten thousand finished runs: `python -m benchmarks.many_runs [--cells 100] [--seeds 100]`.
 
-One tiny sweep's cells get run folders as a run leaves them (the files that the program reads
-again), each with different numbers. Then these are timed, as whole processes of main.py: the same sweep
-again, which looks at every folder, finds all finished and makes the table; and `--compare` over all of them. With `--keep DIR`
-the folders stay.
+Writes the run folders of a small sweep as finished runs leave them (the files that the program reads again), each with
+different numbers. Then times two commands as whole processes of main.py: the same sweep again, which reads every folder, skips
+all runs and prints the table; and `--compare` over all runs. With `--keep DIR` the folders stay.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ def results_of(seed: int, draw: random.Random) -> dict[str, Any]:
 
 
 def make(config: Path, out: Path) -> tuple[int, int]:
-    """Run folders of all cells and seeds of the sweep in `config`; how many files they have, and bytes."""
+    """Writes run folders of all cells and seeds of the sweep in `config`. Returns their number of files, and bytes."""
     swept = load.load(options.parser("").parse_args(["--config", str(config)]))
     draw, files, size = random.Random(1), 0, 0
     for cell in swept.cells:
@@ -78,7 +77,7 @@ def make(config: Path, out: Path) -> tuple[int, int]:
                 "config.json": json.dumps({**settings, "seed": [seed]}, indent=1),
                 "environment.json": json.dumps(MACHINE, indent=1),
                 "metrics.jsonl": "".join(f"{json.dumps(row)}\n" for row in rows),
-                "run.log": "2026-01-01 00:00:00 INFO  a line of a run's log as it stands there\n" * 20,
+                "run.log": "2026-01-01 00:00:00 INFO  a line of a run's log\n" * 20,
                 "results.json": json.dumps(results_of(seed, draw), indent=1),
             }
             for name, text in texts.items():
@@ -88,7 +87,7 @@ def make(config: Path, out: Path) -> tuple[int, int]:
 
 
 def timed(*arguments: str) -> tuple[float, int, str]:
-    """Wall seconds of main.py with these arguments, peak memory in MiB, and the last line it printed."""
+    """Wall seconds of main.py with these arguments, peak memory in MiB, and the first line it printed."""
     start = time.perf_counter()
     done = subprocess.run([sys.executable, str(ROOT / "main.py"), *arguments], capture_output=True, text=True)
     took = time.perf_counter() - start
@@ -98,6 +97,7 @@ def timed(*arguments: str) -> tuple[float, int, str]:
 
 
 def run(cells: int, seeds: int, place: Path) -> int:
+    """Writes the folders below `place`, times both commands and prints the times. Returns 1 if one took over LIMIT."""
     rates = [round(0.001 + k * 1e-5, 6) for k in range(cells)]
     config, out = place / "many.json", place / "logs"
     config.write_text(json.dumps({**BASE, "seed": list(range(seeds)), "sweep": {"init_lr": rates}}))
@@ -108,7 +108,7 @@ def run(cells: int, seeds: int, place: Path) -> int:
     )
     slow = False
     for what, arguments in (
-        ("the sweep again: all folders looked at, and the table", ["--config", str(config), "--out", str(out)]),
+        ("the sweep again: all folders read, and the table", ["--config", str(config), "--out", str(out)]),
         ("--compare of all", ["--compare", str(out / "many"), "--out", str(place / "compare.html")]),
     ):
         took, memory, said = timed(*arguments)
@@ -121,7 +121,7 @@ if __name__ == "__main__":
     ask = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
     ask.add_argument("--cells", type=int, default=100)
     ask.add_argument("--seeds", type=int, default=100)
-    ask.add_argument("--keep", type=Path, metavar="DIR", help="make the folders here and leave them")
+    ask.add_argument("--keep", type=Path, metavar="DIR", help="write the folders here and leave them")
     args = ask.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         where = args.keep or Path(temporary)
