@@ -20,7 +20,7 @@ from backbone.vit import SlottedViT
 from benchmarks import measure
 from benchmarks.measure import Measured, Way
 from benchmarks.overhead import every_token
-from models.learner.base import Learner, SeededInit
+from models.learner.base import Learner
 from utils.data.dataset import Dataset
 from utils.data.images import ImageArray
 from utils.data.tasks import TaskStream
@@ -52,7 +52,7 @@ def compare(args: argparse.Namespace, device: torch.device) -> list[Measured]:
             values | {"adapt_start_layer": start, "prefix_cache": storage, "prefix_cache_gb": 64.0}
         )
         with RunLog(folder / storage, console=False) as log:
-            model = models.learner_of("sema")(cfg, SlottedViT(vit).to(device), tasks, SeededInit(0), log)
+            model = models.build(cfg, SlottedViT(vit).to(device), tasks, 0, log)
         for layer in range(start, len(vit.blocks)):
             while model.adapters_per_layer()[layer] < args.count:
                 model._grow(layer)
