@@ -1,10 +1,9 @@
-"""What a task has trained so far, on disk, so that a run goes on inside a task.
+"""What a task has trained so far, on disk, so that a run resumes inside a task.
 
-A task is a deterministic program whose dear part is its training phases (calls of `models.learner.fit.fit`). So it is not
-stopped and frozen, it is replayed: the same code runs again from the task's start, and each phase takes what it had reached
-from here instead of training again: finished ones their result, the last one the step to go on from. Methods need no code
-of their own for this. What is cheap (scans, merges) is computed again. Until the last phase is reached the log is mute: what
-the replay would write is there already.
+A task is deterministic; its training phases (calls of `models.learner.fit.fit`) are the expensive part. To resume, the task
+is replayed: the same code runs again from the start of the task, but each phase takes its state from here instead of training
+again, a finished phase its result and the last one the step to continue from. Methods need no code for this. Cheap work
+(scans, merges) is computed again. The log is muted until the last phase is reached, because it has those rows already.
 """
 
 from __future__ import annotations
@@ -24,19 +23,18 @@ from utils.files.storage import Damaged, read_state, remove_state, write_state
 from utils.process import parallel
 from utils.run.log import RunLog
 
-KEPT = 2  # newest entries of a phase that stay
-DURABLE = (
-    30.0  # seconds after which an entry is also brought to the disk: a killed process loses nothing, a power cut this
-)
+KEPT = 2  # number of entries of a phase that are not removed
+# Seconds between entries that are forced to the disk. A killed process loses nothing; a power cut may lose this much.
+DURABLE = 30.0
 
 
 class Differs(RuntimeError):
-    """A replay took another way than the run before it, which happens where a device does not compute the same twice."""
+    """A replay had other phases than the run before it: the device does not compute the same result twice."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """State of phase number `phase` of the task, the `count`-th that was saved of it."""
+    """The state of phase `number` of the task (from 0), the `count`-th that was saved of it."""
 
     number: int
     count: int
@@ -45,21 +43,22 @@ class Entry:
 
 
 class Journal:
-    """The phases of one task in `folder`; without one nothing is kept, as in tests and studies.
+    """The phases of one task, saved in `folder`; without a folder nothing is saved, as in tests and studies.
 
-    `last` says in words what was saved last, None if nothing was."""
+    `last` describes the newest saved state in words, None if there is none."""
 
     def __init__(self, folder: Path | None = None, log: RunLog | None = None, weight_hash: str = ""):
         self.folder, self.log, self.weight_hash = folder, log, weight_hash
         self.last: str | None = None
         self._entries: list[Entry] = []
-        self._phase = 0  # phases begun by this process
-        self._count = 0  # entries saved of the present one
+        self._phase = 0  # phases that this process has begun
+        self._count = 0  # entries saved of the current phase
         self._before, self._start, self._durable = 0.0, time.perf_counter(), time.monotonic()
 
     def open(self, rows: int) -> None:
-        """Reads what an earlier process left, cuts metrics.jsonl back to it, or to the `rows` of the tasks before, and mutes
-        the log until it is reached. Raises ValueError if the task was begun with other backbone weights."""
+        """Reads the phases that an earlier process saved, cuts metrics.jsonl back to them, or to the `rows` of the tasks
+        before, and mutes the log until the replay has passed them. Raises ValueError if the task began with other backbone
+        weights."""
         assert self.folder is not None and self.log is not None
         while (entry := self._newest_of_first(len(self._entries))) is not None:
             if entry.facts["weight_hash"] != self.weight_hash:
@@ -74,11 +73,11 @@ class Journal:
 
     @property
     def begun(self) -> bool:
-        """Whether an earlier process left phases of the task."""
+        """Whether an earlier process saved phases of the task."""
         return bool(self._entries)
 
     def _newest_of_first(self, number: int) -> Entry | None:
-        """The entry that rank 0 finds: it alone reads and writes files."""
+        """`_newest` on every rank; rank 0 alone reads files."""
         if parallel.world() == 1:
             return self._newest(number)
 
@@ -86,10 +85,11 @@ class Journal:
             entry = self._newest(number)
             return (None, {}) if entry is None else ([entry.count, entry.facts], entry.tensors)
 
-        found, tensors = parallel.broadcast_from_first(read)
-        return None if found is None else Entry(number, found[0], found[1], tensors)
+        entry, tensors = parallel.broadcast_from_first(read)
+        return None if entry is None else Entry(number, entry[0], entry[1], tensors)
 
     def _newest(self, number: int) -> Entry | None:
+        """The newest undamaged entry of phase `number` whose rows metrics.jsonl still has."""
         assert self.folder is not None and self.log is not None
         for path in sorted(self.folder.glob(f"phase_{number:04d}.*.json"), reverse=True):
             try:
@@ -103,11 +103,12 @@ class Journal:
 
     @property
     def seconds(self) -> float:
-        """Time spent on the task, that of earlier processes up to their last entry included."""
+        """Seconds spent on the task, with those of earlier processes up to their last entry."""
         return self._before + time.perf_counter() - self._start
 
     def recall(self, phase: str) -> Any:
-        """Begins the next phase: its saved state, None if it is new. Raises Differs if another phase was here before."""
+        """Begins the next phase and returns its saved state, None if it has none. Raises Differs if the phase saved here has
+        another name."""
         number, self._phase, self._count = self._phase, self._phase + 1, 0
         if number >= len(self._entries):
             return None
@@ -123,14 +124,16 @@ class Journal:
         return unpack(entry.facts["state"], entry.tensors)
 
     def save(self, phase: str, state: Callable[[], Any], *, finished: bool, where: str) -> None:
-        """Keeps what `state` gives for the present phase, in place of all but the last before. `where`: the moment in words."""
+        """Saves the result of `state()` for the current phase and removes all but the newest KEPT. `where`: when, in words.
+
+        Every rank must call this, because ranks exchange the states of their random generators in `state`."""
         if self.folder is None or self.log is None:
             return
-        given = state()  # the ranks tell each other their random generators in it
+        values = state()
         if not parallel.is_first():
             self.last = where
             return
-        packed, tensors = pack(given)
+        packed, tensors = pack(values)
         facts = {"phase": phase, "finished": finished, "rows": self.log.rows, "seconds": self.seconds, "last": where}
         facts["weight_hash"] = self.weight_hash
         number = self._phase - 1
@@ -146,13 +149,13 @@ class Journal:
         self.last = where
 
     def finish(self) -> None:
-        """The task is learned. Raises Differs if an earlier process had come to a phase that this one never did."""
+        """Call when the task is learned. Raises Differs if an earlier process saved a phase that this one never began."""
         if self._phase < len(self._entries):
-            raise Differs(f"{self._phase} phases in place of at least {len(self._entries)}")
+            raise Differs(f"the task had {self._phase} phases now and at least {len(self._entries)} before")
 
 
 def discard(checkpoints: Path) -> None:
-    """Forgets the phases of all tasks in progress."""
+    """Removes the phases of all tasks in progress."""
     for folder in checkpoints.glob("task_*/"):
         shutil.rmtree(folder)
 
@@ -161,8 +164,8 @@ def discard(checkpoints: Path) -> None:
 
 
 def pack(value: Any) -> tuple[Any, dict[str, Tensor]]:
-    """Nested dicts, lists, numbers, texts and tensors as JSON data and one flat tensor a dtype, which is faster to write than
-    thousands of small ones. A tensor becomes {"tensor": [dtype, shape]}."""
+    """Nested dicts, lists, numbers, texts and tensors as JSON data and one flat tensor per dtype, which is faster to write than
+    thousands of small ones. In the JSON a tensor is {"tensor": [dtype, shape]}."""
     flat: dict[str, list[Tensor]] = {}
 
     def walk(item: Any) -> Any:
@@ -175,11 +178,11 @@ def pack(value: Any) -> tuple[Any, dict[str, Tensor]]:
         return [walk(v) for v in item] if isinstance(item, (list, tuple)) else item
 
     packed = walk(value)
-    return packed, {kind: torch.cat(parts) for kind, parts in flat.items()}
+    return packed, {kind: torch.cat(tensors) for kind, tensors in flat.items()}
 
 
 def unpack(packed: Any, tensors: dict[str, Tensor]) -> Any:
-    """Inverse of `pack`; tensors come back on the CPU, tuples as lists, keys as texts."""
+    """Inverse of `pack`; tensors are on the CPU, tuples become lists and keys texts."""
     used = dict.fromkeys(tensors, 0)
 
     def walk(item: Any) -> Any:

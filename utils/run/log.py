@@ -1,4 +1,4 @@
-"""What a run writes while it goes: run.log, metrics.jsonl and progress bars."""
+"""The log of a run: run.log, metrics.jsonl and progress bars."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from utils.files.lock import Lock
 from utils.files.storage import add_path_to_errors, plain
-from utils.run.progress import Bar, _say
+from utils.run.progress import Bar, write_line
 from utils.run.tracker import Mirror
 from utils.text import CONTROL
 
@@ -23,10 +23,10 @@ from utils.text import CONTROL
 class RunLog:
     """`run.log` (time-stamped text, no control codes) and `metrics.jsonl` (a JSON object a line) of one run folder.
 
-    Opening an existing folder appends; a half-written last row of a killed run is dropped. Each RunLog owns its files
-    and locks the folder: a second writer raises ValueError, so no two runs ever share a log.
-    `rows` counts the complete lines of metrics.jsonl. While `muted`, rows and lines are neither written nor shown: a task is
-    replayed up to where it was (utils/run/journal.py). Python's `logging` is not used, hence no global state.
+    Opening an existing folder appends; the incomplete last row of a killed run is dropped. A RunLog locks the folder: a second
+    one raises ValueError, so two runs never share a log.
+    `rows` is the number of complete lines in metrics.jsonl. While `muted`, nothing is written or shown: a task is being
+    replayed (utils/run/journal.py). Python's `logging` is not used, so there is no global state.
     """
 
     def __init__(self, folder: Path, console: bool = True):
@@ -36,7 +36,7 @@ class RunLog:
         try:
             # a file name that is not UTF-8 is shown escaped instead of ending the run
             self._text = open(self.folder / "run.log", "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
-            # created if missing, and opened for reading too, since rows are counted and can be cut back
+            # created if missing; opened for reading too, since rows are counted and can be cut back
             self._table = open(self.folder / "metrics.jsonl", "a+b")  # noqa: SIM115
         except OSError:
             self._lock.release()
@@ -61,18 +61,18 @@ class RunLog:
             self.close()
             return
         with contextlib.suppress(OSError):  # a disk that is full must not hide why the run ends
-            # the console gets one line, the log says where it happened
+            # the console shows one line, the log has the traceback
             self._write("STOP ", "".join(traceback.format_exception(error)).rstrip())
         with contextlib.suppress(OSError):
             self.close()
 
     def close(self) -> None:
-        """Close both files and give the folder free; harmless when repeated."""
+        """Closes both files and unlocks the folder. May be called again."""
         try:
             if self.mirror is not None:
                 self.mirror.close()
             self._text.close()
-        finally:  # closing writes what is left, which a full disk refuses: the folder becomes free all the same
+        finally:  # closing writes the rest of a buffer, which fails on a full disk: the folder is unlocked all the same
             try:
                 self._table.close()
             finally:
@@ -80,20 +80,20 @@ class RunLog:
 
     @property
     def seconds(self) -> float:
-        """Running time in seconds: since the start, or since the last row's time in a resumed run."""
+        """Seconds that the run has taken; a resumed run continues from the time of its last row."""
         return self._offset + time.monotonic() - self._start
 
     def info(self, text: str) -> None:
-        """To run.log and, if `console`, standard output."""
+        """Writes `text` to run.log and, if the log has a console, to standard output."""
         self._write("INFO ", text)
         if self.console and not self.muted:
-            _say(text, sys.stdout)
+            write_line(text, sys.stdout)
 
     def warn(self, text: str, console: bool = True) -> None:
-        """To run.log and, if the log has a console and `console` is not false, to standard error."""
+        """Writes `text` to run.log and, if the log has a console and `console` is true, to standard error."""
         self._write("WARN ", text)
         if self.console and console and not self.muted:
-            _say(f"warning: {text}", sys.stderr)
+            write_line(f"warning: {text}", sys.stderr)
 
     def _write(self, level: str, text: str) -> None:
         if self.muted:
@@ -105,10 +105,10 @@ class RunLog:
             self._text.flush()
 
     def row(self, kind: str, **fields: Any) -> dict[str, Any]:
-        """Append one line to metrics.jsonl: `kind`, `time` (seconds of running time) and `fields`; returns it.
+        """Appends one line to metrics.jsonl: `kind`, `time` (seconds that the run has taken) and `fields`; returns it.
 
-        Numpy and torch numbers are converted; NaN or infinity raises ValueError that names kind and field, and nothing is
-        written. The line is flushed, so it survives a killed process.
+        Numpy and torch numbers are converted. NaN or infinity raises ValueError with kind and field, and nothing is written.
+        The line is flushed, so it survives a killed process.
         """
         if "time" in fields:
             raise ValueError(f"metrics row '{kind}': the field 'time' is set by the log itself")
@@ -128,18 +128,20 @@ class RunLog:
         return line
 
     def sync(self) -> None:
-        """Bring metrics.jsonl to the disk, so that it survives a power cut; a checkpoint counts its rows after this."""
+        """Forces metrics.jsonl to the disk, so that it survives a power cut; called before a checkpoint counts the rows."""
         self._table.flush()
         os.fsync(self._table.fileno())
 
     def truncate_rows(self, count: int | None) -> None:
-        """Cut metrics.jsonl back to its first `count` rows (None: to its complete rows); ValueError if it has fewer."""
+        """Cuts metrics.jsonl back to its first `count` rows (None: to its complete rows); ValueError if it has fewer."""
         self._table.flush()
         self._table.seek(0)
         lines = [line for line in self._table.read().splitlines(keepends=True) if line.endswith(b"\n")]
         if count is not None and not 0 <= count <= len(lines):
             path = self.folder / "metrics.jsonl"
-            raise ValueError(f"{path} has {len(lines)} rows, but {count} are to be kept: the file was changed by hand?")
+            raise ValueError(
+                f"{path} has {len(lines)} rows, fewer than the {count} of the checkpoint: was it changed by hand?"
+            )
         lines = lines[:count]
         self._table.truncate(sum(map(len, lines)))
         self._table.seek(0, os.SEEK_END)
@@ -149,34 +151,33 @@ class RunLog:
         self._offset = float(json.loads(lines[-1]).get("time", 0.0)) if lines else 0.0
 
     def _refuse_damage(self) -> None:
-        """ValueError for the first complete row that is none: said at the start, not by the report at a run's end."""
+        """ValueError for the first row that is not valid JSON: at the start of a run, not when its report is written."""
         path = self.folder / "metrics.jsonl"
         for count, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
             try:
                 json.loads(line)["kind"]
             except (ValueError, TypeError, KeyError, RecursionError):
-                hint = "mend it, or start afresh with --resume never, which keeps the old folder"
+                hint = "repair it, or start afresh with --resume never, which moves the old folder aside"
                 raise ValueError(f"{path}: row {count} is damaged; {hint}") from None
 
     def keep_rows_aside(self) -> None:
-        """Copies metrics.jsonl to the first free metrics.old_1.jsonl, ...: rows that no checkpoint goes with any more."""
+        """Copies metrics.jsonl to the first free name metrics.old_1.jsonl, ...: no checkpoint belongs to these rows."""
         number = next(n for n in range(1, 10**6) if not (self.folder / f"metrics.old_{n}.jsonl").exists())
         if self.rows:
             shutil.copyfile(self.folder / "metrics.jsonl", self.folder / f"metrics.old_{number}.jsonl")
 
     def bar(self, total: int, text: str, level: int = 0, every: float = 5.0, done: int = 0) -> Bar:
-        """Progress over `total` steps: level 0 for tasks within a run, 1 for epochs within a task, and so on.
+        """A progress bar over `total` steps: level 0 for tasks of a run, 1 for epochs of a task, and so on.
 
-        `done` steps were finished by an earlier process (a resumed run) and do not count for the time left.
-
-        On a terminal a tqdm bar with the time left; elsewhere plain lines on standard error: the first step, the last,
-        and between them at most one in `every` seconds. Nothing goes to the log files.
+        `done` steps were finished before the run was resumed; they do not count in the estimate of the time left.
+        On a terminal it is a tqdm bar; elsewhere lines on standard error: the first step, the last, and in between at most
+        one in `every` seconds. Nothing goes to the log files.
         """
         return Bar(total, text, level, every, self.console, done)
 
 
 class SilentLog(RunLog):
-    """The log of a process that neither writes nor speaks, since another one of the run does (utils/process/parallel.py)."""
+    """The log of every rank but 0, which alone writes and prints (utils/process/parallel.py)."""
 
     def __init__(self, folder: Path):
         self.folder, self.console, self.muted, self.mirror = Path(folder), False, False, None

@@ -1,4 +1,4 @@
-"""Progress bars that stay in place on a terminal and write lines elsewhere."""
+"""Progress bars: redrawn in place on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from tqdm import tqdm
 from utils.text import clock
 
 
-def _say(text: str, stream: TextIO) -> None:
+def write_line(text: str, stream: TextIO) -> None:
+    """Writes `text` without disturbing a progress bar on the same terminal."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     text = text.encode(encoding, "replace").decode(encoding)  # a console without UTF-8 gets '?', not a crash
-    tqdm.write(text, file=stream)  # lifts live bars out of the way; without bars a plain write
+    tqdm.write(text, file=stream)  # clears and redraws bars; without bars a plain write
     stream.flush()
 
 
 def _has_size(stream: TextIO) -> bool:
-    """Whether a terminal reports its width and height; one that does not (a container's) would get empty bars."""
+    """Whether a terminal reports its width and height. Some do not, as in containers; bars fitted to them would be empty."""
     try:
         size = os.get_terminal_size(stream.fileno())
     except (OSError, ValueError):
@@ -60,14 +61,14 @@ class Bar:
         self.close()
 
     def __iter__(self) -> Iterator[int]:
-        """Yield the steps left, from `done` to total-1, and count one after each."""
+        """Yields the remaining steps, from `done` to total-1, and counts one after each."""
         with self:
             for i in range(self._first, self.total):
                 yield i
                 self.update(1)
 
     def update(self, n: int = 1, **postfix: object) -> None:
-        """`n` more steps are done; `postfix` is shown behind them (floats with four digits)."""
+        """Counts `n` finished steps and shows `postfix` after the count (floats with four digits)."""
         self.done += n
         shown = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in postfix.items()}
         if self._tqdm is not None:
@@ -77,7 +78,7 @@ class Bar:
             now = time.monotonic()
             if n > 0 and (self.done >= self.total or now - self._last >= self.every):
                 self._last = now
-                _say(self._line(now - self._start, shown), sys.stderr)
+                write_line(self._line(now - self._start, shown), sys.stderr)
 
     def _line(self, elapsed: float, shown: dict[str, str]) -> str:
         left = elapsed / max(self.done - self._first, 1) * max(self.total - self.done, 0)
@@ -86,6 +87,6 @@ class Bar:
         return f"{'  ' * self.level}{self.text} {self.done}/{self.total}, {time_text}{tail}"
 
     def close(self) -> None:
-        """Remove the bar from the terminal; harmless when repeated."""
+        """Removes the bar from the terminal. May be called again."""
         if self._tqdm is not None:
             self._tqdm.close()

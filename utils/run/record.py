@@ -12,23 +12,18 @@ from utils.evaluation.metrics import Score
 from utils.files.storage import plain
 
 PHASES = ("train", "detect", "evaluate")  # keys of `seconds`
-
-
-LATER = {"confusion", "wrong_task", "peak_by_task"}  # fields of a record that its first versions did not have
-
-
-# ------------------------------------------------------------------------------------------------ record of a run
+ADDED_LATER = {"confusion", "wrong_task", "peak_by_task"}  # fields that records of the first versions do not have
 
 
 @dataclass
 class RunRecord:
-    """Counts of one seed's run, one entry a finished task; every figure of results.json is computed from them.
+    """The counts of one run (one seed), an entry for each finished task; results.json is computed from them.
 
-    `class_order[i]` is the original class that arrives i-th, `task_classes[t]` task t's original classes, for all
-    planned tasks. `correct[t][k]` counts the right answers on task k's `samples[k]` test samples after task t,
-    `confusion[k][j]` those taken for a class of task j after the newest task, `wrong_task[t]` all that were taken for a class
-    of an older and of a newer task than their own after task t. `peak_by_task[t]` is the largest memory in bytes of the
-    process up to the end of task t. Where a run began under a version that did not count these, None stands.
+    `class_order[i]` is the original class that arrives i-th, `task_classes[t]` the original classes of task t, for all
+    planned tasks. `correct[t][k]` is the number of correct predictions on the `samples[k]` test samples of task k after task
+    t; `confusion[k][j]` the number predicted as a class of task j after the newest task; `wrong_task[t]` the numbers
+    predicted as a class of an older and of a newer task after task t. `peak_by_task[t]` is the largest memory of the process,
+    in bytes, up to the end of task t. Entries are None for tasks that ran under a version which did not count them.
     """
 
     model_name: str
@@ -67,11 +62,11 @@ class RunRecord:
         peak_memory_bytes: int = 0,
         head_drift: Mapping[str, Any] | None = None,
     ) -> None:
-        """Append the next task t: `scores[k]` for k = 0..t, adapters by layer, seconds of train, detect and evaluate.
+        """Appends the next task t: `scores[k]` for k = 0..t, adapters by layer, seconds of train, detect and evaluate.
 
-        `images` counts the training views shown (with repeats); `selections` join `selection_history`.
-        `head_drift`, where measured: `task`, `stale` and `recomputed` accuracies as fractions, `cosine`.
-        Raises ValueError where the number of scores, the sizes of earlier test sets or the phases do not fit.
+        `images` is the number of training images shown (with repeats); `selections` are appended to `selection_history`.
+        `head_drift`, if measured, has `task`, the accuracies `stale` and `recomputed` as fractions, and `cosine`.
+        Raises ValueError if the number of scores, the sizes of earlier test sets or the phases do not fit.
         """
         t = len(self.correct)
         if len(scores) != t + 1 or t >= len(self.task_classes):
@@ -94,27 +89,27 @@ class RunRecord:
         self.test_evaluations += test_evaluations
         self.peak_memory_bytes = max(self.peak_memory_bytes, int(peak_memory_bytes))
         self.peak_by_task.append(int(peak_memory_bytes) or None)
-        # the whole table is kept of the newest task alone: of all tasks it would grow with the cube of their number
+        # only of the newest task: the tables of all tasks would grow with the cube of their number
         self.confusion = [list(s.predicted) for s in scores] if all(len(s.predicted) == t + 1 for s in scores) else None
         self.wrong_task.append(None if self.confusion is None else list(error_parts.wrong_task(self.confusion)))
         self.head_drift += [] if head_drift is None else [plain(dict(head_drift), "head_drift")]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for a checkpoint; `from_dict` gives an equal record back."""
+        """Plain data for a checkpoint, the inverse of `from_dict`."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RunRecord:
-        """Inverse of `to_dict`, also after a way through JSON; ValueError where a field is missing or unknown.
+        """Inverse of `to_dict`, also after a way through JSON; ValueError if a field is missing or unknown.
 
-        What older versions did not count is unknown for the tasks they ran: such a record is read, and its run goes on."""
+        A record of an older version lacks the counts in ADDED_LATER: it is read with None for the tasks so far."""
         names = {f.name for f in fields(cls)}
-        if names - set(data) == LATER and isinstance(data.get("correct"), list):
+        if names - set(data) == ADDED_LATER and isinstance(data.get("correct"), list):
             unknown = {key: [None] * len(data["correct"]) for key in ("wrong_task", "peak_by_task")}
             data = {**data, "confusion": None, **unknown}
         if names != set(data):
             raise ValueError(f"not a run record: fields {sorted(names ^ set(data))} are missing or unknown")
-        return cls(**deepcopy(dict(data)))  # the record grows; the checkpoint it came from must not
+        return cls(**deepcopy(dict(data)))  # a copy: the record grows, the checkpoint must not
 
 
 def _percent(value: float | None) -> float | None:
@@ -124,13 +119,13 @@ def _percent(value: float | None) -> float | None:
 def results_json(record: RunRecord) -> dict[str, Any]:
     """The content of results.json; accuracies, forgetting and transfer in percent, None (null) where undefined.
 
-    `accuracy_matrix[t]` has t+1 entries. `task_oracle_accuracy` is the one after the last task. `images_per_second` is
-    training views over training seconds, all tasks together. `head_drift` has an entry for every task from the second on
-    where class statistics can age, and is empty otherwise. `task_oracle_curve[t]` is the accuracy after task t if each
-    sample's task were known; `task_confusion[k][j]` counts test samples of task k that the finished model takes for a class
-    of task j; `wrong_task[t]` = [older, newer] counts those taken for another task's class after task t;
-    `peak_memory_by_task[t]` is the process's largest memory up to then. Formulas: `utils.evaluation.metrics`,
-    `utils.evaluation.error_parts`.
+    `accuracy_matrix[t]` has t+1 entries. `images_per_second` is training images over training seconds of all tasks.
+    `head_drift` has an entry for every task from the second on if class statistics can become stale, else none.
+    `task_oracle_curve[t]` is the task-incremental accuracy after task t (each sample's task is known),
+    `task_oracle_accuracy` its last value. `task_confusion[k][j]` is the number of test samples of task k that the finished
+    model predicts as a class of task j. `wrong_task[t]` = [older, newer] are the numbers predicted as a class of an older and
+    a newer task after task t. `peak_memory_by_task[t]` is the largest memory of the process up to then, in bytes.
+    Formulas: `utils.evaluation.metrics`, `utils.evaluation.error_parts`.
     """
     matrix = metrics.accuracy_rows(record.correct, record.samples)
     curve = metrics.top1_curve(record.correct, record.samples)

@@ -1,7 +1,7 @@
-"""A few training images of each task's classes, kept in the run folder when the task begins, for its report.
+"""A few training images of each task's classes, saved in the run folder when the task begins, for the report.
 
-`samples/task_T.png` (T from 1): a column a class, SIDE pixels an image at most, as the network sees them without
-augmentation. The PNG's text field "classes" names the columns. No test image is read and no random number drawn.
+`samples/task_T.png` (T from 1) has a column for each class, images of at most SIDE pixels, as the network sees them without
+augmentation. The PNG's text field "classes" names the columns. It reads no test image and draws no random number.
 """
 
 from __future__ import annotations
@@ -19,17 +19,13 @@ if TYPE_CHECKING:
 
     from utils.data.tasks import TaskStream
 
-CLASSES, IMAGES, SIDE, GAP = (
-    8,
-    2,
-    48,
-    2,
-)  # at most: classes of a task, images of a class, pixels of an image; between them
-MOST_SHOWN = 20  # tasks in a report: a hundred would make it a file of many megabytes
+CLASSES, IMAGES = 8, 2  # at most: classes of a task, images of a class
+SIDE, GAP = 48, 2  # pixels: largest side of an image, and between two images
+MOST_SHOWN = 20  # tasks in a report; a hundred would make it a file of many megabytes
 
 
 class Sheet(NamedTuple):
-    """One task's images for a page: `task` from 1, `source` a data: address, its size in pixels, the columns' classes."""
+    """One task's images for a page: `task` from 1, `source` a data: URL, its size in pixels, the classes of its columns."""
 
     task: int
     source: str
@@ -38,8 +34,8 @@ class Sheet(NamedTuple):
     classes: tuple[str, ...]
 
 
-def keep(folder: Path, stream: TaskStream, index: int) -> None:
-    """Writes the images of task `index`, unless an earlier process did."""
+def write(folder: Path, stream: TaskStream, index: int) -> None:
+    """Writes the images of task `index` (from 0), unless an earlier process did."""
     path = folder / "samples" / f"task_{index + 1}.png"
     if path.is_file():
         return
@@ -53,7 +49,7 @@ def keep(folder: Path, stream: TaskStream, index: int) -> None:
 
 
 def _png(images: torch.Tensor, counts: list[int], names: list[str]) -> bytes:
-    """Images [B, 3, S, S] in [0, 1] as one sheet; `counts[i]` of them make up column i. Gaps are transparent."""
+    """Images [B, 3, S, S] in [0, 1] as one PNG; `counts[i]` of them are column i. Gaps are transparent."""
     import numpy as np
     from PIL import Image, PngImagePlugin
     from torch.nn.functional import interpolate
@@ -63,11 +59,11 @@ def _png(images: torch.Tensor, counts: list[int], names: list[str]) -> bytes:
     pixels = (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     side, step = pixels.shape[1], pixels.shape[1] + GAP
     sheet = np.zeros((max(counts) * step - GAP, len(counts) * step - GAP, 4), dtype=np.uint8)
-    left = iter(pixels)
+    remaining = iter(pixels)
     for column, count in enumerate(counts):
         for row in range(count):
-            place = sheet[row * step : row * step + side, column * step : column * step + side]
-            place[..., :3], place[..., 3] = next(left), 255
+            cell = sheet[row * step : row * step + side, column * step : column * step + side]
+            cell[..., :3], cell[..., 3] = next(remaining), 255
     facts = PngImagePlugin.PngInfo()
     facts.add_itxt("classes", json.dumps(names))
     buffer = io.BytesIO()
@@ -76,8 +72,8 @@ def _png(images: torch.Tensor, counts: list[int], names: list[str]) -> bytes:
 
 
 def read(folder: Path, tasks: int) -> list[Sheet]:
-    """The sheets of the first MOST_SHOWN of `tasks` tasks; those that are missing or damaged are left out."""
-    found = []
+    """The sheets of the first MOST_SHOWN of `tasks` tasks, without missing and damaged ones."""
+    sheets = []
     for task in range(1, min(tasks, MOST_SHOWN) + 1):
         path = folder / "samples" / f"task_{task}.png"
         if not path.is_file():
@@ -92,5 +88,5 @@ def read(folder: Path, tasks: int) -> list[Sheet]:
                 width, height = image.size
         except (OSError, ValueError, KeyError, TypeError, SyntaxError):
             continue
-        found.append(Sheet(task, "data:image/png;base64," + base64.b64encode(data).decode(), width, height, names))
-    return found
+        sheets.append(Sheet(task, "data:image/png;base64," + base64.b64encode(data).decode(), width, height, names))
+    return sheets

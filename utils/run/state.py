@@ -68,7 +68,7 @@ class RunState:
         self.journal.open(self._rows)
         self.whole = not self.journal.begun
         if parallel.is_first():
-            sample_images.keep(self.log.folder, self.stream, index)
+            sample_images.write(self.log.folder, self.stream, index)
 
     def save(self, index: int, learned: dict[str, Any] | None = None) -> None:
         """Writes a checkpoint: of a task that is `learned` and still to be scored, or, without that, of one that is scored."""

@@ -1,7 +1,7 @@
-"""The rows of metrics.jsonl mirrored to TensorBoard, where the key `tracker` asks for it; the file stays the truth.
+"""Mirrors the rows of metrics.jsonl to TensorBoard, with the key `tracker`; the file remains the complete record.
 
-A value's step is the number of its row: every point can be found in the file, and a resumed run, whose last rows are cut away
-and written again, can tell TensorBoard which points no longer hold.
+The step of a value is the number of its row, so every point can be traced to the file. A resumed run, whose last rows are cut
+off and written again, can tell TensorBoard which points are invalid.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-MOST = 64  # values of a list that are mirrored: longer ones, such as gates by class, are no curves
-# what says where a row belongs goes into the tag; what says when, into the step
+MOST = 64  # longest list that is mirrored; longer ones, such as gates by class, are not curves
+# fields that say where a row belongs are part of the tag; those that say when are given by the step
 _WHERE = ("phase", "layer", "adapter", "level", "expert")
 _WHEN = ("kind", "time", "task", "epoch", "epochs")
 
 
 class Mirror(Protocol):
-    """What a RunLog tells its rows to."""
+    """What a RunLog passes its rows to."""
 
     def row(self, number: int, row: Mapping[str, Any]) -> None: ...
     def cut(self, count: int) -> None: ...
@@ -26,7 +26,7 @@ class Mirror(Protocol):
 
 
 def missing(tracker: str | None) -> str | None:
-    """What is to be installed for `tracker`, None if nothing is."""
+    """A line on the package that `tracker` needs and that is not installed, else None."""
     if tracker == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         return (
             'tracker: "tensorboard" needs the package tensorboard, which is not installed: pip install tensorboard, or leave '
@@ -36,12 +36,12 @@ def missing(tracker: str | None) -> str | None:
 
 
 def of(tracker: str | None, folder: Path, rows: int) -> Mirror | None:
-    """The mirror of a run folder whose metrics.jsonl has `rows` rows; None if no tracker is asked for."""
+    """The mirror of a run folder whose metrics.jsonl has `rows` rows; None without a tracker."""
     return TensorBoard(folder, rows) if tracker == "tensorboard" else None
 
 
 class TensorBoard:
-    """Event files in RUN/tensorboard, one a process: `tensorboard --logdir logs` shows all runs."""
+    """Event files in RUN/tensorboard, one per process; `tensorboard --logdir logs` shows all runs."""
 
     def __init__(self, folder: Path, rows: int):
         self.folder = folder / "tensorboard"
@@ -50,8 +50,8 @@ class TensorBoard:
     def _open(self, rows: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        purged = rows if self.folder.exists() else None
-        self._writer: Any = SummaryWriter(str(self.folder), purge_step=purged, flush_secs=10)
+        purge_step = rows if self.folder.exists() else None
+        self._writer: Any = SummaryWriter(str(self.folder), purge_step=purge_step, flush_secs=10)
 
     def row(self, number: int, row: Mapping[str, Any]) -> None:
         """Mirrors row `number` (from 0)."""
@@ -59,7 +59,7 @@ class TensorBoard:
             self._writer.add_scalar(tag, value, number)
 
     def cut(self, count: int) -> None:
-        """The file was cut back to `count` rows: what was mirrored of later ones no longer holds."""
+        """Marks the values of all rows after the first `count` as invalid, since the file was cut back to those."""
         self._writer.close()
         self._open(count)
 
@@ -68,7 +68,7 @@ class TensorBoard:
 
 
 def scalars(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """(tag, value) of every number of a row, lists of numbers by place from 1: `epoch/func/loss`, `task/accuracy/3`."""
+    """(tag, value) of every number of a row, those of lists numbered from 1: `epoch/func/loss`, `task/accuracy/3`."""
     where = "/".join(
         str(row[key]) if key == "phase" else f"{key}_{row[key]}" for key in _WHERE if row.get(key) is not None
     )
@@ -86,5 +86,5 @@ def _numbers(tag: str, value: Any) -> Iterator[tuple[str, float]]:
         for name, inner in value.items():
             yield from _numbers(f"{tag}/{name}", inner)
     elif isinstance(value, list) and len(value) <= MOST:
-        for place, inner in enumerate(value, start=1):
-            yield from _numbers(f"{tag}/{place}", inner)
+        for position, inner in enumerate(value, start=1):
+            yield from _numbers(f"{tag}/{position}", inner)

@@ -103,7 +103,7 @@ def test_another_way_is_refused(log):
         again.recall("func 1")
     again = reopened(log)
     again.recall("func")
-    with pytest.raises(Differs, match="1 phases in place of at least 2"):
+    with pytest.raises(Differs, match="had 1 phases now and at least 2 before"):
         again.finish()
     with pytest.raises(ValueError, match="weights changed since this run began"):
         reopened(log, weight_hash="other")

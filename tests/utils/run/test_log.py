@@ -80,7 +80,7 @@ def test_truncate_rows(log):
     assert log.rows == 2
     log.row("epoch", i=9)
     assert [json.loads(line)["i"] for line in (log.folder / "metrics.jsonl").read_bytes().splitlines()] == [0, 1, 9]
-    with pytest.raises(ValueError, match="has 3 rows, but 4 are to be kept"):
+    with pytest.raises(ValueError, match="has 3 rows, fewer than the 4 of the checkpoint"):
         log.truncate_rows(4)
     log.truncate_rows(0)
     assert rows(log) == [] and log.rows == 0

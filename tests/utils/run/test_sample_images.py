@@ -17,8 +17,8 @@ from utils.run.record import RunRecord, results_json
 def test_a_sheet_holds_the_first_images_of_each_new_class(tmp_path):
     stream = toy_stream(init_cls=4)
     before = torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()
-    sample_images.keep(tmp_path, stream, 0)
-    sample_images.keep(tmp_path, stream, 1)
+    sample_images.write(tmp_path, stream, 0)
+    sample_images.write(tmp_path, stream, 1)
     assert before == (torch.get_rng_state().tolist(), np.random.get_state()[1].tolist())
     (first, second) = sample_images.read(tmp_path, tasks=2)
     assert (first.task, first.width, first.height) == (1, 4 * 8 + 3 * 2, 2 * 8 + 2)
@@ -37,10 +37,10 @@ def test_no_test_image_is_read_and_what_is_there_stays(tmp_path, monkeypatch):
     stream = toy_stream()
     monkeypatch.setattr(stream, "test", None)
     monkeypatch.setattr(stream, "_test", None)
-    sample_images.keep(tmp_path, stream, 0)
+    sample_images.write(tmp_path, stream, 0)
     path = tmp_path / "samples" / "task_1.png"
     path.write_bytes(b"kept")
-    sample_images.keep(tmp_path, stream, 0)
+    sample_images.write(tmp_path, stream, 0)
     assert path.read_bytes() == b"kept" and sample_images.read(tmp_path, 3) == []  # a damaged one is left out
 
 
@@ -51,7 +51,7 @@ def test_large_images_and_many_classes_stay_small(tmp_path):
     assert image.size == (8 * 48 + 7 * 2, 2 * 48 + 2) and json.loads(image.info["classes"]) == ["é<b>"] * 8
     assert len(data) < 150_000  # noise does not compress: no sheet is larger
     stream = toy_stream(toy_dataset(classes=12), init_cls=12)
-    sample_images.keep(tmp_path, stream, 0)
+    sample_images.write(tmp_path, stream, 0)
     assert len(sample_images.read(tmp_path, 1)[0].classes) == sample_images.CLASSES
 
 
