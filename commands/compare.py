@@ -20,7 +20,7 @@ def place_of(out: Path) -> Path:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the table and writes the page. ValueError where a folder given is no finished run and has none below it."""
+    """Prints the table and writes the page. Raises ValueError where a folder is no finished run and has none below it."""
     selection = runs.find(args.compare)
     rows = compare_rows.rows_of(selection.runs)
     notes = selection.notes() + compare_rows.remarks(rows)

@@ -1,6 +1,6 @@
 """`--explain RUN`: what happened in a finished run, task by task, in plain sentences.
 
-Every sentence is made from numbers of results.json and metrics.jsonl alone; nothing is computed anew. Accuracies in percent.
+Every sentence comes from numbers of results.json and metrics.jsonl alone; nothing is computed anew. Accuracies in percent.
 """
 
 from __future__ import annotations

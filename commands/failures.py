@@ -1,6 +1,6 @@
 """From an error to an exit code and one line that says what to do.
 
-An error inside a method's own file also shows its traceback: whoever writes a method needs the line."""
+An error inside a method's file also shows its traceback: whoever writes a method needs the line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from utils.text import printable
 
 PROJECT = Path(__file__).resolve().parents[1]
 
-# Errors of the operating system that mean a wrong path was given; others, such as a full disk, are no fault of the input.
+# Errors of the operating system that mean a wrong path; others, such as a full disk, are no fault of the input.
 WRONG_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 WRONG_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 SAVED = "what is finished is saved, the same command goes on from there"
@@ -33,7 +33,7 @@ REMEDIES = {
     errno.EMFILE: f"lower num_workers or --jobs, or raise the limit (ulimit -n 4096); {SAVED}",
     errno.ENFILE: f"lower num_workers or --jobs, or close other programs; {SAVED}",
 }
-# How torch says that there is no memory, where it has no exception of its own for it, and no room between processes.
+# What torch says where memory is full, for which it has no exception, and where processes have no room to share tensors.
 NO_MEMORY = re.compile(
     r"DefaultCPUAllocator|not enough memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED|Cannot allocate memory"
 )
@@ -79,7 +79,7 @@ def as_exit_code() -> Iterator[Outcome]:
 
 
 def in_method(error: BaseException) -> bool:
-    """Whether the error is a fault in a method's own file in models/: the last frame of the project is there, and the error
+    """Whether the error is a fault in a method's file in models/: the last frame of the project is there, and the error
     is neither a message for users that the file raises itself (`raise ValueError(...)`) nor a lack of memory."""
     frames = traceback.extract_tb(error.__traceback__)
     project = [frame for frame in frames if _is_of_project(Path(frame.filename))]

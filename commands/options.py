@@ -24,7 +24,7 @@ COMMANDS = {
     "compare": ("out",),
     "check": ("config", "set", "out", "data_root", "device", "resume", "jobs", "engine"),
 }
-OWN_SETTINGS = ("evaluate", "export", "explain", "verify")  # commands that take the settings of the run they are given
+USES_SETTINGS_OF_RUN = ("evaluate", "export", "explain", "verify")
 
 
 def parse(argv: Sequence[str] | None, about: str) -> argparse.Namespace:
@@ -33,24 +33,24 @@ def parse(argv: Sequence[str] | None, about: str) -> argparse.Namespace:
     Raises ValueError for flags that do not go together."""
     ask = parser(about)
     args = ask.parse_args(argv)
-    given = [key for key, value in vars(args).items() if value != ask.get_default(key)]
-    asked = [key for key in given if key in COMMANDS]
+    stated = [key for key, value in vars(args).items() if value != ask.get_default(key)]
+    asked = [key for key in stated if key in COMMANDS]
     if len(asked) > 1:
         raise ValueError(f"{_flag(asked[0])} and {_flag(asked[1])} are two things: ask for one at a time")
-    if not given or given == ["debug"]:
+    if not stated or stated == ["debug"]:
         args.command, args.help = "help", ask.format_help()
         return args
     args.command = asked[0] if asked else "run"
-    if args.command in OWN_SETTINGS and set(given) & {"config", "set"}:
+    if args.command in USES_SETTINGS_OF_RUN and set(stated) & {"config", "set"}:
         raise ValueError(
-            f"{_flag(args.command)} RUN takes the run's own settings: --config and --set do not go with it"
+            f"{_flag(args.command)} RUN takes the settings of that run: --config and --set do not go with it"
         )
     if args.profile and (args.config is None or asked):
         raise ValueError("--profile measures a run: it goes with --config FILE alone")
-    if idle := [key for key in given if asked and key not in (*asked, *COMMANDS[asked[0]], "debug")]:
+    if idle := [key for key in stated if asked and key not in (*asked, *COMMANDS[asked[0]], "debug")]:
         raise ValueError(f"{_flag(idle[0])} has no effect with {_flag(asked[0])}: leave it out")
     if args.command in ("run", "check") and args.config is None:
-        raise ValueError(f"--config FILE is needed beside {_flag(given[0])}")
+        raise ValueError(f"--config FILE is needed beside {_flag(stated[0])}")
     return args
 
 
@@ -74,7 +74,7 @@ def parser(about: str) -> argparse.ArgumentParser:
     ask.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (overrides the key device)")
     ask.add_argument("--check", action="store_true", help="validate, show settings, tasks and parameters, and stop")
     ask.add_argument(
-        "--resume", choices=("auto", "never"), default="auto", help="never: start afresh, old folders are kept"
+        "--resume", choices=("auto", "never"), default="auto", help="never: start afresh, old folders stay"
     )
     ask.add_argument(
         "--jobs",

@@ -1,6 +1,6 @@
 """A run folder as a learner again: `load` rebuilds the method of a finished or checkpointed run, ready for evaluation.
 
-It only reads: a run that is still going on may be loaded too. The run's own program stays main.py, which also resumes.
+It only reads: a run that is still going on may be loaded too. Only main.py continues a run.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def load(
     """The learner and the tasks of the run in `folder` (OUT/<config name>/<settings hash>/seed_<seed>), on `device`, frozen
     and in evaluation mode as the end of a task left it.
 
-    `data_root` replaces the run's own. Without `log` the learner can predict but not learn on.
+    `data_root` replaces that of the run. Without `log` the learner can predict but not learn on.
     Raises ValueError if the folder is no run, has no whole checkpoint, or backbone weights, classes or the method's code are
     no longer those of the run; FileNotFoundError without its data."""
     cfg = _settings(folder, data_root)
@@ -58,7 +58,7 @@ def load(
     backbone, facts = weights.build(cfg)
     if facts.weight_hash != saved.facts["weight_hash"]:
         raise ValueError(
-            f"{folder}: the run was made with backbone weights {saved.facts['weight_hash']}, "
+            f"{folder}: the run has backbone weights {saved.facts['weight_hash']}, "
             f"{cfg.backbone_type} ({facts.source}) here is {facts.weight_hash}"
         )
     path = Path(cfg.data_path).expanduser() if cfg.data_path else None

@@ -142,5 +142,5 @@ def test_what_cannot_be_evaluated_is_one_line(tmp_path, capsys):
     assert "is no run folder" in capsys.readouterr().err
     assert main.main(["--evaluate", str(tmp_path), "--set", "seed=1"]) == 2
     assert capsys.readouterr().err == (
-        "error: --evaluate RUN takes the run's own settings: --config and --set do not go with it\n"
+        "error: --evaluate RUN takes the settings of that run: --config and --set do not go with it\n"
     )

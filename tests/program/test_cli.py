@@ -275,7 +275,7 @@ def test_wrong_options_end_with_2(arguments, capsys):
         (["--set", "a=1"], "--config FILE is needed beside --set"),
         (["--list", "--check"], "ask for one at a time"),
         (["--explain", "logs", "--compare", "logs"], "ask for one at a time"),
-        (["--evaluate", "logs", "--set", "a=1"], "takes the run's own settings"),
+        (["--evaluate", "logs", "--set", "a=1"], "takes the settings of that run"),
         (["--profile"], "--profile measures a run"),
         (["--verify", "logs", "--jobs", "2"], "--jobs has no effect with --verify: leave it out"),
         (["--compare", "logs", "--data-root", "data"], "--data-root has no effect with --compare: leave it out"),
