@@ -108,7 +108,7 @@ def commands_of(page: Path) -> list[str]:
 
 
 def parsed(words: list[str]) -> argparse.Namespace:
-    return options.parser("").parse_args(words)
+    return options.parse(words, about="")
 
 
 def check_main(words: list[str], known_config: bool = True) -> None:
