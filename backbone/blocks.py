@@ -41,7 +41,7 @@ class Slot(nn.Module):
     x [B, N, D] is the output of the block's attention half; `forward` returns the same shape. `reads` says what may be
     left out where the last block is computed for token 0 alone (backbone/last_block.py):
     - "token": what the slot adds to a token depends on that token alone;
-    - "gates": the gates depend on all tokens; given them, `forward` acts on each token by itself;
+    - "gates": the gates depend on all tokens, but `forward` acts on each token by itself;
     - "all": `forward` reads all tokens.
     """
 
@@ -92,7 +92,7 @@ class Pass:
         return next(self._routed)
 
     def needs_all_tokens(self, layer: int, slot: nn.Module | None) -> bool:
-        """Whether a tap, the route or the slot's own gates read every token that leaves the attention of `layer`."""
+        """Whether a tap, the route or the slot's gates read every token that leaves the attention of `layer`."""
         if layer in self.tap:
             return True
         if slot is None:

@@ -37,12 +37,12 @@ def names() -> list[str]:
     """Every accepted `backbone_type`: embedded, SEMA-CL's names, timm's ViTs with and without their tags.
 
     timm's are read from its source text: importing it would take seconds."""
-    found = [EMBEDDED, *SEMA_CL_NAMES]
+    accepted = [EMBEDDED, *SEMA_CL_NAMES]
     spec = importlib.util.find_spec("timm")
     for location in spec.submodule_search_locations or [] if spec else []:
         for file in _TIMM_FILES:
             text = (Path(location) / "models" / file).read_text(encoding="utf-8")
             models = re.findall(r"^def (\w+)\(pretrained", text, re.MULTILINE)
             tagged = re.findall(r"^\s*['\"]([\w]+\.[\w.]+)['\"]: _cfg\(", text, re.MULTILINE)
-            found += models + [tag for tag in tagged if tag.split(".")[0] in set(models)]
-    return sorted(set(found), key=lambda n: (n not in (EMBEDDED, *SEMA_CL_NAMES), n))
+            accepted += models + [tag for tag in tagged if tag.split(".")[0] in set(models)]
+    return sorted(set(accepted), key=lambda n: (n not in (EMBEDDED, *SEMA_CL_NAMES), n))

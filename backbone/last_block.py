@@ -27,7 +27,7 @@ def pools_one(vit: VisionTransformer, block: Block, slot: Slot | None) -> bool:
     return (
         vit.global_pool == "token"
         and vit.attn_pool is None
-        # a distilled model pools two tokens in a method of its own
+        # a distilled model pools two tokens in another method
         and type(vit).forward_head is VisionTransformer.forward_head
         and type(vit).pool is VisionTransformer.pool
         and type(attention) is Attention

@@ -1,12 +1,12 @@
 """How a backbone computes: in which precision, and whether compiled. Set once, before a learner is built over it.
 
 bf16 is torch's autocast inside every pass of the backbone, hence alike in training, detection, evaluation and in what the
-prefix cache keeps. Its matrix products alone are bf16: weights, optimizer, the stream between the blocks, norms and the
+prefix cache keeps. Only its matrix products are bf16: weights, optimizer, the stream between the blocks, norms and the
 pooled features stay in the weights' precision, and routers, heads, descriptors, losses and class statistics never see bf16.
 
 Compiled are the two halves of a frozen block, as functions of (block, x), not the whole pass: slots stay outside, so that
 they grow, route and carry hooks as they like and nothing is ever compiled again for it. All blocks share one compiled
-code. Its batch size is open from the start: else the first batch would get code of its own, and a resumed run, whose first
+code. Its batch size is open from the start: else the first batch would get special code, and a resumed run, whose first
 batch is another one, would round differently.
 """
 
@@ -26,16 +26,16 @@ from utils.config.schema import Precision
 def prepare(
     backbone: SlottedViT, precision: Precision = "fp32", compiled: bool = False, say: Callable[[str], None] = print
 ) -> None:
-    """Makes `backbone`, which is on its device, compute as asked; `say` is told what does not act there."""
+    """Sets how `backbone` computes on the device it is on; `say` is called with each setting that has no effect there."""
     device = backbone.mean.device
     backbone.precision, backbone.halves = precision, HALVES
-    if device.type == "meta":  # its shapes alone are looked at
+    if device.type == "meta":  # shapes without values
         return
     if device.type == "cuda":
-        # process-wide, since the backward pass takes it too. cuDNN's own default is TF32 for the patch embedding: fp32 is fp32
+        # process-wide, since the backward pass takes it too. cuDNN's default is TF32 for the patch embedding: fp32 is fp32
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     elif precision == "tf32":
-        say(f"precision tf32 acts on CUDA GPUs alone: on {device.type} the run is in fp32")
+        say(f"precision tf32 has no effect on {device.type}, only on CUDA GPUs: the run is in fp32")
     if not compiled:
         return
     try:

@@ -212,7 +212,7 @@ class PrefixCache:
         missing = data.rows[parallel.total(torch.from_numpy(~store.has(data.rows)).to(torch.int64)).numpy() > 0]
         if not len(missing):
             return True
-        if draws["augment"]:  # the task's own images, in its order
+        if draws["augment"]:  # the task's images, in its order
             groups = [missing[i : i + CHUNK] for i in range(0, len(missing), CHUNK)]
         else:
             labels, wanted = data.source.images.labels, np.zeros(len(data.source.images), dtype=bool)

@@ -66,7 +66,7 @@ def _import_one_family() -> None:
     sys.modules[HUB] = _Functions(HUB)
     try:
         importlib.import_module("timm.models.vision_transformer")
-    except ImportError:  # a timm whose family needs names of the packages: it gets all of them, in timm's own order
+    except ImportError:  # a timm whose family needs names of the packages: it gets all of them, in timm's order
         for name in [n for n in sys.modules if n.partition(".")[0] == "timm"]:
             del sys.modules[name]
 

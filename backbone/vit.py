@@ -211,7 +211,7 @@ class SlottedViT(nn.Module):
         return self.vit.forward_head(self.vit.norm(x), pre_logits=True).to(self.mean.dtype)
 
     def _start(self, images: Tensor | Activations, now: Pass) -> Activations:
-        """Where the blocks begin. ValueError if the pass asks for what lies below the given activations."""
+        """Where the blocks begin. ValueError if the pass asks for what lies below these activations."""
         if not isinstance(images, Activations):
             return Activations(0, self.stem(images))
         layer = images.layer

@@ -60,7 +60,7 @@ class BackboneFacts:
 
 
 def input_size(cfg: Experiment) -> int:
-    """Side in pixels of the images the backbone gets: the key image_size, else the backbone's own."""
+    """Side in pixels of the images the backbone gets: the key image_size, else the backbone's default."""
     if cfg.image_size is not None:
         return cfg.image_size
     if cfg.backbone_type == EMBEDDED:
@@ -136,7 +136,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     except (SafetensorError, OSError) as error:
         cause = str(error).splitlines()[0][:150] if str(error) else type(error).__name__
         raise ValueError(f"backbone_weights: {path} is damaged or cannot be read ({cause})") from None
-    except TORCH_LOAD_ERRORS:  # torch's own text advises to switch the protection off
+    except TORCH_LOAD_ERRORS:  # torch's text advises to switch the protection off
         raise ValueError(
             f"backbone_weights: {path} is damaged or foreign: it is no plain tensor file; pickled code is never run"
         ) from None
@@ -190,19 +190,19 @@ def _no_such_weights(cfg: Experiment) -> str | None:
 def load_strictly(vit: VisionTransformer, state: dict[str, torch.Tensor], source: str) -> None:
     """Loads `state` into `vit`; only a classifier may be left over. Raises ValueError with the full lists otherwise."""
     state = {k: v.float() for k, v in state.items() if k not in CLASSIFIER}
-    own = vit.state_dict()
-    if set(state) == set(own):
+    expected = vit.state_dict()
+    if set(state) == set(expected):
         state = checkpoint_filter_fn(
             state, vit
         )  # timm's: resamples position and patch embeddings to another image size
-    lines = [f"missing: {', '.join(sorted(set(own) - set(state)))}"] if set(own) - set(state) else []
-    lines += [f"unexpected: {', '.join(sorted(set(state) - set(own)))}"] if set(state) - set(own) else []
+    lines = [f"missing: {', '.join(sorted(set(expected) - set(state)))}"] if set(expected) - set(state) else []
+    lines += [f"unexpected: {', '.join(sorted(set(state) - set(expected)))}"] if set(state) - set(expected) else []
     strange = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     lines += [f"not finite (NaN or infinity), so damaged: {', '.join(sorted(strange))}"] if strange else []
     lines += [
-        f"shape of {k}: file {tuple(v.shape)}, model {tuple(own[k].shape)}"
+        f"shape of {k}: file {tuple(v.shape)}, model {tuple(expected[k].shape)}"
         for k, v in state.items()
-        if k in own and v.shape != own[k].shape
+        if k in expected and v.shape != expected[k].shape
     ]
     if lines:
         raise ValueError(f"weights from {source} do not fit {type(vit).__name__}:\n  " + "\n  ".join(lines))
@@ -237,13 +237,13 @@ def _timm_facts(backbone_type: str) -> PretrainedCfg:
 def _shapes(cfg: Experiment, size: int) -> VisionTransformer:
     """The model on the meta device. ValueError if it cannot take images of `size` pixels, before any weight is fetched.
 
-    timm cuts off the pixels beyond the last whole patch without a word. A few models are made so (SigLIP, 384 px and
-    patches of 14): their own size passes."""
+    timm cuts off the pixels beyond the last whole patch without a word. A few models are built that way (SigLIP, 384 px
+    and patches of 14): their default size passes."""
     vit = _create(timm_tag(cfg.backbone_type), size, meta=True)
-    own = size == input_size(cfg.model_copy(update={"image_size": None}))
+    is_default = size == input_size(cfg.model_copy(update={"image_size": None}))
     height, width = vit.patch_embed.patch_size
     step = math.lcm(height, width)
-    if not own and size % step:
+    if not is_default and size % step:
         patch = height if height == width else f"{height}x{width}"
         raise ValueError(
             f"image_size: {size} is no multiple of the patch size {patch} of {cfg.backbone_type}; "

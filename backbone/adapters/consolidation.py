@@ -22,7 +22,7 @@ With activation none it is the affine map W x + c with W = U A [D, D] and c = U 
     `pam_lite` has both faults too. The other five see only the functions; these two are here to reproduce what others ran.
 **  Exact where `rank` suffices. none: the rank of the wanted W; relu: r_s + r_f, without units that add nothing.
 *** ties: see `_ties` for what alpha scales. pam: aligned merging aligns during training; here by one frozen A: the learner
-    trains fast on slow's own, and the sum of the functions is then linear in U.
+    trains fast on slow's A, and the sum of the functions is then linear in U.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def consolidate(
     if method == "pam":
         if not (torch.equal(s.down, f.down) and torch.equal(s.down_bias, f.down_bias)):
             raise ValueError(
-                "pam merges adapters that share one frozen down projection, and these two differ in it: train fast on slow's "
-                "own, or take concat or svd, which need nothing shared"
+                "pam merges adapters that share one frozen down projection, and these two differ in it: train fast on slow's, "
+                "or take concat or svd, which need nothing shared"
             )
         return _build(slow, s._replace(up=s.up + alpha * f.up, up_bias=s.up_bias + alpha * f.up_bias))
     if method == "ties":
@@ -142,12 +142,12 @@ def _factors(adapter: Adapter, dtype: torch.dtype = torch.float64) -> Factors:
 
 def _build(like: Adapter, f: Factors) -> Adapter:
     with torch.device("meta"):  # start values that are replaced at once must not draw random numbers
-        made = Adapter(f.down.shape[1], len(f.down), like.scale, like.dropout, like.activation)
+        merged = Adapter(f.down.shape[1], len(f.down), like.scale, like.dropout, like.activation)
     weight = like.down_proj.weight
-    for linear, values in ((made.down_proj, f[:2]), (made.up_proj, f[2:])):
+    for linear, values in ((merged.down_proj, f[:2]), (merged.up_proj, f[2:])):
         copies = (v.to(weight).clone(memory_format=torch.contiguous_format) for v in values)
         linear.weight, linear.bias = (nn.Parameter(copy, requires_grad=False) for copy in copies)
-    return made.train(like.training)
+    return merged.train(like.training)
 
 
 def _precision(adapter: Adapter) -> float:
@@ -166,8 +166,8 @@ def _output(adapter: Adapter, x: Tensor) -> Tensor:
 
 
 def _by_parameter(slow: Adapter, fast: Adapter, alpha: float, *, masked: bool) -> Factors:
-    """slow + alpha fast tensor by tensor; `masked` where no sign opposes (zero opposes none). In the adapters' own precision:
-    then the sums equal Nested-LoRA's to the bit."""
+    """slow + alpha fast tensor by tensor; `masked` where no sign opposes (zero opposes none). In the adapters' precision, so
+    that the sums equal Nested-LoRA's to the bit."""
     sums = [
         s + alpha * (f * (s * f >= 0) if masked else f)
         for s, f in zip(slow.parameters(), fast.parameters(), strict=True)
@@ -187,7 +187,7 @@ def _stack(s: Factors, f: Factors, share_s: float, share_f: float) -> Factors:
 
 
 def _truncate(f: Factors, rank: int, precision: float) -> Factors:
-    """The best approximation of rank `rank` of U A, and U a + u kept exactly as the up bias (activation none).
+    """The best approximation of rank `rank` of U A, with U a + u exactly as the up bias (activation none).
 
     QR of both factors leaves a core [R, R] with U A = Q_u core Q_a^T; its SVD is that of U A, in O(D R^2). Each singular
     value is split evenly, so that both factors train at one pace. A direction of singular value zero would be zero in both
@@ -218,15 +218,15 @@ def _prune(f: Factors, rank: int, x: Tensor) -> Factors:
     gram = known.T @ known / len(x)
     gram.diagonal().add_(RIDGE * gram.diagonal().mean())
     up = torch.cat([f.up * size, f.up_bias.unsqueeze(1)], dim=1)  # [D, R + 1]
-    kept = torch.arange(len(gram), device=gram.device)
-    while len(kept) - 1 > rank:
-        inverse = torch.linalg.inv(gram[kept][:, kept])
+    left = torch.arange(len(gram), device=gram.device)  # neurons not pruned yet, the bias last
+    while len(left) - 1 > rank:
+        inverse = torch.linalg.inv(gram[left][:, left])
         gone = (up.square().sum(dim=0) / inverse.diagonal())[:-1].argmin()
         up = up - torch.outer(up[:, gone], inverse[:, gone] / inverse[gone, gone])
-        stay = torch.arange(len(kept), device=kept.device) != gone
-        kept, up = kept[stay], up[:, stay]
-    kept = kept[:-1]
-    return Factors(f.down[kept], f.down_bias[kept], up[:, :-1] / size[kept], up[:, -1])
+        stay = torch.arange(len(left), device=left.device) != gone
+        left, up = left[stay], up[:, stay]
+    left = left[:-1]
+    return Factors(f.down[left], f.down_bias[left], up[:, :-1] / size[left], up[:, -1])
 
 
 def _ties(s: Factors, f: Factors, alpha: float, rank: int, precision: float) -> Factors:
@@ -240,9 +240,9 @@ def _ties(s: Factors, f: Factors, alpha: float, rank: int, precision: float) -> 
     """
     vectors = [torch.cat([g.up @ g.down, (g.up @ g.down_bias + g.up_bias).unsqueeze(1)], dim=1) for g in (s, f)]
     trimmed = torch.stack([vectors[0], alpha * vectors[1]])
-    kept = max(1, round(TIES_KEPT * trimmed[0].numel()))
+    count = max(1, round(TIES_KEPT * trimmed[0].numel()))
     sizes = trimmed.abs().flatten(1)
-    least = sizes.kthvalue(sizes.shape[1] - kept + 1, dim=1).values
+    least = sizes.kthvalue(sizes.shape[1] - count + 1, dim=1).values
     trimmed = trimmed * (trimmed.abs() >= least[:, None, None])
     agree = trimmed.sign() == trimmed.sum(dim=0).sign()
     merged = (trimmed * agree).sum(dim=0) / agree.sum(dim=0).clamp(min=1)

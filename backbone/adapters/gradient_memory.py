@@ -41,13 +41,13 @@ class GradientMemory(nn.Module):
 
         Where fewer are left, the further rows are 0. Their signs are those of the SVD: arbitrary."""
         vectors, values = _left(self.free(moment))
-        rows, kept = torch.zeros(rank, len(moment)).to(moment), min(rank, vectors.shape[1])
-        rows[:kept] = vectors[:, :kept].T
+        rows, count = torch.zeros(rank, len(moment)).to(moment), min(rank, vectors.shape[1])
+        rows[:count] = vectors[:, :count].T
         return rows, values[:rank]
 
     @torch.no_grad()
     def update(self, moment: Tensor, threshold: float, *, short_start: bool = False) -> None:
-        """Takes in a task from the moment M after it: `threshold`, in 0..1, is the share of M's energy that must be kept.
+        """Takes in a task from the moment M after it: `threshold`, in 0..1, is the share of M's energy that P must hold.
 
         `short_start`, for the first task: one direction fewer than the share needs, at least one; and where these are half of
         all or more, they are taken for what is left over. So does the authors' code."""
@@ -62,9 +62,9 @@ class GradientMemory(nn.Module):
                 left, count = left - shares[count], count + 1
             self._span(vectors[:, :count], -count)
             return
-        first, kept, count = not bool(self.dim), 1 - sum((values.square() / total).tolist()), 0
-        while count < len(shares) and kept < threshold:
-            kept, count = kept + shares[count], count + 1
+        first, held, count = not bool(self.dim), 1 - sum((values.square() / total).tolist()), 0
+        while count < len(shares) and held < threshold:
+            held, count = held + shares[count], count + 1
         if first and short_start:
             count = max(count - 1, 1)
         self._span(vectors[:, :count], count)
@@ -85,5 +85,5 @@ class GradientMemory(nn.Module):
 def _left(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Left singular vectors [D, n] and values [n], the largest first, without those that are rounding."""
     vectors, values, _ = torch.linalg.svd(matrix)
-    kept = int((values > values[0] * SMALL).sum())
-    return vectors[:, :kept], values[:kept]
+    rank = int((values > values[0] * SMALL).sum())
+    return vectors[:, :rank], values[:rank]

@@ -1,9 +1,8 @@
-"""LoRA experts for the ViT's own linear layers, and the one kernel that mixes a layer's experts in one down and one up product.
+"""LoRA experts for the ViT's linear layers, and the one kernel that mixes a layer's experts in one down and one up product.
 
-Here are the experts alone; `backbone.experts.routed.RoutedLinears` holds them in a slot and lets them act, by hooks
-for the time of a
-pass. Wrapper modules in the linear layers' place would rename the frozen ViT's weights (`attn.qkv.base.weight`), which
-checkpoints, hashes and strict loading name; with hooks its modules and state_dict never change.
+This file has the experts alone; `backbone.experts.routed.RoutedLinears` is the slot that holds them and applies them by hooks
+for the time of a pass. Wrapper modules in place of the linear layers would rename the frozen ViT's weights
+(`attn.qkv.base.weight`), which checkpoints, hashes and strict loading name; with hooks its modules and state_dict never change.
 Shapes: B batch, N tokens, I inputs and O outputs of a linear layer, R rank, E experts.
 """
 
@@ -119,17 +118,17 @@ def merge_bundles(experts: Sequence[Bundle], weights: Sequence[float]) -> Bundle
 
 
 def linear_of(backbone: SlottedViT, layer: int, target: str) -> nn.Linear:
-    """The frozen linear layer at a place. Raises ValueError for an unknown target or a block that has it not as nn.Linear."""
+    """The frozen linear layer `target` of a layer. Raises ValueError for an unknown target, or if it is not an nn.Linear."""
     if target not in TARGETS:
         raise ValueError(f"lora_target {target!r} is unknown, {', '.join(TARGETS)} are known{nearest(target, TARGETS)}")
     if not 0 <= layer < backbone.depth:
         raise ValueError(f"layer {layer} does not exist, the backbone has layers 0..{backbone.depth - 1}")
-    found: Any = backbone.vit.blocks[layer]
+    module: Any = backbone.vit.blocks[layer]
     for name in TARGETS[target].split("."):
-        found = getattr(found, name, None)
-    if type(found) is not nn.Linear:
-        raise ValueError(f"layer {layer} has no linear layer {TARGETS[target]}, but {type(found).__name__}")
-    return found
+        module = getattr(module, name, None)
+    if type(module) is not nn.Linear:
+        raise ValueError(f"layer {layer} has no linear layer {TARGETS[target]}, but {type(module).__name__}")
+    return module
 
 
 @torch.no_grad()
@@ -140,10 +139,11 @@ def merge(experts: Sequence[LoRA], weights: Sequence[float]) -> LoRA:
     """
     if len(experts) != len(weights) or not any(weights):
         raise ValueError(f"one weight for each of {len(experts)} experts is expected, not all 0; got {list(weights)}")
-    kept = [(e, w) for e, w in zip(experts, weights, strict=True) if w]
-    alone = kept[0][0] if len(kept) == 1 and kept[0][1] == 1 else None
-    rank, (outputs, inputs) = sum(e.rank for e, _ in kept), (len(kept[0][0].up), kept[0][0].down.shape[1])
-    whole = LoRA(inputs, outputs, rank, alone.alpha if alone else None).to(kept[0][0].down)
-    whole.down.copy_(torch.cat([e.down for e, _ in kept]))
-    whole.up.copy_(alone.up if alone else torch.cat([e.up * (e.scale * w) for e, w in kept], dim=1))
+    weighted = [(e, w) for e, w in zip(experts, weights, strict=True) if w]
+    first, weight = weighted[0]
+    alone = first if len(weighted) == 1 and weight == 1 else None
+    rank, (outputs, inputs) = sum(e.rank for e, _ in weighted), (len(first.up), first.down.shape[1])
+    whole = LoRA(inputs, outputs, rank, alone.alpha if alone else None).to(first.down)
+    whole.down.copy_(torch.cat([e.down for e, _ in weighted]))
+    whole.up.copy_(alone.up if alone else torch.cat([e.up * (e.scale * w) for e, w in weighted], dim=1))
     return whole

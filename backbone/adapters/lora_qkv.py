@@ -63,10 +63,10 @@ class QKVUpdates(BlockSlot):
 
         def adding(linear: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             (normed,) = inputs
-            own = None if gates is None else gates.expand(len(normed), -1)
+            weights = None if gates is None else gates.expand(len(normed), -1)
             thirds = dict(zip("qkv", output.chunk(3, dim=-1), strict=True))
             for part in self.parts:
-                added = mixture(normed, self.of(part), own).chunk(len(part), dim=-1)
+                added = mixture(normed, self.of(part), weights).chunk(len(part), dim=-1)
                 for letter, more in zip(part, added, strict=True):
                     thirds[letter] = thirds[letter] + more
             return torch.cat(list(thirds.values()), dim=-1)
@@ -88,5 +88,5 @@ def sizes_of(backbone: SlottedViT, layer: int, part: str) -> tuple[int, int]:
 
 def slots_of(backbone: SlottedViT) -> list[QKVUpdates]:
     """The slots of this kind, from the lowest layer up."""
-    found = [backbone.slots[name] for name in sorted(backbone.slots, key=int)]
-    return [slot for slot in found if isinstance(slot, QKVUpdates)]
+    slots = [backbone.slots[name] for name in sorted(backbone.slots, key=int)]
+    return [slot for slot in slots if isinstance(slot, QKVUpdates)]

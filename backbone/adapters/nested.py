@@ -96,7 +96,7 @@ class NestedLoRAAdapter(Slot):
     # Growing and starting anew --------------------------------------------------------------------------------------
 
     def new(self) -> Adapter:
-        """An adapter as this one's parts are made, without start values."""
+        """An adapter of the same shape as this one's, without start values."""
         return Adapter(self.width, self.base_rank, activation=self.slow.activation)
 
     def replace(self, position: int, adapter: Adapter) -> None:

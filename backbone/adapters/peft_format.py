@@ -1,7 +1,7 @@
 """LoRA to and from the files of the `peft` library: `adapter_config.json` and `adapter_model.safetensors`.
 
-Written for peft on the timm model itself: `PeftModel.from_pretrained(vit, folder)`. Reading is strict: whatever would make
-peft's function another one than ours is refused by name. Needs no peft, unpickles nothing. Format as peft 0.21 writes it.
+Written for peft on the timm model itself: `PeftModel.from_pretrained(vit, folder)`. Reading is strict: any setting with
+which peft would compute another function is refused by name. Needs no peft, unpickles nothing. Format as peft 0.21 writes it.
 """
 
 from __future__ import annotations
@@ -76,12 +76,11 @@ def save_peft(folder: Path, loras: Mapping[Site, LoRA], base_model: str | None =
 
 
 def load_peft(folder: Path, backbone: SlottedViT) -> dict[Site, LoRA]:
-    """The LoRA in `folder` by (layer, target), in the backbone's precision and on its device; a
-    `backbone.adapters.lora.Bundle` of those
-    of a layer is an expert for a `backbone.experts.routed.RoutedLinears`. Raises ValueError with the file and what is
-    wrong if it is
-    incomplete, damaged, holds anything but plain LoRA, or does not fit the backbone. peft's dropout is a setting of training
-    and is not read."""
+    """The LoRA in `folder` by (layer, target), in the backbone's precision and on its device.
+
+    A `backbone.adapters.lora.Bundle` of a layer's LoRAs is an expert for a `backbone.experts.routed.RoutedLinears`. peft's
+    dropout is a setting of training and is not read. Raises ValueError with the file and the fault if the adapter is
+    incomplete, damaged, anything but plain LoRA, or does not fit the backbone."""
     config = _read_config(folder / CONFIG)
     loras = {}
     for where, (down, up) in _read_pairs(folder / WEIGHTS, backbone).items():
@@ -147,14 +146,14 @@ def _of(config: dict[str, Any], pattern: str, default: str, module: str) -> Any:
 
 
 def _read_pairs(path: Path, backbone: SlottedViT) -> dict[Site, tuple[Tensor, Tensor]]:
-    """A [R, I] and B [O, R] by place. Raises ValueError with the full list of tensors that do not fit."""
+    """A [R, I] and B [O, R] by site. Raises ValueError with the full list of tensors that do not fit."""
     if not path.is_file():
         raise ValueError(f"there is no file {path}; only safetensors are read, save the adapter as such with peft")
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged or cannot be read ({str(error)[:150]})") from None
-    found: dict[Site, dict[str, Tensor]] = {}
+    pairs: dict[Site, dict[str, Tensor]] = {}
     faults = [] if tensors else ["it is empty"]
     for name, tensor in tensors.items():
         match = _NAME.fullmatch(name)
@@ -166,8 +165,8 @@ def _read_pairs(path: Path, backbone: SlottedViT) -> dict[Site, tuple[Tensor, Te
         elif not tensor.is_floating_point() or tensor.dim() != 2 or not torch.isfinite(tensor).all():
             faults.append(f"{name}: a finite matrix is expected, got {tensor.dtype} of shape {list(tensor.shape)}")
         else:
-            found.setdefault((int(match[1]), _TARGET[match[2]]), {})[match[3]] = tensor
-    for (layer, target), pair in sorted(found.items()):
+            pairs.setdefault((int(match[1]), _TARGET[match[2]]), {})[match[3]] = tensor
+    for (layer, target), pair in sorted(pairs.items()):
         try:
             linear = linear_of(backbone, layer, target)
         except ValueError as error:
@@ -181,4 +180,4 @@ def _read_pairs(path: Path, backbone: SlottedViT) -> dict[Site, tuple[Tensor, Te
             faults.append(f"{_module((layer, target))}: {sizes} are expected, got {shapes['A']} and {shapes['B']}")
     if faults:
         raise ValueError("\n  - ".join([f"{path} does not fit this backbone:", *faults]))
-    return {where: (pair["A"], pair["B"]) for where, pair in found.items()}
+    return {where: (pair["A"], pair["B"]) for where, pair in pairs.items()}

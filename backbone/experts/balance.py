@@ -47,7 +47,7 @@ def z_loss(routing: Routing) -> Tensor:
 def over_layers(
     loss: Callable[..., Tensor], routings: Sequence[Routing], among: Sequence[Tensor | None] | None = None
 ) -> Tensor:
-    """The mean of `loss` over the layers' routings, each with its own `among` [E] where given.
+    """The mean of `loss` over the layers' routings, each with its mask `among` [E], if there are masks.
 
     Raises ValueError without any routing or if `among` does not have one entry a layer."""
     if not routings or (among is not None and len(among) != len(routings)):

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 class Descriptor(nn.Module):
     """Linear encoder and decoder of the mean token; how badly it reconstructs says how new an input is.
 
-    Keeps the newest reconstruction losses of its own training as a buffer `record` [S], so the statistics are saved with
+    Holds the newest reconstruction losses of its training in a buffer `record` [S], so the statistics are saved with
     the weights; `count` says how many entries are filled. `forward` never writes to them, `observe` does.
     """
 

@@ -57,9 +57,9 @@ class SparseMoE(Slot):
     another's result; None (no limit) is the default.
 
     `dispatch`, all equal to rounding: `dense` computes every expert for every token in three products and multiplies by
-    gates that are 0 outside the choice, `loop` sorts the tokens by expert and runs each on its own, `grouped` hands the
-    sorted tokens to torch's grouped_mm; `auto` takes the first while E H is small or every expert acts, else grouped
-    on a GPU that has it, else the loop.
+    gates that are 0 outside the choice, `loop` sorts the tokens by expert and runs one expert after the other,
+    `grouped` passes the sorted tokens to torch's grouped_mm; `auto` takes the first while E H is small or every expert
+    acts, else grouped on a GPU that has it, else the loop.
     A gate of 0 and an expert without tokens both give a gradient of exactly zero.
     """
 
@@ -160,7 +160,7 @@ class SparseMoE(Slot):
 def within_capacity(chosen: Tensor, experts: int, capacity: float) -> Tensor:
     """1 for the assignments an expert has room for, 0 for the others: chosen [T, k] -> [T, E] of 0 and 1.
 
-    Room for ceil(capacity * T k / E), given to first choices, then to second ones, each in the order of the tokens
+    Room for ceil(capacity * T k / E), for first choices, then to second ones, each in the order of the tokens
     (Switch, Fedus et al. 2021, eq. 3; priority of the first choice: GShard, Lepikhin et al. 2020, algorithm 1).
     """
     room = math.ceil(capacity * chosen.numel() / experts)

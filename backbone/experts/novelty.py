@@ -25,7 +25,7 @@ Mode = Literal["fixed", "adaptive", "calibrated"]
 
 @dataclass(frozen=True)
 class Policy:
-    """When a task asks for an expert of its own. A threshold above 1 spawns always, one below -1 never."""
+    """When a task asks for a new expert. A threshold above 1 spawns always, one below -1 never."""
 
     threshold: float
     mode: Mode = "fixed"
@@ -71,7 +71,7 @@ def class_means(tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 def centre(stored: Tensor, images: Tensor) -> Tensor:
     """The mean [D] over all images behind the stored embeddings [S, D], of `images` [S] each. With fewer than two embeddings
-    it is 0, no centre: around its own mean a lone one would have no direction."""
+    it is 0, no centre: around its mean a lone one would have no direction."""
     if len(stored) < 2:
         return stored.new_zeros(stored.shape[1], dtype=torch.float64)
     return (stored.double() * images.double()[:, None]).sum(dim=0) / images.double().sum()
@@ -87,17 +87,17 @@ def similarities(new: Tensor, stored: Tensor, skills: Sequence[int], middle: Ten
 
 
 def calibrate(stored: Tensor, tasks: Sequence[int], middle: Tensor, reduce: Reduce, quantile: float) -> float | None:
-    """A threshold from what is no news: the low `quantile` of how similar a stored class is to the others of its own task.
+    """A threshold from classes that are not new: the low `quantile` of how similar a stored class is to the others of its task.
 
     Classes rather than random halves of images: halves of the same classes agree to 0.99, and every new class would then be
     a new skill. None where no task had two classes."""
     cosines, index = _cosines(stored, stored, middle), torch.tensor(tasks, device=stored.device)
-    found = []
-    for i, own in enumerate(tasks):
-        others = (index == own) & (torch.arange(len(tasks), device=stored.device) != i)
+    similar = []
+    for i, task in enumerate(tasks):
+        others = (index == task) & (torch.arange(len(tasks), device=stored.device) != i)
         if others.any():
-            found.append(_reduced(cosines[i, others], reduce))
-    return float(torch.stack(found).quantile(quantile)) if found else None
+            similar.append(_reduced(cosines[i, others], reduce))
+    return float(torch.stack(similar).quantile(quantile)) if similar else None
 
 
 def interval(
@@ -118,11 +118,12 @@ def interval(
     estimate itself where that leaves it outside."""
     drawn = []
     for label in labels.unique():
-        own = tokens[labels == label].double()
-        rows = torch.randint(len(own), (resamples, len(own)), generator=generator)
-        weights = torch.zeros(resamples, len(own), dtype=torch.float64)
+        of_class = tokens[labels == label].double()
+        count = len(of_class)
+        rows = torch.randint(count, (resamples, count), generator=generator)
+        weights = torch.zeros(resamples, count, dtype=torch.float64)
         weights.scatter_add_(1, rows, torch.ones_like(weights))
-        drawn.append(weights.to(own.device) @ own / len(own))
+        drawn.append(weights.to(of_class.device) @ of_class / count)
     best = similarities(torch.stack(drawn, dim=1), stored, skills, middle, reduce).max(dim=-1).values  # [R]
     means, _ = class_means(tokens, labels)
     estimate = float(similarities(means, stored, skills, middle, reduce).max())
@@ -158,19 +159,19 @@ def decide(
 def decisions(history: Iterable[Mapping[str, Any]]) -> list[Decision]:
     """The decisions in a run's `selection_history` (results.json) or checkpoint, for `replay`; other entries are left out."""
     names = [field.name for field in fields(Decision)]
-    made = []
+    logged = []
     for entry in history:
         if entry.get("kind", "novelty") == "novelty":
             values: dict[str, Any] = {name: entry[name] for name in names}
-            made.append(Decision(**values | {"similarities": tuple(values["similarities"])}))
-    return made
+            logged.append(Decision(**values | {"similarities": tuple(values["similarities"])}))
+    return logged
 
 
 def replay(decisions: Iterable[Decision], policy: Policy) -> list[int]:
     """The tasks at which another policy would have spawned, from the numbers logged.
 
-    It counts its own experts and its own cooldown. Similarities stay those to the skills of the run that was logged: what
-    other skills a different history would have had, nobody measured."""
+    Experts and cooldown are counted anew. Similarities stay those to the skills of the logged run: with another history
+    the skills would have been others, which nobody measured."""
     spawned: list[int] = []
     for d in decisions:
         if d.best is None or d.high is None:

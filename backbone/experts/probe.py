@@ -1,6 +1,7 @@
-"""Looks at the routing of a finished model from outside: which layers are routed, what they choose, and what others would do.
+"""Inspects the routing of a finished model from outside: which layers are routed, what they choose, what other choices do.
 
-Works on slots with a router of their own (SparseMoE, RoutedLayer) and on a shared router. Nothing here changes a weight.
+Works on slots with a router inside (SparseMoE, RoutedLayer) and on a shared router. Nothing here changes a weight, and a pass
+that is observed computes what a plain one does.
 Shapes: B batch, N tokens, E experts, k chosen experts.
 """
 
@@ -50,7 +51,7 @@ def forced(backbone: SlottedViT, how: How, seed: int = 0) -> Iterator[None]:
     """Within the block all passes are routed without regard to their input: `uniform` over all experts, to `random` ones
     (for each token or sample anew as many as the router chooses), or all to one expert.
 
-    The gates add up to what the router's own do, so only who acts changes, not how much: a top-1 router gives its expert
+    The gates have the sum of the router's gates, so only who acts changes, not how much: a top-1 router gives its expert
     p < 1, and a control with gate 1 would double or quadruple the output for a reason that is not routing.
     Random choices come from (seed, layer) alone: batches of any size draw the same. Raises ValueError without a learned
     router or for an expert that is not there.
@@ -65,19 +66,19 @@ def forced(backbone: SlottedViT, how: How, seed: int = 0) -> Iterator[None]:
     def replaced(place: int, learned: Tensor) -> Routing:
         experts = learned.shape[-1]
         if how == "random":
-            made = random_experts(learned, experts, min(routers[place].top_k or experts, experts), draws[place])
+            routing = random_experts(learned, experts, min(routers[place].top_k or experts, experts), draws[place])
         else:
-            made = uniform(learned, experts) if how == "uniform" else one_expert(learned, experts, how)
-        return made._replace(gates=made.gates * learned.sum(dim=-1, keepdim=True))
+            routing = uniform(learned, experts) if how == "uniform" else one_expert(learned, experts, how)
+        return routing._replace(gates=routing.gates * learned.sum(dim=-1, keepdim=True))
 
-    def own(place: int) -> Callable[[Router, Any, Routing], Routing]:
+    def hook_of(place: int) -> Callable[[Router, Any, Routing], Routing]:
         return lambda router, inputs, routing: replaced(place, routing.gates)
 
-    # forward hooks: what they are removed from is as it was, whatever happened in between
+    # forward hooks leave nothing behind when they are removed, whatever happened in between
     if (shared := backbone.router) is not None:
         hooks = [shared.register_forward_hook(lambda _, __, gates: [replaced(n, g).gates for n, g in enumerate(gates)])]
     else:
-        hooks = [router.register_forward_hook(own(place)) for place, router in enumerate(routers)]
+        hooks = [router.register_forward_hook(hook_of(place)) for place, router in enumerate(routers)]
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Slots whose experts are mixed by gates, beside the MLP or on the block's linear layers, and the routers that set these.
+"""Slots whose experts are mixed by gates, beside the MLP or on the block's linear layers, and the routers that set the gates.
 
 Shapes: B batch, N tokens, D width, E experts, L layers with a slot.
 """
@@ -53,7 +53,7 @@ class RoutedSlot(Slot):
         raise TypeError(f"{type(self).__name__} does not say how its experts are joined")
 
     def gates(self, x: Tensor) -> Tensor | None:
-        """The gates [B, E] or [B, N, E] of the layer's own router for x [B, N, D]; None where there is none."""
+        """The gates [B, E] or [B, N, E] of the layer's router for x [B, N, D]; None without a router."""
         if self.router is None:
             return None
         routing = _recomputed(self.router, x)
@@ -67,7 +67,7 @@ class RoutedLayer(RoutedSlot):
 
     @property
     def reads(self) -> Literal["token", "gates"]:  # type: ignore[override]
-        """With a router of its own the gates of all tokens are computed, since `collect` gets them all."""
+        """With a router in the slot the gates of all tokens are computed, since `collect` gets them all."""
         return "token" if self.router is None else "gates"
 
     def experts(self) -> list[Adapter]:
@@ -82,7 +82,7 @@ class RoutedLayer(RoutedSlot):
 
 
 class RoutedLinears(RoutedSlot, BlockSlot):
-    """Experts on the block's own linear layers: W z + b becomes W z + b + sum_e g_e scale_e U_e A_e z in each target, with one
+    """Experts on the block's linear layers: W z + b becomes W z + b + sum_e g_e scale_e U_e A_e z in each target, with one
     gate an expert for all targets. All experts have the same targets; ranks and alphas may differ.
 
     Gates [B, E] or [B, N, E] are decided by the block's input x, before its attention. The experts act by hooks that are
@@ -125,7 +125,7 @@ class RoutedLinears(RoutedSlot, BlockSlot):
 
 class SharedRouter(nn.Module):
     """Gates of all layers from the first slot's input, a Route for SlottedViT: x [B, N, D] -> L tensors [B, N, E] ([B, E] for
-    samples). Its L * E columns are kept layer by layer; center and granularity are one, so x is read once.
+    samples). It has one Router of E columns a layer; these share center and granularity, so x is read once.
 
     What it reads comes from the frozen prefix, so an old image is routed by the same features for ever. `collect` as in
     RoutedSlot, L entries a pass.
@@ -151,15 +151,15 @@ class SharedRouter(nn.Module):
 
 
 def _recomputed(route: Callable[[Tensor], Any], x: Tensor) -> Any:
-    """route(x), whose parts are computed again for the backward pass instead of kept: the centred tokens would be one more
-    [B, N, D], while x itself is kept anyway, as what the experts read."""
+    """route(x), whose intermediate results are computed again in the backward pass: the centred tokens would take one more
+    [B, N, D] of memory, while x stays in memory anyway, since the experts read it."""
     return checkpoint(route, x, use_reentrant=False, preserve_rng_state=False) if torch.is_grad_enabled() else route(x)
 
 
 def routed_layers(backbone: SlottedViT) -> list[RoutedSlot]:
     """The routed slots, from the lowest layer up."""
-    found = [backbone.slots[name] for name in sorted(backbone.slots, key=int)]
-    return [slot for slot in found if isinstance(slot, RoutedSlot)]
+    slots = [backbone.slots[name] for name in sorted(backbone.slots, key=int)]
+    return [slot for slot in slots if isinstance(slot, RoutedSlot)]
 
 
 def loras_of(backbone: SlottedViT, expert: int) -> dict[Site, LoRA]:
@@ -173,14 +173,14 @@ def loras_of(backbone: SlottedViT, expert: int) -> dict[Site, LoRA]:
     count = min(map(len, slots.values()))
     if not 0 <= expert < count:
         raise ValueError(f"expert {expert} does not exist, there are {count} in each layer, counted from 0")
-    found = {layer: slots[layer].experts()[expert] for layer in sorted(slots)}
-    return {(layer, target): bundle[target] for layer, bundle in found.items() for target in bundle.targets}
+    bundles = {layer: slots[layer].experts()[expert] for layer in sorted(slots)}
+    return {(layer, target): bundle[target] for layer, bundle in bundles.items() for target in bundle.targets}
 
 
 def attach_router(backbone: SlottedViT, scope: Scope, granularity: Granularity = "token") -> list[Router]:
     """Puts routers (all gates 1 / E at first) on a backbone whose slots are all routed; returns one a layer.
 
-    `shared`: one SharedRouter that reads the first slot's input. `layer`: each layer's own router reads the layer's own
+    `shared`: one SharedRouter that reads the first slot's input. `layer`: a router in each layer reads that layer's
     input, which moves as the adapters below it learn. Raises ValueError if something else is in a slot, if the layers
     have different numbers of experts or none, or if routers are attached already.
     """

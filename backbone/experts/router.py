@@ -25,7 +25,7 @@ class RouterColumn(nn.Linear):
 
 
 class ExpandableRouter(nn.Module):
-    """Softmax over one logit an expert (SEMA, Wang et al. 2025, eq. 6). A new expert brings a column of its own, so that old
+    """Softmax over one logit an expert (SEMA, Wang et al. 2025, eq. 6). A new expert brings a new column, so that old
     columns can stay frozen while it trains. Logits and softmax are float32 or better, also under autocast."""
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class Router(nn.Module):
     k = 1: p itself (Switch, Fedus et al. 2021, eq. 2): renormalised it would be 1 whatever W, and W would get no gradient.
     Equal probabilities are chosen from the first expert on, so that the batch around a sample never matters.
 
-    Each expert has a column of its own [D], zero at first (all gates 1 / E), so that old columns can be frozen. `noisy`: in
+    Each expert has one column [D], zero at first (all gates 1 / E), so that old columns can be frozen. `noisy`: in
     training z + N(0, 1) * softplus(V (x - center)), V trained, zero at first (Shazeer, eq. 4).
     Buffers, saved with the model and changed by the explicit calls only: center [D], temperature, offset [E],
     selection_bias [E]. The center matters: features share a large mean, along which one step moves all tokens from one
@@ -117,7 +117,7 @@ class Router(nn.Module):
         return [self.columns[expert], *([self.noise[expert]] if self.noisy else [])]
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Routing:
-        """Routing of x [B, N, D] ([.., D] per token). `generator` draws the noise, torch's own without one."""
+        """Routing of x [B, N, D] ([.., D] per token). `generator` draws the noise; None: torch's global one."""
         return self.route(self.read(x), generator)
 
     def read(self, x: Tensor) -> Tensor:
@@ -145,8 +145,8 @@ class Router(nn.Module):
         chosen = order[..., :k]
         if k == len(self):
             return Routing(probabilities, probabilities, logits, chosen)
-        kept = probabilities.gather(-1, chosen) if k == 1 else logits.gather(-1, chosen).softmax(dim=-1)
-        return Routing(torch.zeros_like(probabilities).scatter(-1, chosen, kept), probabilities, logits, chosen)
+        weights = probabilities.gather(-1, chosen) if k == 1 else logits.gather(-1, chosen).softmax(dim=-1)
+        return Routing(torch.zeros_like(probabilities).scatter(-1, chosen, weights), probabilities, logits, chosen)
 
     # Changed between passes -----------------------------------------------------------------------------------------
 
@@ -251,7 +251,7 @@ def one_expert(x: Tensor, experts: int, expert: int | Tensor) -> Routing:
 
 
 def random_experts(x: Tensor, experts: int, top_k: int, generator: torch.Generator | None = None) -> Routing:
-    """`top_k` different experts, drawn anew for each vector, with gate 1 / k. Drawn on the generator's own device, so that
+    """`top_k` different experts, drawn anew for each vector, with gate 1 / k. Drawn on the generator's device, so that
     the same seed gives the same choice on every device."""
     if not 1 <= top_k <= experts:
         raise ValueError(f"{top_k} of {experts} experts cannot be drawn, expected 1..{experts}")

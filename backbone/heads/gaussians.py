@@ -12,8 +12,8 @@ RIDGE = 1e-4  # added to a covariance's diagonal, as SLCA's code does
 
 
 class ClassGaussians(nn.Module):
-    """Mean and covariance of each class's features, gathered once. Kept is the covariance's lower Cholesky factor, which is
-    what sampling needs."""
+    """Mean and covariance of each class's features, gathered once; the covariance as its lower Cholesky factor, which
+    sampling needs."""
 
     means: Tensor  # [C, D]
     factors: Tensor  # [C, D, D], lower triangular L with covariance L L^T
@@ -31,9 +31,9 @@ class ClassGaussians(nn.Module):
         if not torch.isfinite(features).all():
             raise ValueError("features are not finite, so no class statistics can be gathered; lower the learning rate")
         for label in labels.unique().tolist():
-            own = features[labels == label].double()  # in float32 a covariance may come out indefinite
-            mean = own.mean(dim=0)
-            covariance = (own - mean).T @ (own - mean) / max(len(own) - 1, 1)
+            of_class = features[labels == label].double()  # in float32 a covariance may come out indefinite
+            mean = of_class.mean(dim=0)
+            covariance = (of_class - mean).T @ (of_class - mean) / max(len(of_class) - 1, 1)
             ridge = RIDGE
             while True:
                 matrix = covariance.clone()

@@ -48,7 +48,7 @@ class CosineHead(nn.Module):
 
 
 class StatisticsHead(nn.Module):
-    """Class scores [B, C] from sums over each class's features, which grow task by task; no image is kept, nothing trained.
+    """Class scores [B, C] from sums over each class's features, which grow task by task; no image is stored, nothing trained.
 
     With `projection_dim` P the features x are first lifted to relu(x W), W ~ N(0, 1) of shape [D, P], fixed (RanPAC, McDonnell
     et al., NeurIPS 2023, arXiv 2307.02251). `add` takes in images, `solve` makes the `weight` [C, P] that `forward` uses:

@@ -1,6 +1,6 @@
 """Several feature spaces of one backbone: adapter sets of which one acts in a pass, and the class means over all of them.
 
-Shapes: B batch, N tokens, D width, C classes, S subspaces: the frozen model's own first if it is one of them (`plain`), then
+Shapes: B batch, N tokens, D width, C classes, S subspaces: that of the frozen model first if it is one of them (`plain`), then
 one for each adapter set.
 """
 
@@ -100,8 +100,8 @@ class SubspaceHead(StatisticsHead):
     def similarity(self, task: int, later: int) -> Tensor:
         """Cosines of the means of `task`'s classes to those of all classes of the tasks from `later` on, in the subspace of
         `task`, where all of them are real: [classes of task, classes from later on]."""
-        own = F.normalize(self._by_subspace(self.means())[:, self.plain + task], dim=1)
-        return own[self.owner == task] @ own[self.owner >= later].T
+        means = F.normalize(self._by_subspace(self.means())[:, self.plain + task], dim=1)
+        return means[self.owner == task] @ means[self.owner >= later].T
 
     def mapping(self, task: int, later: int) -> Tensor:
         """How much each of these later classes lends to each class of `task`: the softmax of `similarity`."""
@@ -115,11 +115,11 @@ class SubspaceHead(StatisticsHead):
 
     def shares(self) -> Tensor:
         """Weight of each subspace in a class's score, [C, S]."""
-        found = self.owner.new_full((len(self.owner), self.plain + self.tasks), self.alpha / max(self.tasks - 1, 1))
-        found[:, : self.plain] = self.beta
-        own = self.owner[:, None] == torch.arange(-self.plain, self.tasks, device=self.owner.device)
-        own[:, : self.plain] = False
-        return found.masked_fill(own, 1.0)
+        shares = self.owner.new_full((len(self.owner), self.plain + self.tasks), self.alpha / max(self.tasks - 1, 1))
+        shares[:, : self.plain] = self.beta
+        is_own = self.owner[:, None] == torch.arange(-self.plain, self.tasks, device=self.owner.device)
+        is_own[:, : self.plain] = False
+        return shares.masked_fill(is_own, 1.0)
 
     def _by_subspace(self, x: Tensor) -> Tensor:
         """[n, S D] -> [n, S, D]."""

@@ -62,7 +62,7 @@ ARCHITECTURE: dict[str, Any] = {
 @dataclass(frozen=True)
 class Settings:
     minutes: float = 54.0  # training time, or
-    steps: int | None = None  # number of steps, if given (the schedule is then exactly repeatable)
+    steps: int | None = None  # number of steps, if set (the schedule is then exactly repeatable)
     batch_size: int = 128
     lr: float = 4e-3  # of Muon (updates scaled to AdamW's size)
     adamw_lr: float = 2e-3  # of the embedding, the norms, the biases and the head
@@ -76,7 +76,7 @@ class Settings:
 
 
 def build(architecture: dict[str, Any], classes: int, seed: int) -> VisionTransformer:
-    """The random ViT before training: timm's own start, positions from sines and cosines."""
+    """The random ViT before training: timm's start values, positions from sines and cosines."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = VisionTransformer(**{**architecture, "num_classes": classes})
@@ -154,12 +154,12 @@ class Run:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Raises ValueError if the state was made with other settings; only the budget may have changed."""
-        saved, own = json.loads(state["settings"]), json.loads(json.dumps(asdict(self.settings)))
+        """Raises ValueError if the state is of other settings; only the budget may have changed."""
+        saved, current = json.loads(state["settings"]), json.loads(json.dumps(asdict(self.settings)))
         budget = ("minutes", "steps")
-        other = sorted(k for k in saved.keys() | own.keys() if k not in budget and saved.get(k) != own.get(k))
+        other = sorted(k for k in saved.keys() | current.keys() if k not in budget and saved.get(k) != current.get(k))
         if other:
-            raise ValueError(f"the checkpoint was made with another {', '.join(other)}; choose another --checkpoint")
+            raise ValueError(f"the checkpoint has another {', '.join(other)}; choose another --checkpoint")
         self.model.load_state_dict(state["model"])
         for optimizer, saved_optimizer in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved_optimizer)

@@ -28,7 +28,7 @@ class Draws(nn.Module):
 
 
 class Components(nn.Module):
-    """S components of one layer: `prompts` [S, L, D], `keys` [S, D], `attentions` [S, D]; zero until `grow` makes them.
+    """S components of one layer: `prompts` [S, L, D], `keys` [S, D], `attentions` [S, D]; zero until `grow` fills them.
 
     prompt(q) = sum_s cos(q * A_s, K_s) P_s, no softmax (equations 3 to 6)."""
 
@@ -45,10 +45,11 @@ class Components(nn.Module):
 
     @torch.no_grad()
     def grow(self, draws: Draws, first: int) -> None:
-        """Makes the components from `first` on of the draws: orthogonal to all before them, of length 1."""
+        """Fills the components from `first` on from the draws: orthogonal to all before them, of length 1."""
         rows = slice(first, first + len(draws.keys))
-        for own, drawn in zip(self.parameters(), draws.parameters(), strict=True):
-            own[rows] = orthonormal(drawn, own[:first].flatten(1)).view_as(own[rows])
+        for components, drawn in zip(self.parameters(), draws.parameters(), strict=True):
+            new = orthonormal(drawn, components[:first].flatten(1))
+            components[rows] = new.view_as(components[rows])
 
     def forward(self, query: Tensor, first: int, end: int) -> Tensor:
         """Prefixes [B, 2, L / 2, D], keys and values, of queries [B, D] by components 0..end - 1; gradients reach those from
@@ -78,14 +79,15 @@ def _gram_error(rows: Tensor) -> Tensor:
 def orthonormal(drawn: Tensor, before: Tensor) -> Tensor:
     """Rows drawn [n, W] minus their projections onto rows before [m, W] and onto each other's results, of length 1.
 
-    Classical Gram-Schmidt as in the authors' code: each row's projections are all of the draw itself, so that rows before which
-    training made oblique are not left exactly orthogonal. Where those rows span the space and nothing is left of a draw, it
-    stays as drawn, and no other is made orthogonal to it (their code draws for ever). In float64: what is left may be small."""
+    Classical Gram-Schmidt as in the authors' code: the projections of a row are all of the draw itself, so the result is not
+    exactly orthogonal to earlier rows that training has made oblique to each other. Where those rows span the space and
+    nothing is left of a draw, it stays as drawn, and later rows are not orthogonal to it (the authors' code draws for ever).
+    In float64, since what is left may be small."""
     others = [row for row in before.double() if row.any()]
-    found: list[Tensor] = []
+    results: list[Tensor] = []
     for row in drawn.double():
         left = row - sum((row @ other) / (other @ other) * other for other in others)
         spanned = bool(left @ left < TINY)
-        found.append(row if spanned else left)
+        results.append(row if spanned else left)
         others += [] if spanned else [left]
-    return torch.stack([row / row.norm() for row in found]).to(drawn.dtype) if found else drawn
+    return torch.stack([row / row.norm() for row in results]).to(drawn.dtype) if results else drawn

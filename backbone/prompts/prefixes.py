@@ -1,6 +1,6 @@
 """Prompts for a frozen ViT: pools whose keys select them by an image's query, and prefixes for a block's attention.
 
-A prefix is put before a block's own keys and values after the qkv projection, per head; it has no queries, so the tokens stay
+A prefix is put before a block's keys and values after the qkv projection, per head; it has no queries, so the tokens stay
 as they are (prefix tuning, Li and Liang 2021, as DualPrompt and CODA-Prompt use it). timm's modules are not touched.
 Shapes: B batch, N tokens, D width, L length of a prompt, S prompts of a pool, K chosen of them, H heads.
 """
@@ -38,8 +38,8 @@ class Queried:
 
 
 class PrefixTuning(BlockSlot):
-    """A block whose attention also reads a prefix [B, 2, L, D] of keys (0) and values (1). It has no parameters: whose prefix
-    it is, is the caller's affair, who hands it over as the slot's `route`."""
+    """A block whose attention also reads a prefix [B, 2, L, D] of keys (0) and values (1). It has no parameters: the caller
+    passes the prefix as the slot's gates, by a `route`."""
 
     def forward(self, x: Tensor, prefix: Tensor | None, block: Block) -> Tensor:
         """What the block makes of x [B, N, D]; without a prefix what timm's does."""
@@ -56,9 +56,11 @@ def attend(attention: Attention, x: Tensor, prefix: Tensor) -> Tensor:
     The prefix is not projected, nor normalised where the model normalises keys: it stands for what would come out of that."""
     heads, width = attention.num_heads, attention.qkv.out_features // 3
     q, k, v = attention.qkv(x).unflatten(-1, (3, heads, width // heads)).permute(2, 0, 3, 1, 4)
-    own = prefix.unflatten(-1, (heads, width // heads)).permute(1, 0, 3, 2, 4).to(v.dtype)  # [2, B, H, L, D / H]
-    q, k = attention.q_norm(q), torch.cat([own[0], attention.k_norm(k).to(v.dtype)], dim=2)
-    v = torch.cat([own[1], v], dim=2)
+    keys, values = (
+        prefix.unflatten(-1, (heads, width // heads)).permute(1, 0, 3, 2, 4).to(v.dtype)
+    )  # [2, B, H, L, D / H]
+    q, k = attention.q_norm(q), torch.cat([keys, attention.k_norm(k).to(v.dtype)], dim=2)
+    v = torch.cat([values, v], dim=2)
     if attention.fused_attn:
         y = F.scaled_dot_product_attention(q, k, v)  # frozen and in evaluation mode: no dropout
     else:
@@ -80,14 +82,14 @@ def fill(backbone: SlottedViT, layers: Sequence[int], key: str) -> None:
                 f"{key}: layer {layer} does not exist, the backbone has layers 0..{backbone.depth - 1}; "
                 f"got {list(layers)}"
             )
-        own: Any = cast(Block, backbone.vit.blocks[layer]).attn
+        attention: Any = cast(Block, backbone.vit.blocks[layer]).attn
         if (
-            type(own) is not Attention
-            or type(own.qkv) is not nn.Linear
-            or own.qkv.out_features != 3 * backbone.width
-            or not {name for name, _ in own.named_children()} <= last_block.PARTS
+            type(attention) is not Attention
+            or type(attention.qkv) is not nn.Linear
+            or attention.qkv.out_features != 3 * backbone.width
+            or not {name for name, _ in attention.named_children()} <= last_block.PARTS
         ):
-            raise ValueError(f"{key}: the attention of layer {layer}, {type(own).__name__}, takes no prefix")
+            raise ValueError(f"{key}: the attention of layer {layer}, {type(attention).__name__}, takes no prefix")
         backbone.fill(layer, PrefixTuning())
 
 

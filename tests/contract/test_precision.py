@@ -84,7 +84,7 @@ def test_tf32_is_told_where_it_does_not_act():
     told = []
     backbone = toy_backbone()
     computing.prepare(backbone, "tf32", say=told.append)
-    assert told == ["precision tf32 acts on CUDA GPUs alone: on cpu the run is in fp32"]
+    assert told == ["precision tf32 has no effect on cpu, only on CUDA GPUs: the run is in fp32"]
     assert torch.equal(backbone(IMAGES), toy_backbone()(IMAGES))
     computing.prepare(backbone.to("meta"), "tf32", say=told.append)  # a look at shapes
     assert len(told) == 1
