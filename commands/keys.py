@@ -102,9 +102,9 @@ def _common() -> list[str]:
 
 def _speed() -> list[str]:
     """The keys of the machine; a key of Experiment that starts with `slurm_` or `ray_` is the cluster's."""
-    about = "These say where and how fast a run happens. `precision`, `compile` and `prefix_cache` change numbers by rounding, "
-    about += "`batch_per_process` changes the batch; the others change no number."
-    blocks = ["## Cluster and speed", about, "### Speed", _table(Experiment, [k for k in SPEED if _known(k)])]
+    about = "These say where and how fast a run happens. They change numbers by rounding alone, except `batch_per_process`, "
+    about += "which changes the batch."
+    blocks = ["## Cluster and speed", about, "### Speed", _table(Experiment, SPEED)]
     for title, start in (("SLURM (`--engine slurm`)", "slurm_"), ("Ray (`--engine ray`)", "ray_")):
         blocks += [f"### {title}", _table(Experiment, [k for k in Experiment.model_fields if k.startswith(start)])]
     return blocks
@@ -125,11 +125,11 @@ def _method(name: str, summary: str, schema: Schema, titles: dict[type, str]) ->
         elif keys and len(blocks) > 3:
             blocks.append(f"### Other keys of `{name}`")
         blocks += [_table(schema, keys)] if keys else []
-    if only := getattr(schema, "only", {}):
+    if only := schema.only:
         values = ", ".join(f"`{key}` {_text(value)}" for key, value in sorted(only.items()))
-        blocks.append(f"Accepted with this value alone, for no other form is built: {values}.")
+        blocks.append(f"Accepted with one value only, since this program implements no other: {values}.")
     if schema.ignored:
-        blocks.append(f"Accepted from the original's files, without effect: {_listed(sorted(schema.ignored))}.")
+        blocks.append(f"Accepted from other programs' files, without effect: {_listed(sorted(schema.ignored))}.")
     return blocks
 
 
@@ -150,10 +150,6 @@ def _is_settings(cls: type) -> bool:
 def is_machine_key(key: str) -> bool:
     """Whether a key belongs to the cluster or to speed, not to the method."""
     return key in SPEED or key.startswith(CLUSTER)
-
-
-def _known(key: str) -> bool:
-    return key in Experiment.model_fields
 
 
 def _defined_in(cls: Schema) -> list[str]:
