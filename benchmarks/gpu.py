@@ -24,7 +24,7 @@ from backbone.timm_vit import VisionTransformer
 from backbone.vit import SlottedViT
 from benchmarks import measure, sema_run
 from benchmarks.routing import CLASSES, LAYERS, MIB, Run, interleaved, peak_memory, with_slots
-from models.learner.base import SeededInit
+from models.learner.start_values import SeededInit
 from utils.data.tasks import TaskStream
 from utils.process.seeds import named_generator
 

@@ -32,7 +32,7 @@ from backbone.vit import SlottedViT
 from benchmarks import measure, plain_sema
 from benchmarks.plain_sema import Outcome, Plan
 from benchmarks.routing import CLOCKS, MIB
-from models.learner.base import SeededInit
+from models.learner.start_values import SeededInit
 from utils import data
 from utils.data.dataset import Dataset
 from utils.data.images import ImageArray
@@ -91,7 +91,7 @@ def ours(
         classes = [[stream.order[c]] for c in range(len(stream.order))]
         record = run_record.RunRecord("sema", cfg.dataset, SEED, stream.order, classes)
         task = 0
-        real: Callable[[torch.Tensor], dict[int, torch.Tensor]] = learner.layer_scores
+        real: Callable[[torch.Tensor], dict[int, torch.Tensor]] = learner._layer_scores
 
         def planned(shifts: torch.Tensor) -> dict[int, torch.Tensor]:
             scores = real(shifts)
@@ -99,7 +99,7 @@ def ours(
                 return scores
             return {n: torch.full_like(s, 1e9 * (n in plan.get(task, ()))) for n, s in scores.items()}
 
-        learner.layer_scores = planned
+        learner._layer_scores = planned
         for task in range(len(stream)):
             journal = checkpoint.journal_of(log.folder, task, log, "")
             journal.open(log.rows)

@@ -105,7 +105,7 @@ def outline(resolved: Resolved, count: int) -> Learner:
     backbone, _ = weights.build(cfg, with_weights=False)
     try:
         with torch.device("meta"):  # nothing is allocated and nothing gets start values
-            return models.learner_of(cfg.model_name)(cfg, backbone, count, lambda name, module: None, None)
+            return models.build(cfg, backbone, count, 0, None)
     except ValueError as error:
         raise ValueError(f"{error} (backbone_type {cfg.backbone_type})") from None
 

@@ -12,12 +12,16 @@ import sys
 import types
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from utils.config.schema import Experiment
 
+if TYPE_CHECKING:
+    from backbone.vit import SlottedViT
+    from models.learner.base import Learner
+
 _FOLDER = Path(__file__).parent
-# Imported in no time, so what a Settings class takes from them can be had without the rest of its file.
+# quick to import, so a Settings class may use them and is still read without the rest of its file
 _LIGHT = tuple(f"{name}." for name in (*sys.stdlib_module_names, "pydantic", "utils.config", "models.settings"))
 
 
@@ -39,9 +43,11 @@ def learner_of(name: str) -> type:
         raise ValueError(f"{_FOLDER / name}.py: a method file must define `class Learner` at its top level") from None
 
 
-def build(cfg: Experiment, backbone: Any, num_classes: int, seed: int, log: Any) -> Any:
-    """The learner that the settings name, over this backbone; its start values are drawn from the seed."""
-    from models.learner.base import SeededInit
+def build(cfg: Experiment, backbone: SlottedViT, num_classes: int, seed: int, log: Any) -> Learner:
+    """The learner of the method `cfg.model_name` for `num_classes` classes in all; `seed` decides its start values.
+
+    Over a backbone on the meta device it has shapes and no values. `log`: the run's RunLog, None where a finished run is read."""
+    from models.learner.start_values import SeededInit
 
     return learner_of(cfg.model_name)(cfg, backbone, num_classes, SeededInit(seed), log)
 
@@ -58,10 +64,10 @@ def settings_of(name: str) -> type[Experiment]:
     for node in _parse(name).body:
         needs = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
         if isinstance(node, ast.ClassDef) and node.name == "Settings":
-            made = None if (needs | {"*"}) & heavy else _run(name, [*light, node])["Settings"]
-            if made is None or not made.__pydantic_complete__:
-                made = importlib.import_module(f"models.{name}").Settings
-            return made
+            settings = None if (needs | {"*"}) & heavy else _run(name, [*light, node])["Settings"]
+            if settings is None or not settings.__pydantic_complete__:
+                settings = importlib.import_module(f"models.{name}").Settings
+            return settings
         if _is_light(node) and not needs & heavy:
             light.append(node)
         else:
@@ -78,7 +84,7 @@ def _parse(name: str) -> ast.Module:
 
 
 def _is_light(node: ast.stmt) -> bool:
-    """Whether a statement can be executed without importing anything heavy, as far as its own kind goes."""
+    """Whether a statement can be executed without importing anything heavy, judged by its kind alone."""
     if isinstance(node, ast.Import):
         return all(f"{alias.name}.".startswith(_LIGHT) for alias in node.names)
     if isinstance(node, ast.ImportFrom):
@@ -95,8 +101,8 @@ def _bound(node: ast.stmt) -> set[str]:
 
 
 def _run(name: str, body: list[ast.stmt]) -> dict[str, Any]:
-    """Executes these statements of a method's file in a module of their own; returns its names."""
-    part = types.ModuleType(f"models._settings.{name}")
-    sys.modules[part.__name__] = part  # pydantic resolves annotations through it
-    exec(compile(ast.Module(body, []), str(_FOLDER / f"{name}.py"), "exec"), part.__dict__)
-    return part.__dict__
+    """Executes these statements of a method's file in a separate module; returns its names."""
+    module = types.ModuleType(f"models._settings.{name}")
+    sys.modules[module.__name__] = module  # pydantic resolves annotations through it
+    exec(compile(ast.Module(body, []), str(_FOLDER / f"{name}.py"), "exec"), module.__dict__)
+    return module.__dict__

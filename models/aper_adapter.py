@@ -56,11 +56,9 @@ class Learner(SpacesLearner):
 
     def learn(self, task: Task) -> None:
         self.seen = task.total
-        if task.index > 0:
-            self.images_shown += len(task.train)  # that `consolidate` reads
-            return
-        cfg = self.cfg
-        train_session(self, task, self.backbone.slots.values(), name="head", epochs=cfg.tuned_epoch, lr=cfg.init_lr)
+        if task.index == 0:
+            epochs, lr = self.cfg.tuned_epoch, self.cfg.init_lr
+            train_session(self, task, self.backbone.slots.values(), name="head", epochs=epochs, lr=lr)
 
     def subspaces(self) -> list[int]:
         """The frozen model's features and the adapted ones: two passes, raw side by side."""

@@ -7,9 +7,8 @@ LAMDA-PILOT's to rounding (tests/contract/parity). Shapes: B batch, D width, L l
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal, cast
 
 import torch
@@ -24,7 +23,7 @@ from backbone.vit import Activations
 from models.families.prompts import PromptLearner
 from models.learner.fit import fit
 from models.learner.groups import Recipe
-from models.learner.losses import cross_entropy_among, keeping
+from models.learner.losses import Loss, cross_entropy_among, rows_of
 from models.settings.prompts import PromptSettings
 from utils.data.tasks import Task, task_sizes
 
@@ -80,7 +79,7 @@ class Learner(PromptLearner):
         cfg, width = self.cfg, self.backbone.width
         size, length, _ = cfg.prompt_param
         tasks = len(task_sizes(self.num_classes, min(cfg.init_cls, self.num_classes), cfg.increment))
-        self.per_task, self.made = size // tasks, 0  # components of a task, and of all tasks so far
+        self.per_task, self.count = size // tasks, 0  # components of a task, and of all tasks so far
         if not self.per_task:
             raise ValueError(f"prompt_param: {size} components are too few for {tasks} tasks, each needs one")
         self.layers = sorted(cfg.prompt_layer_idx)
@@ -94,8 +93,11 @@ class Learner(PromptLearner):
 
     # Learning ------------------------------------------------------------------------------------------------------
 
+    def trainable(self) -> list[nn.Parameter]:
+        return [*self.components.parameters(), *self.head.parameters()]
+
     def learn(self, task: Task) -> None:
-        """The task's own components and the head, on cross-entropy among its classes and the orthogonality penalty."""
+        """The task's components and the head, on cross-entropy among its classes and the orthogonality penalty."""
         cfg, weight = self.cfg, self.cfg.prompt_param[2]
         self.seen = task.total
         first = self._grow(task.index)
@@ -105,35 +107,40 @@ class Learner(PromptLearner):
                 f"{cfg.batch_size}: nothing is trained"
             )
 
-        def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def step(images: Tensor, labels: Tensor) -> Loss:
             scores = self.head(self._encode(*self.begin(images), first))
-            loss, correct = cross_entropy_among(scores, labels, task.first, task.total)
+            entropy = cross_entropy_among(scores, labels, task.first, task.total)
             if not weight:
-                return loss, correct, loss
-            penalty = torch.stack([part.penalty(first, self.made) for part in self._components()]).sum()
-            return loss + weight * penalty, correct, loss
+                return Loss(entropy.total, entropy.correct, {"task_loss": entropy.total})
+            penalty = weight * torch.stack([part.penalty(first, self.count) for part in self._components()]).sum()
+            terms = {"task_loss": entropy.total, "orthogonality": penalty}
+            return Loss(entropy.total + penalty, entropy.correct, terms)
 
-        def batches(epoch: int) -> Iterable[Any]:
-            found = self.parts(task.train, cfg.batch_size, epoch=epoch, draw="prompts")
-            return itertools.islice(found, len(task.train) // cfg.batch_size)
-
-        rows = [(p, range(task.first, task.total)) for p in self.head.parameters()]
-        rows += [(p, range(first, self.made)) for p in self.components.parameters()]
-        after_step = keeping(rows, cfg.decay_other_rows)
-        parameters = [*self.components.parameters(), *self.head.parameters()]
-        how: dict[str, Any] = {"epochs": cfg.tuned_epoch, "lr": cfg.init_lr}
-        how |= {"recipe": self._recipe(), "batches": batches if cfg.drop_last else None}
+        rows: list[tuple[nn.Parameter, range]] = []
+        if not cfg.decay_other_rows:
+            rows = rows_of(task, self.head) + [(p, range(first, self.count)) for p in self.components.parameters()]
         self.train()
-        fit(self, task, step, parameters, phase="prompts", after_step=after_step, **how)
+        fit(
+            self,
+            task,
+            step,
+            self.trainable(),
+            phase="prompts",
+            epochs=cfg.tuned_epoch,
+            lr=cfg.init_lr,
+            rows=rows,
+            drop_last=cfg.drop_last,
+            recipe=self._recipe(),
+        )
 
     def _grow(self, task: int) -> int:
-        """Makes the task's components, as many as the pool still has; returns the number of the first."""
+        """Draws the task's components, as many as the pool still has; returns the number of the first."""
         size, length, _ = self.cfg.prompt_param
         first = min(task * self.per_task, size)
-        self.made = min(first + self.per_task, size)
-        for layer, own in zip(self.layers, self._components(), strict=True):
-            draws = Draws(self.made - first, length, self.backbone.width)
-            own.grow(self.initialise(f"components.{layer}.task{task}", draws), first)
+        self.count = min(first + self.per_task, size)
+        for layer, components in zip(self.layers, self._components(), strict=True):
+            draws = Draws(self.count - first, length, self.backbone.width)
+            components.grow(self.initialise(f"components.{layer}.task{task}", draws), first)
         return first
 
     def _recipe(self) -> Recipe:
@@ -149,21 +156,18 @@ class Learner(PromptLearner):
     # Prediction ----------------------------------------------------------------------------------------------------
 
     def features(self, images: Tensor | Activations | Queried) -> Tensor:
-        return self._encode(*self.begin(images), self.made)
+        return self._encode(*self.begin(images), self.count)
 
     def _encode(self, start: Activations, query: Tensor, first: int) -> Tensor:
         """Features [B, D] with each layer's prefix; gradients reach the components from `first` on."""
-        prefixes = [part(query, first, self.made) for part in self._components()]
+        prefixes = [part(query, first, self.count) for part in self._components()]
         return self.backbone(start, route=lambda x: prefixes)
 
     # Bookkeeping ---------------------------------------------------------------------------------------------------
 
     def structure(self) -> dict[str, Any]:
-        return {**super().structure(), "components": self.made}
+        return {**super().structure(), "components": self.count}
 
     def restore(self, structure: dict[str, Any]) -> None:
         super().restore(structure)
-        self.made = int(structure["components"])
-
-    def planned_parameters(self) -> list[tuple[str, int]]:
-        return [("every task", sum(p.numel() for part in (self.components, self.head) for p in part.parameters()))]
+        self.count = int(structure["components"])

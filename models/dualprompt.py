@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from backbone.heads.heads import LinearHead
 from backbone.prompts import prefixes as prompts
@@ -87,10 +87,13 @@ class Learner(PromptLearner):
 
     # Learning ------------------------------------------------------------------------------------------------------
 
-    def learn(self, task: Task) -> None:
+    def trainable(self) -> list[nn.Parameter]:
         """G-prompts, pool and head."""
-        parameters = [p for part in self._parts() for p in part.parameters()]
-        learn_from_pool(self, task, self.pool, self._encode, parameters)
+        modules = (self.general, self.pool, self.head)
+        return [p for module in modules if module is not None for p in module.parameters()]
+
+    def learn(self, task: Task) -> None:
+        learn_from_pool(self, task, self.pool, self._encode)
 
     # Prediction ----------------------------------------------------------------------------------------------------
 
@@ -107,9 +110,3 @@ class Learner(PromptLearner):
         for layer, prefix in zip(self.general_layers, () if self.general is None else self.general.values, strict=True):
             prefixes[layer] = prefix.expand(len(ids), -1, -1, -1)
         return self.backbone(start, route=lambda x: [prefixes[layer] for layer in sorted(prefixes)])
-
-    def _parts(self) -> list[Any]:
-        return [part for part in (self.general, self.pool, self.head) if part is not None]
-
-    def planned_parameters(self) -> list[tuple[str, int]]:
-        return [("every task", sum(p.numel() for part in self._parts() for p in part.parameters()))]

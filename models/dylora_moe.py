@@ -10,7 +10,6 @@ experts.py. Shapes: B batch, N tokens, D width, E experts, L layers, C classes.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal
@@ -25,11 +24,10 @@ from backbone.adapters.adapter import Adapter
 from backbone.experts import novelty, routed
 from backbone.experts.router import Routing, temperature
 from backbone.heads.heads import LinearHead
-from backbone.vit import Activations, SlottedViT
+from backbone.vit import Activations
 from models.families.expert_use import ExpertUse, use_of
 from models.families.experts import (
     Expert,
-    Teacher,
     TrainingProgress,
     at_rows,
     facts_of,
@@ -37,17 +35,18 @@ from models.families.experts import (
     in_words,
     plateau,
     policy_of,
-    routing_loss,
+    routing_terms,
     score_distance,
     spawned_at,
     told,
 )
 from models.learner.base import Learner as Base
+from models.learner.copies import Teacher
 from models.learner.fit import fit
-from models.learner.groups import Group, planned
+from models.learner.groups import Group, count, planned
 from models.learner.held_out import hold_out
 from models.learner.layers import layer_range, slot_inputs
-from models.learner.losses import cross_entropy_among, keep_other_rows
+from models.learner.losses import Loss, cross_entropy_among, rows_of
 from models.settings.experts import GateSettings, LifeSettings, NoveltySettings
 from utils.data.batches import TaskData
 from utils.data.tasks import Task
@@ -135,14 +134,14 @@ class Learner(Base):
         chosen = herd_classes(tokens, labels, self.cfg.replay_per_class)
         self._pending = (*novelty.class_means(tokens, labels), task.train.rows[chosen].tolist())
         self.target = decision.skill
-        teacher = self._teacher(task)
+        teacher = self.teacher() if self.cfg.distill_coef and task.index else None
         if decision.spawn and task.index > 0:
             self._spawn(task)
         if task.index == 0 and self.cfg.use_moe_routing and self.cfg.router_centre:
             self._centre(task)
         self._set_modes()
         if all(self.experts[e].young for e in self._learning()):
-            teacher = None  # nobody who learned enough to be kept learns on
+            teacher = None  # distil only while a mature expert continues to learn
         if self.cfg.distill_coef:
             self.log.row("distil", task=task.index, teacher=teacher is not None, on=self.cfg.distill_on)
         losses = self._train_and_grow(task, self._replayed(task), teacher)
@@ -247,33 +246,30 @@ class Learner(Base):
         learning = self._learning()
         steps = epochs * len(data.batches(cfg.batch_size))
         routers = routed.routers_of(self.backbone)
-        watched = zip(self._slots(), routers, strict=True) if routers else ()
-        watch = ExpertUse(self, task, phase, {layer: (slot.experts(), router) for (layer, slot), router in watched})
-
-        course = TrainingProgress(self.experts, measured, self._apply_modes)
+        routed_slots = zip(self._slots(), routers, strict=True) if routers else ()
+        use = ExpertUse(self, task, phase, {layer: (slot.experts(), router) for (layer, slot), router in routed_slots})
+        progress = TrainingProgress(self.experts, measured, self._apply_modes)
 
         def set_temperature() -> None:
             start, end = cfg.router_temperature_start, cfg.router_temperature_end
-            value = temperature(course.done, steps, start, end) if phase == "func" and steps else end
+            value = temperature(progress.done, steps, start, end) if phase == "func" and steps else end
             for router in routers:
                 router.set_temperature(value)
 
-        def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            with self.collecting() as watch.routings:
+        def step(images: Tensor, labels: Tensor) -> Loss:
+            with self.collecting() as use.routings:
                 features = self.backbone(images)
-            task_loss, right = cross_entropy_among(self.head(features), labels, self.apart_from, task.total)
-            loss = task_loss + routing_loss(watch.routings, self.experts, learning, cfg)
+            entropy = cross_entropy_among(self.head(features), labels, self.apart_from, task.total)
+            terms = routing_terms(use.routings, self.experts, learning, cfg)
+            total = entropy.total + sum(terms.values())
             if teacher is not None:
-                loss = loss + cfg.distill_coef * self._distance(features, images, teacher, task)
-            return loss, right, task_loss
-
-        keep = None if cfg.decay_other_rows else keep_other_rows(self.head, replace(task, first=self.apart_from))
+                terms["distil"] = cfg.distill_coef * self._distance(features, images, teacher, task)
+                total = total + terms["distil"]
+            return Loss(total, entropy.correct, {"task_loss": entropy.total, **terms})
 
         def after_step() -> None:
-            course.done += 1
-            watch.end_step()
-            if keep is not None:
-                keep()
+            progress.done += 1
+            use.end_step()
             set_temperature()
             for e in learning:
                 self.experts[e].steps += 1
@@ -281,7 +277,7 @@ class Learner(Base):
                 self._set_modes()
 
         def after_epoch() -> None:
-            watch.end_epoch()
+            use.end_epoch()
             if held is not None:
                 measured.append(self._held_out_loss(task, held))
 
@@ -294,11 +290,12 @@ class Learner(Base):
             self._groups(learning),
             phase=phase,
             epochs=epochs,
-            batches=lambda epoch: self.parts(data, cfg.batch_size, epoch=epoch, draw=phase),
+            data=data,
+            rows=[] if cfg.decay_other_rows else rows_of(replace(task, first=self.apart_from), self.head),
             after_step=after_step,
             after_epoch=after_epoch,
-            stateful=[watch, course],
-        )
+            stateful=[use, progress],
+        ).losses
         per_epoch = len(history) // epochs if epochs else 1
         return [sum(history[i : i + per_epoch]) / per_epoch for i in range(0, len(history), per_epoch)]
 
@@ -316,21 +313,12 @@ class Learner(Base):
 
     # 4 Distil from mature experts ------------------------------------------------------------------------------------
 
-    def _teacher(self, task: Task) -> Teacher | None:
-        """The model as it is before the task."""
-        if not self.cfg.distill_coef or task.index == 0:
-            return None
-        made: SlottedViT = copy.deepcopy(self.backbone, {id(self.backbone.vit): self.backbone.vit})
-        return Teacher(made.requires_grad_(False).eval(), copy.deepcopy(self.head).requires_grad_(False))
-
     def _distance(self, features: Tensor, images: Tensor, teacher: Teacher, task: Task) -> Tensor:
         """How far the features [B, D] of images moved from the teacher's, or the old classes' scores from its own."""
-        with torch.no_grad():
-            before = teacher.backbone(images)
-            scores = teacher.head(before)[:, : task.first]
+        before = teacher.features(images)
         if self.cfg.distill_on == "features":
             return F.mse_loss(features, before)
-        return score_distance(scores, self.head(features)[:, : task.first])
+        return score_distance(teacher.head(before)[:, : task.first], self.head(features)[:, : task.first])
 
     # 5 Grow rank where validation stalls -----------------------------------------------------------------------------
 
@@ -373,8 +361,8 @@ class Learner(Base):
             return self.head(self.backbone(images))
 
         for scores, labels in self.outputs(scored, held, self.cfg.eval_batch_size, augment=False, shuffle=False):
-            loss, _ = cross_entropy_among(scores, labels.to(scores.device), self.apart_from, task.total)
-            total += loss.item() * len(labels)
+            loss = cross_entropy_among(scores, labels.to(scores.device), self.apart_from, task.total)
+            total += loss.total.item() * len(labels)
         self.train()
         return total / len(held)
 
@@ -580,14 +568,15 @@ class Learner(Base):
         self._apply_modes()
 
     def planned_parameters(self) -> list[tuple[str, int]]:
-        def size(*groups: Group) -> int:
-            return sum(p.numel() for group in groups for p in group.parameters)
-
-        *experts, head = self._groups([0])
-        column = self.backbone.width * len(routed.routers_of(self.backbone))
         if not self.cfg.grow_experts or self.cfg.num_experts == 1:
             return planned(self._groups(self._learning()))
+        later = self.sketch()
+        later._add_expert()
+        for router in routed.routers_of(later.backbone):
+            router.grow()
+        columns = [p for router in routed.routers_of(later.backbone) for p in router.parameters_of(1)]
+        expert = [group for group in later._groups([1]) if group.name == "experts"]
         return [
-            ("first task: one expert a layer and the head", size(*experts, head)),
-            ("each added expert with its router columns", size(*experts) + column),
+            ("first task: one expert a layer and the head", count(self._groups([0]))),
+            ("each added expert with its router columns", count(expert) + count(columns)),
         ]

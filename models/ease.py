@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
+from torch import nn
 
 from backbone.adapters.adapter import Adapter
 from backbone.heads.heads import StatisticsHead
 from backbone.heads.subspaces import PLAIN, SubspaceHead, SubspaceSlot
-from models.families.sessions import train_session
+from models.families.sessions import planned_session, train_session
 from models.families.spaces import SpacesLearner
 from models.learner.groups import Recipe
 from models.settings.sessions import SessionSettings
@@ -104,6 +105,10 @@ class Learner(SpacesLearner):
             slot.adapters.append(self.initialise(f"task{number}.adapters.{layer}", self._adapter()))
         self.statistics.grow()
 
+    def _newest(self) -> list[nn.Module]:
+        """The task's adapter in every layer."""
+        return [slot.adapters[-1] for slot in self.slots()]
+
     def learn(self, task: Task) -> None:
         self.seen = task.total
         self._grow()
@@ -111,7 +116,7 @@ class Learner(SpacesLearner):
         train_session(
             self,
             task,
-            [slot.adapters[-1] for slot in self.slots()],
+            self._newest(),
             name=f"task{task.index}.local_head",
             epochs=cfg.init_epochs if first or cfg.later_epochs is None else cfg.later_epochs,
             lr=cfg.init_lr if first or cfg.later_lr is None else cfg.later_lr,
@@ -133,6 +138,7 @@ class Learner(SpacesLearner):
             self._grow()
 
     def planned_parameters(self) -> list[tuple[str, int]]:
-        adapters = self.backbone.depth * sum(p.numel() for p in self._adapter().parameters())
-        size = [adapters + classes * self.backbone.width + 1 for classes in (self.cfg.init_cls, self.cfg.increment)]
-        return [("task 1: adapters and a cosine head of its classes", size[0]), ("each later task, the same", size[1])]
+        later = self.sketch()
+        later._grow()
+        first, size = (planned_session(later, later._newest(), n) for n in (self.cfg.init_cls, self.cfg.increment))
+        return [("task 1: adapters and a cosine head of its classes", first), ("each later task, the same", size)]

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from backbone.adapters.adapter import Adapter
 from backbone.heads.heads import LinearHead
 from models.learner.base import Learner as Base
 from models.learner.fit import fit
-from models.learner.losses import cross_entropy_among
+from models.learner.losses import Loss, cross_entropy_among
 from utils.config.schema import Trained
 from utils.data.tasks import Task
 
@@ -43,7 +43,7 @@ class Settings(Trained):
 class Learner(Base):
     cfg: Settings
 
-    # 2. Parts. Build what exists before the first task. `place` draws start values from the run's seed and the part's name.
+    # 2. Parts. Build what exists before the first task. `initialise` draws start values from seed and name.
     def __init__(self, *args: Any):
         super().__init__(*args)
         if self.cfg.trainable == "adapters":
@@ -54,21 +54,21 @@ class Learner(Base):
         self.head = self.initialise("head", LinearHead(self.backbone.width, self.num_classes))
 
     # 3. Learning. The task brings training data only. What is trained is handed to `fit` as objects; the rest is frozen.
+    # `trainable` also tells --check how many parameters that will be.
+    def trainable(self) -> list[nn.Parameter]:
+        return [*self.backbone.slots.parameters(), *self.head.parameters()]
+
     def learn(self, task: Task) -> None:
         self.seen = task.total
         first = task.first if self.cfg.mask_old_classes else 0
 
-        def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        def step(images: Tensor, labels: Tensor) -> Loss:
             return cross_entropy_among(self.head(self.backbone(images)), labels, first, task.total)
 
         self.train()
-        parameters = [*self.backbone.slots.parameters(), *self.head.parameters()]
-        fit(self, task, step, parameters, phase="func", epochs=self.cfg.epochs, lr=self.cfg.init_lr)
+        fit(self, task, step, self.trainable(), phase="func", epochs=self.cfg.epochs, lr=self.cfg.init_lr)
 
     # 4. Prediction is the base's: `logits(images)` are the `scores` of the `features`, by the head the settings name. A method
     # with other features overrides `features`; it then has every head at once.
 
-    # 5. A method that grows also overrides `structure` and `restore` (see sema.py); this one keeps its shape.
-    def planned_parameters(self) -> list[tuple[str, int]]:
-        parts = (self.backbone.slots, self.head)
-        return [("every task", sum(p.numel() for part in parts for p in part.parameters()))]
+    # 5. A method that grows also overrides `structure` and `restore`: docs/writing-a-method.md builds one step by step.

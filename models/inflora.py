@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -28,11 +27,11 @@ from backbone.adapters.lora_qkv import FixedDown, QKVUpdates, sizes_of, slots_of
 from backbone.heads.heads import LinearHead
 from models.learner.base import Learner as Base
 from models.learner.fit import fit
-from models.learner.groups import Recipe
-from models.learner.losses import cross_entropy_among, keep_other_rows
+from models.learner.groups import Recipe, count
+from models.learner.layers import moments
+from models.learner.losses import Loss, cross_entropy_among, rows_of
 from models.settings.rates import TaskRateSettings
 from utils.data.tasks import Task, task_sizes
-from utils.process import parallel
 
 PART = "kv"  # keys and values share A
 
@@ -115,16 +114,23 @@ class Learner(Base):
 
     # Learning ------------------------------------------------------------------------------------------------------
 
+    def _newest(self) -> list[FixedDown]:
+        """The task's update in every layer."""
+        return [cast(FixedDown, slot.newest()[PART]) for slot in self.slots()]
+
+    def trainable(self) -> list[nn.Parameter]:
+        return [*(update.up for update in self._newest()), *self.head.parameters()]
+
     def learn(self, task: Task) -> None:
         self.seen = task.total
         self._grow()
-        updates = [slot.newest()[PART] for slot in self.slots()]
+        updates = self._newest()
         for layer, moment in enumerate(self._moments(task, "moments before")):
             rows, values = self.memory(layer).directions(moment, self.cfg.rank)
             updates[layer].down.data.copy_(rows / math.sqrt(3))
             self.log.row("directions", task=task.index, layer=layer, values=values.tolist())
 
-        def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        def step(images: Tensor, labels: Tensor) -> Loss:
             return cross_entropy_among(self.head(self.backbone(images)), labels, task.first, task.total)
 
         self.train()
@@ -134,12 +140,12 @@ class Learner(Base):
             self,
             task,
             step,
-            [*(update.up for update in updates), *self.head.parameters()],
+            self.trainable(),
             phase="func",
             epochs=epochs,
             lr=self.cfg.rate(task.index),
             recipe=Recipe("adam", self.cfg.weight_decay, share) if self.cfg.optimizer == "adam" else None,
-            after_step=keep_other_rows(self.head, task),
+            rows=rows_of(task, self.head),
         )
         self._remember(task)
 
@@ -149,37 +155,13 @@ class Learner(Base):
         for layer, moment in enumerate(self._moments(task, "moments after")):
             memory = self.memory(layer)
             memory.update(moment, threshold, short_start=self.cfg.short_first_basis)
-            kept = {"dim": int(memory.dim), "retains": bool(memory.retains), "threshold": threshold}
-            self.log.row("memory", task=task.index, layer=layer, **kept)
+            facts = {"dim": int(memory.dim), "retains": bool(memory.retains), "threshold": threshold}
+            self.log.row("memory", task=task.index, layer=layer, **facts)
 
-    @torch.no_grad()
     def _moments(self, task: Task, draw: str) -> list[Tensor]:
-        """For each layer the mean of x x^T [D, D], in float64, over all tokens x of the task's training images that its qkv
-        reads, in one pass over them."""
-        self.eval()
-        width, device = self.backbone.width, self.head.weight.device
-        sums = [torch.zeros(width, width, dtype=torch.float64, device=device) for _ in self.slots()]
-        count = 0
-
-        def adding(layer: int) -> Any:
-            def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                x = inputs[0].detach().double().flatten(0, 1)
-                sums[layer] += x.T @ x
-
-            return add
-
+        """The mean of x x^T [D, D] of what each layer's qkv reads."""
         blocks = cast("Any", self.backbone.vit.blocks)
-        hooks = [block.attn.qkv.register_forward_pre_hook(adding(layer)) for layer, block in enumerate(blocks)]
-        try:
-            for images, _, index in self.parts(task.train, self.cfg.batch_size, draw=draw):
-                if len(index):  # else padding
-                    self.backbone(images.to(device))
-                    count += len(index) * self.backbone.tokens
-        finally:
-            for hook in hooks:
-                hook.remove()
-        count = sum(parallel.counts(count))
-        return [parallel.total(own) / count for own in sums]
+        return moments(self, task, [block.attn.qkv for block in blocks], draw)
 
     # Bookkeeping ---------------------------------------------------------------------------------------------------
 
@@ -192,9 +174,11 @@ class Learner(Base):
             self._grow()
 
     def planned_parameters(self) -> list[tuple[str, int]]:
-        up = sum(sizes_of(self.backbone, layer, PART)[1] for layer in range(self.backbone.depth)) * self.cfg.rank
-        head = sum(p.numel() for p in self.head.parameters())
-        return [("every task", up + head), ("  of these its update", up), ("  of these the head", head)]
+        later = self.sketch()
+        later._grow()
+        head = count(list(later.head.parameters()))
+        total = count(later.trainable())
+        return [("every task", total), ("  of these its update", total - head), ("  of these the head", head)]
 
 
 def falling(epoch: int, epochs: int, late: bool) -> float:

@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from backbone.adapters.adapter import Adapter
 from backbone.heads.heads import LinearHead
 from models.learner.base import Learner as Base
 from models.learner.fit import fit
-from models.learner.losses import cross_entropy_among
+from models.learner.losses import Loss, cross_entropy_among
 from utils.config.schema import Trained
 from utils.data.tasks import Task
 
@@ -44,26 +44,18 @@ class Learner(Base):
             self.backbone.fill(layer, self.initialise(f"layers.{layer}", Adapter(width, self.cfg.ffn_num)))
         self.head = self.initialise("head", LinearHead(width, self.num_classes))
 
+    def trainable(self) -> list[nn.Parameter]:
+        return [*self.backbone.slots.parameters(), *self.head.parameters()]
+
     def learn(self, task: Task) -> None:
         """Trains on the data of all tasks up to this one, over all their classes."""
         self.seen = task.total
         self._start()
         everything = task.train.join(*task.past)
 
-        def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        def step(images: Tensor, labels: Tensor) -> Loss:
             return cross_entropy_among(self.head(self.backbone(images)), labels, 0, task.total)
 
         self.train()
-        fit(
-            self,
-            task,
-            step,
-            [*self.backbone.slots.parameters(), *self.head.parameters()],
-            phase="joint",
-            epochs=self.cfg.epochs,
-            lr=self.cfg.init_lr,
-            batches=lambda epoch: self.parts(everything, self.cfg.batch_size, epoch=epoch, draw="joint"),
-        )
-
-    def planned_parameters(self) -> list[tuple[str, int]]:
-        return [("every task", sum(p.numel() for part in (self.backbone.slots, self.head) for p in part.parameters()))]
+        epochs, lr = self.cfg.epochs, self.cfg.init_lr
+        fit(self, task, step, self.trainable(), phase="joint", epochs=epochs, lr=lr, data=everything)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from backbone.heads.heads import LinearHead
 from backbone.prompts.prefixes import PromptPool, Queried, choose
@@ -48,10 +48,12 @@ class Learner(PromptLearner):
 
     # Learning ------------------------------------------------------------------------------------------------------
 
-    def learn(self, task: Task) -> None:
+    def trainable(self) -> list[nn.Parameter]:
         """All of the pool and the head."""
-        parameters = [*self.pool.parameters(), *self.head.parameters()]
-        learn_from_pool(self, task, self.pool, self._encode, parameters)
+        return [*self.pool.parameters(), *self.head.parameters()]
+
+    def learn(self, task: Task) -> None:
+        learn_from_pool(self, task, self.pool, self._encode)
 
     # Prediction ----------------------------------------------------------------------------------------------------
 
@@ -72,6 +74,3 @@ class Learner(PromptLearner):
         if self.cfg.head_type == "token":
             return vit.forward_head(tokens[:, :count], pre_logits=True)
         return vit.fc_norm(tokens[:, count:].mean(dim=1))
-
-    def planned_parameters(self) -> list[tuple[str, int]]:
-        return [("every task", sum(p.numel() for part in (self.pool, self.head) for p in part.parameters()))]

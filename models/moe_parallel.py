@@ -20,10 +20,10 @@ from backbone.vit import Activations
 from models.families import nested
 from models.learner.base import Learner as Base
 from models.learner.fit import fit
-from models.learner.groups import Group, planned
+from models.learner.groups import Group
 from models.learner.held_out import hold_out
 from models.learner.layers import layer_range, slot_inputs
-from models.learner.losses import cross_entropy_among, keep_other_rows
+from models.learner.losses import Loss, cross_entropy_among, rows_of
 from models.settings.nested import SharedAdapterSettings
 from utils.data.batches import TaskData
 from utils.data.tasks import Task
@@ -184,30 +184,17 @@ class Learner(Base):
         for adapter in nested.nested_of(self, self.layers).values():
             adapter.use("combined", experts, branches=count > 1)
 
-        def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        def step(images: Tensor, labels: Tensor) -> Loss:
             scores = self._branch_scores(images, count)  # [K, B, C]
-            losses, right = zip(*(cross_entropy_among(s, labels, task.first, task.total) for s in scores), strict=True)
-            loss = torch.stack(losses)
-            return loss.sum() if cfg.moe_loss == "sum" else loss.mean(), torch.stack(right).sum() / count
+            branches = [cross_entropy_among(s, labels, task.first, task.total) for s in scores]
+            losses = torch.stack([branch.total for branch in branches])
+            right = torch.stack([branch.correct for branch in branches if branch.correct is not None])
+            return Loss(losses.sum() if cfg.moe_loss == "sum" else losses.mean(), right.sum() / count)
 
         self.train()
         groups = self._groups(experts, count if cfg.moe_loss == "sum" else 1)
-        keepers = [] if cfg.decay_other_rows else [keep_other_rows(head, task) for head in self.heads()]
-
-        def keep() -> None:
-            for restore in keepers:
-                restore()
-
-        fit(
-            self,
-            task,
-            step,
-            groups,
-            phase="func",
-            epochs=cfg.epochs,
-            batches=lambda epoch: self.parts(data, cfg.batch_size, epoch=epoch, draw="func"),
-            after_step=keep,
-        )
+        rows = [] if cfg.decay_other_rows else rows_of(task, *self.heads())
+        fit(self, task, step, groups, phase="func", epochs=cfg.epochs, data=data, rows=rows)
 
     def _groups(self, experts: list[int], shared_by: int) -> list[Group]:
         """Slow, each expert at its own rate, and the heads; gradients of what branches share are divided by `shared_by`."""
@@ -290,7 +277,7 @@ class Learner(Base):
         # in mode task the others are no losers: they hold tasks that are not merged yet
         alone = self.cfg.moe_reset == "winner" or self.cfg.moe_mode == "task"
         restart = [self.winner] if alone else None
-        found = {
+        merges = {
             layer: nested.merge(
                 self,
                 task,
@@ -303,7 +290,7 @@ class Learner(Base):
             )
             for layer, adapter in nested.nested_of(self, self.layers).items()
         }
-        nested.tell_merge(self, task, found)
+        nested.log_merges(self, task, merges)
         self._show()
         if self.cfg.head_recalibration:
             nested.recalibrate(self, task, self.cfg.epochs)
@@ -330,6 +317,7 @@ class Learner(Base):
         nested.resize(self, self.layers, structure["ranks"])
         self._show()
 
-    def planned_parameters(self) -> list[tuple[str, int]]:
+    def trainable(self) -> list[Group]:
+        """What the first task trains."""
         count = self.cfg.num_experts if self.cfg.moe_mode == "parallel" else 1
-        return planned(self._groups(list(range(count)), 1))
+        return self._groups(list(range(count)), 1)

@@ -15,9 +15,9 @@ from backbone.heads.heads import LinearHead
 from models.families import nested
 from models.learner.base import Learner as Base
 from models.learner.fit import fit
-from models.learner.groups import Group, planned
+from models.learner.groups import Group
 from models.learner.layers import layer_range, slot_inputs
-from models.learner.losses import cross_entropy_among, keep_other_rows
+from models.learner.losses import Loss, cross_entropy_among, rows_of
 from models.settings.nested import SharedAdapterSettings
 from utils.data.tasks import Task
 
@@ -39,32 +39,32 @@ class Learner(Base):
 
     # Learning ------------------------------------------------------------------------------------------------------
 
+    def trainable(self) -> list[Group]:
+        adapters = list(nested.nested_of(self, self.layers).values())
+        head = Group("head", list(self.head.parameters()), self.cfg.rate_head)
+        return [*nested.nested_groups(self.cfg, adapters), head]
+
     def learn(self, task: Task) -> None:
         """Slow and fast together, each at its own rate, on the cross-entropy among the task's classes."""
         self.seen = task.total
-        adapters = list(nested.nested_of(self, self.layers).values())
-        for adapter in adapters:
+        for adapter in nested.nested_of(self, self.layers).values():
             adapter.use("combined")
 
-        def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        def step(images: Tensor, labels: Tensor) -> Loss:
             return cross_entropy_among(self.head(self.backbone(images)), labels, task.first, task.total)
 
         self.train()
-        groups = [
-            *nested.nested_groups(self.cfg, adapters),
-            Group("head", list(self.head.parameters()), self.cfg.rate_head),
-        ]
-        keep = None if self.cfg.decay_other_rows else keep_other_rows(self.head, task)
-        fit(self, task, step, groups, phase="func", epochs=self.cfg.epochs, after_step=keep)
+        rows = [] if self.cfg.decay_other_rows else rows_of(task, self.head)
+        fit(self, task, step, self.trainable(), phase="func", epochs=self.cfg.epochs, rows=rows)
 
     def consolidate(self, task: Task) -> None:
         """Merges fast into slow in every layer where it is due, refits the head on request, and sets what is evaluated."""
         inputs = slot_inputs(self, task, self.layers)
-        found = {
+        merges = {
             layer: nested.merge(self, task, f"layers.{layer}", adapter, inputs[layer], where={"layer": layer})
             for layer, adapter in nested.nested_of(self, self.layers).items()
         }
-        nested.tell_merge(self, task, found)
+        nested.log_merges(self, task, merges)
         self._show()
         if self.cfg.head_recalibration:
             nested.recalibrate(self, task, self.cfg.epochs)
@@ -83,8 +83,3 @@ class Learner(Base):
         super().restore(structure)
         nested.resize(self, self.layers, structure["ranks"])
         self._show()
-
-    def planned_parameters(self) -> list[tuple[str, int]]:
-        groups = nested.nested_groups(self.cfg, list(nested.nested_of(self, self.layers).values()))
-        groups.append(Group("head", list(self.head.parameters()), self.cfg.rate_head))
-        return planned(groups)

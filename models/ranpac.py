@@ -95,7 +95,6 @@ class Learner(Base):
     def learn(self, task: Task) -> None:
         self.seen = task.total
         if task.index > 0:
-            self.images_shown += len(task.train)  # that `consolidate` reads
             return
         cfg, slots = self.cfg, self.backbone.slots.values()
         head = train_session(self, task, slots, name="head", epochs=cfg.tuned_epoch, lr=cfg.init_lr)
@@ -110,15 +109,15 @@ class Learner(Base):
         if self.cfg.ranpac_ridge == "all" or len(data) < 2:  # where nothing can be held out the base says so
             super()._choose_ridge(task, head, data, features)
             return
-        order, kept = data.order(0, "ridge"), int((1 - HELD_OUT) * len(data))
-        held = torch.ones(len(data), dtype=torch.bool)
-        held[order[:kept]] = False
-        errors = head.choose_ridge(features, data.labels.to(features.device), held.to(features.device), alone=True)
+        order, trained = data.order(0, "ridge"), int((1 - HELD_OUT) * len(data))
+        held_out = torch.ones(len(data), dtype=torch.bool, device=features.device)
+        held_out[order[:trained]] = False
+        errors = head.choose_ridge(features, data.labels.to(features.device), held_out, alone=True)
         self.log.row("head", task=task.index, head=head.kind, ridge=float(head.ridge), errors=errors)
 
     @property
     def prefix_layer(self) -> int:
-        """After the first task's session nothing changes any more: finished features are kept."""
+        """After the first task's session nothing changes any more: finished features are cached."""
         learning = any(p.requires_grad for p in self.backbone.slots.parameters())
         return 0 if learning else self.backbone.depth
 

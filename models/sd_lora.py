@@ -26,8 +26,8 @@ from backbone.adapters.lora_qkv import QKVUpdates, sizes_of, slots_of
 from backbone.heads.heads import LinearHead
 from models.learner.base import Learner as Base
 from models.learner.fit import fit
-from models.learner.groups import Recipe, stepped
-from models.learner.losses import cross_entropy_among, keep_other_rows
+from models.learner.groups import Recipe, count, stepped
+from models.learner.losses import Loss, cross_entropy_among, rows_of
 from models.settings.rates import SteppedSettings, TaskRateSettings
 from utils.data.tasks import Task
 
@@ -102,11 +102,11 @@ class Learner(Base):
     def _grow(self) -> None:
         """A new update in every layer, which adds 0, and its magnitude."""
         for layer, slot in enumerate(self.slots()):
-            made, name = {}, f"tasks.{len(slot)}.layers.{layer}"
+            updates, name = {}, f"tasks.{len(slot)}.layers.{layer}"
             for part in PARTS:
                 new = LoRA(*sizes_of(self.backbone, layer, part), self.cfg.rank)
-                made[part] = self.initialise(f"{name}.{part}", new)
-            slot.add(made)
+                updates[part] = self.initialise(f"{name}.{part}", new)
+            slot.add(updates)
         self.magnitudes.append(nn.Parameter(self.head.weight.new_full((), START)))
 
     @torch.no_grad()
@@ -126,27 +126,30 @@ class Learner(Base):
 
     # Learning ------------------------------------------------------------------------------------------------------
 
+    def trainable(self) -> list[nn.Parameter]:
+        factors = [p for lora in self.newest() for p in lora.parameters()]
+        return [*factors, *self.magnitudes, *self.head.parameters()]
+
     def learn(self, task: Task) -> None:
         self.seen = task.total
         if len(self.magnitudes):
             self._fix_newest()
         self._grow()
 
-        def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        def step(images: Tensor, labels: Tensor) -> Loss:
             return cross_entropy_among(self.head(self.backbone(images)), labels, task.first, task.total)
 
         self.train()
-        factors = [p for lora in self.newest() for p in lora.parameters()]
         fit(
             self,
             task,
             step,
-            [*factors, *self.magnitudes, *self.head.parameters()],
+            self.trainable(),
             phase="func",
             epochs=self.cfg.passes(task.index),
             lr=self.cfg.rate(task.index),
             recipe=self._recipe(task),
-            after_step=keep_other_rows(self.head, task),
+            rows=rows_of(task, self.head),
         )
         self.log.row("magnitudes", task=task.index, values=[value.item() for value in self.magnitudes])
 
@@ -169,12 +172,14 @@ class Learner(Base):
             self._grow()
 
     def planned_parameters(self) -> list[tuple[str, int]]:
-        sizes = [sizes_of(self.backbone, layer, part) for layer in range(self.backbone.depth) for part in PARTS]
-        factors = sum(map(sum, sizes)) * self.cfg.rank
-        head = sum(p.numel() for p in self.head.parameters())
+        sketch, totals = self.sketch(), []
+        for _ in range(2):
+            sketch._grow()
+            totals.append(count(sketch.trainable()))
+        head = count(list(self.head.parameters()))
         return [
-            ("first task", factors + head + 1),
-            ("  of these its update", factors),
+            ("first task", totals[0]),
+            ("  of these its update", totals[0] - head - 1),
             ("  of these the head", head),
-            ("each later task: one magnitude more than the task before", factors + head + 2),
+            ("each later task: one magnitude more than the task before", totals[1]),
         ]

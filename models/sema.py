@@ -19,17 +19,17 @@ from torch import Tensor, nn
 
 from backbone.adapters.adapter import Adapter
 from backbone.adapters.nested import Active, NestedLoRAAdapter
-from backbone.experts.descriptor import Descriptor, losses_of
+from backbone.experts.descriptor import Descriptor, finite, lowest, shift_scores
 from backbone.experts.expandable import ExpandableLayer
 from backbone.experts.router import RouterColumn
 from backbone.heads.heads import LinearHead
 from models.families import nested as nesting
 from models.learner.base import Learner as Base
 from models.learner.fit import fit
-from models.learner.groups import Group
+from models.learner.groups import Group, count
 from models.learner.layers import layer_range, slot_inputs
-from models.learner.losses import cross_entropy_among, keep_other_rows
-from models.learner.phase import Lists
+from models.learner.losses import Loss, cross_entropy_among, rows_of
+from models.learner.table import Table
 from models.settings.nested import NestedSettings
 from utils.data.tasks import Task
 from utils.process import stopwatch
@@ -226,12 +226,12 @@ class Learner(Base):
         A score is the mean over samples of how many deviations a reconstruction loss lies from those remembered."""
         totals: dict[int, Tensor] = {}
         count = 0
-        batches = self.outputs(self.shifts, task.train, self.cfg.detect_batch_size, epoch=scan, draw="detect")
+        batches = self.outputs(self._shifts, task.train, self.cfg.detect_batch_size, epoch=scan, draw="detect")
         while True:
             with self.timed("detect"):
                 if (batch := next(batches, None)) is None:
                     break
-                scores = self.layer_scores(batch[0])
+                scores = self._layer_scores(batch[0])
             if self.cfg.detect_scope == "batch":
                 yield scores
             else:
@@ -240,90 +240,66 @@ class Learner(Base):
         if totals:
             yield {n: s / count for n, s in totals.items()}
 
-    def shift_scores(self, images: Tensor) -> dict[int, Tensor]:
-        """Mean shift score [E] of images [B, 3, H, W] for the descriptors of every layer that may expand, on the CPU."""
-        return self.layer_scores(self.shifts(images))
-
-    def layer_scores(self, shifts: Tensor) -> dict[int, Tensor]:
-        """Means over the batch of `shifts`, for each layer [E], on the CPU."""
+    def _layer_scores(self, shifts: Tensor) -> dict[int, Tensor]:
+        """Means over the batch of `shifts` [B, E of all layers], for each layer [E], on the CPU."""
         scores = shifts.T.contiguous().mean(dim=1).cpu()
         return dict(zip(self.expandable, scores.split([len(self._layer(n)) for n in self.expandable]), strict=True))
 
     @torch.no_grad()
-    def shifts(self, images: Tensor) -> Tensor:
-        """Shift scores [B, E of all layers] of images [B, 3, H, W].
-
-        On a GPU two reads wait for it in each batch: the records' sizes before and all scores after, whatever the layers."""
+    def _shifts(self, images: Tensor) -> Tensor:
+        """Shift scores [B, E of all layers] of images [B, 3, H, W]."""
         self.eval()
-        means = self.backbone.mean_tokens(images.to(self.head.weight.device), self.expandable)
-        owned = [cast(list[Descriptor], list(self._layer(n).descriptors)) for n in self.expandable]
-        filled = iter(torch.stack([d.count for own in owned for d in own]).tolist())
-        z = []
-        for layer, own in zip(self.expandable, owned, strict=True):
-            losses = losses_of(own, means[layer])  # [E, B]
-            z += [
-                d.z_scores(of_d, self.cfg.detect_std_floor, next(filled)) for d, of_d in zip(own, losses, strict=True)
-            ]
-        stacked = torch.stack(z)  # [E of all layers, B]
-        return (stacked.abs() if self.cfg.detect_sign == "absolute" else stacked).T
+        means = self.backbone.mean_tokens(images, self.expandable)
+        descriptors = [cast(list[Descriptor], list(self._layer(n).descriptors)) for n in self.expandable]
+        scores = shift_scores(descriptors, [means[n] for n in self.expandable], self.cfg.detect_std_floor)
+        return scores.abs() if self.cfg.detect_sign == "absolute" else scores
 
     def _train_added(self, task: Task, layers: list[int], suffix: str) -> None:
         """Trains the newest adapter of `layers` with the head, then its descriptor; then all is frozen."""
-        remembered = self._train_func(task, layers, f"func{suffix}")
-        descriptors = {n: cast(Descriptor, self._layer(n).descriptors[-1]) for n in layers if n in self.expandable}
+        losses = self._train_func(task, layers, f"func{suffix}")
+        descriptors = self._newest_descriptors(layers)
         if descriptors:
             with stopwatch.section("detection"):
-                for layer, losses in self._train_rd(task, descriptors, f"rd{suffix}").items():
+                later = self._train_rd(task, descriptors, f"rd{suffix}")
+                for layer, descriptor in descriptors.items():
                     if self.cfg.record_when == "training":
-                        descriptors[layer].observe([*remembered[layer], *losses])
+                        name = f"rd.{layer}"
+                        descriptor.observe([*losses.get(name, ()), *later.get(name, ())])
                 if self.cfg.record_when == "end":
                     self._record_at_end(task, descriptors, f"record{suffix}")
         self.requires_grad_(False)
 
-    def _train_func(self, task: Task, layers: list[int], phase: str) -> dict[int, list[Tensor]]:
+    def _newest_descriptors(self, layers: Sequence[int]) -> dict[int, Descriptor]:
+        return {n: cast(Descriptor, self._layer(n).descriptors[-1]) for n in layers if n in self.expandable}
+
+    def _train_func(self, task: Task, layers: list[int], phase: str) -> dict[str, list[Tensor]]:
         """Adapters and router columns that are new in `layers`, and the head, on the masked cross-entropy.
 
         Returns the losses [B] of the new descriptors at every step: the original remembers those too."""
-        watched = [n for n in layers if n in self.expandable] if self.cfg.record_when == "training" else []
-        remembered: dict[int, list[Tensor]] = {n: [] for n in watched}
-        newest = [self._layer(layer).adapters[-1] for layer in layers]
-        columns = [column for layer in layers for column in self._layer(layer).router.columns[-1:]]
-        if self.cfg.train_first_router_column:
-            columns += [self._layer(n).router.columns[0] for n in layers if len(self._layer(n).router) == 2]
-        groups = self._groups(newest, columns)
+        watched = self._newest_descriptors(layers) if self.cfg.record_when == "training" else {}
         if self.is_nested:
             self.unmerged += [(layer, len(self._layer(layer)) - 1) for layer in layers]
 
-        latest: dict[int, Tensor] = {}
-
-        def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            features, means = self.backbone.encode(images, tap=watched)
+        def step(images: Tensor, labels: Tensor) -> Loss:
+            features, means = self.backbone.encode(images, tap=list(watched))
             with torch.no_grad():
-                for layer, mean in means.items():
-                    latest[layer] = self._layer(layer).descriptors[-1](mean)
-            return cross_entropy_among(self.head(features), labels, task.first, task.total)
-
-        keep = None if self.cfg.decay_other_rows else keep_other_rows(self.head, task)
-
-        def after() -> None:
-            for layer, losses in self.gathered(latest).items():
-                remembered[layer].append(losses)
-            if keep is not None:
-                keep()
+                losses = {f"rd.{layer}": descriptor(means[layer]) for layer, descriptor in watched.items()}
+            entropy = cross_entropy_among(self.head(features), labels, task.first, task.total)
+            return Loss(entropy.total, entropy.correct, remember=losses)
 
         self.train()
-        lists = self._lists(remembered)
-        fit(self, task, step, groups, phase=phase, epochs=self.cfg.func_epoch, after_step=after, stateful=[lists])
-        return remembered
+        rows = [] if self.cfg.decay_other_rows else rows_of(task, self.head)
+        return fit(
+            self, task, step, self._groups(layers), phase=phase, epochs=self.cfg.func_epoch, rows=rows
+        ).remembered
 
-    def _lists(self, remembered: dict[int, list[Tensor]]) -> Lists:
-        """Losses by layer, which grow with every step, as a checkpoint keeps them."""
-        return Lists(self.head.weight.device, **{str(layer): losses for layer, losses in remembered.items()})
-
-    def _groups(self, adapters: Sequence[nn.Module], columns: Sequence[nn.Module]) -> list[Group]:
-        """Adapters (or their slow and fast parts), router columns and head, each with its rate."""
-        cfg = self.cfg
-        groups = []
+    def _groups(self, layers: Sequence[int]) -> list[Group]:
+        """The newest adapters of `layers` (or their slow and fast parts), router columns and head, each with its rate."""
+        cfg, groups = self.cfg, []
+        adapters = [self._layer(layer).adapters[-1] for layer in layers]
+        columns = [column for layer in layers for column in self._layer(layer).router.columns[-1:]]
+        if cfg.train_first_router_column:
+            columns += [self._layer(n).router.columns[0] for n in layers if len(self._layer(n).router) == 2]
         if adapters and self.is_nested:
             groups += nesting.nested_groups(cfg, [a for a in adapters if isinstance(a, NestedLoRAAdapter)])
         elif adapters:
@@ -333,49 +309,42 @@ class Learner(Base):
             groups.append(Group("router", [p for c in columns for p in c.parameters()], rate))
         return [*groups, Group("head", list(self.head.parameters()), cfg.rate_head)]
 
-    def _train_rd(self, task: Task, descriptors: dict[int, Descriptor], phase: str) -> dict[int, list[Tensor]]:
+    def _train_rd(self, task: Task, descriptors: dict[int, Descriptor], phase: str) -> dict[str, list[Tensor]]:
         """New descriptors on the mean tokens, everything else fixed (paper eq. 4). Returns their losses at every step.
 
         The original back-propagates through the network as well; that moves nothing, so it is left out. With `rd_views` the
         mean tokens of that many views are computed once and the epochs run on them alone."""
-        remembered: dict[int, list[Tensor]] = {n: [] for n in descriptors}
         layers = list(descriptors)
 
         @torch.no_grad()
-        def mean_tokens(epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-            """Batches of mean tokens [B, layers, D], labels and index."""
-            for images, labels, index in self.parts(task.train, self.cfg.batch_size, epoch=epoch, draw=phase):
-                means = self.backbone.mean_tokens(images.to(self.head.weight.device), layers)
-                yield torch.stack([means[n] for n in layers], dim=1), labels, index
+        def mean_tokens(images: Tensor) -> Tensor:
+            """[B, layers, D]"""
+            means = self.backbone.mean_tokens(images, layers)
+            return torch.stack([means[n] for n in layers], dim=1)
 
-        kept = [list(mean_tokens(view)) for view in range(min(self.cfg.rd_views, self.cfg.rd_epoch))]
+        def view(number: int) -> Table:
+            """The mean tokens of one augmented view of each image, in the order of that epoch."""
+            batches = list(self.outputs(mean_tokens, task.train, self.cfg.batch_size, epoch=number, draw=phase))
+            tokens, labels = zip(*batches, strict=True)
+            order = torch.arange(len(task.train))
+            return Table(torch.cat(tokens), torch.cat(labels), order, are_images=True)
 
-        latest: dict[int, Tensor] = {}
-
-        def step(means: Tensor, labels: Tensor) -> tuple[Tensor, None]:
-            losses = {n: d(means[:, i]) for i, (n, d) in enumerate(descriptors.items())}
-            latest.update((layer, loss.detach()) for layer, loss in losses.items())
-            return torch.stack([loss.mean() for loss in losses.values()]).sum(), None
-
-        def after() -> None:
-            for layer, losses in self.gathered(latest).items():
-                remembered[layer].append(losses)
-
+        views = [view(number) for number in range(min(self.cfg.rd_views, self.cfg.rd_epoch))]
         self.eval()
-        parameters = [p for d in descriptors.values() for p in d.parameters()]
-        fit(
-            self,
-            task,
-            step,
-            parameters,
-            phase=phase,
-            epochs=self.cfg.rd_epoch,
-            lr=self.cfg.rd_lr,
-            batches=lambda epoch: kept[epoch % len(kept)] if kept else mean_tokens(epoch),
-            after_step=after,
-            stateful=[self._lists(remembered)],
-        )
-        return remembered
+
+        def step(images: Tensor, labels: Tensor) -> Loss:
+            means = images if views else mean_tokens(images)
+            losses = {f"rd.{n}": d(means[:, i]) for i, (n, d) in enumerate(descriptors.items())}
+            return Loss(torch.stack([loss.mean() for loss in losses.values()]).sum(), remember=losses)
+
+        parameters = self._descriptor_parameters(descriptors)
+        data = (lambda epoch: views[epoch % len(views)]) if views else None
+        return fit(
+            self, task, step, parameters, phase=phase, epochs=self.cfg.rd_epoch, lr=self.cfg.rd_lr, data=data
+        ).remembered
+
+    def _descriptor_parameters(self, descriptors: dict[int, Descriptor]) -> list[nn.Parameter]:
+        return [p for descriptor in descriptors.values() for p in descriptor.parameters()]
 
     @torch.no_grad()
     def _record_at_end(self, task: Task, descriptors: dict[int, Descriptor], draw: str) -> None:
@@ -387,8 +356,8 @@ class Learner(Base):
             return {layer: descriptor(means[layer]) for layer, descriptor in descriptors.items()}
 
         for found, _ in self.outputs(losses, task.train, self.cfg.detect_batch_size, draw=draw):
-            for layer, own in found.items():
-                batches[layer].append(own)
+            for layer, of_layer in found.items():
+                batches[layer].append(of_layer)
         for layer, descriptor in descriptors.items():
             descriptor.observe(batches[layer])
 
@@ -396,16 +365,16 @@ class Learner(Base):
         """Nested adapters that were trained since the last merge: fast into slow where it is due. Freezes everything."""
         if self.unmerged:
             inputs = slot_inputs(self, task, sorted({layer for layer, _ in self.unmerged}))
-            found, left = {}, []
+            merges, left = {}, []
             for layer, index in self.unmerged:
                 adapter, name = self._layer(layer).adapters[index], f"layers.{layer}.adapters.{index}.functional"
                 assert isinstance(adapter, NestedLoRAAdapter)
                 where = {"layer": layer, "adapter": index}
-                found[layer, index] = nesting.merge(self, task, name, adapter, inputs[layer], where=where)
+                merges[layer, index] = nesting.merge(self, task, name, adapter, inputs[layer], where=where)
                 above = [p for part in adapter.adapters()[1:] for p in part.up_proj.parameters()]
                 if self.cfg.nested_lora_use_consolidation and any(p.any() for p in above):
                     left.append((layer, index))
-            nesting.tell_merge(self, task, found)
+            nesting.log_merges(self, task, merges)
             self.unmerged = left
         self._use(self.cfg.nested_lora_eval)
         if self.cfg.head_recalibration:
@@ -439,8 +408,8 @@ class Learner(Base):
 
     def restore(self, structure: dict[str, Any]) -> None:
         super().restore(structure)
-        for layer, count in enumerate(structure["adapters"]):
-            while len(self._layer(layer)) < count:
+        for layer, adapters in enumerate(structure["adapters"]):
+            while len(self._layer(layer)) < adapters:
                 self._grow(layer)
         if self.is_nested:
             self.unmerged = [(layer, index) for layer, index in structure["unmerged"]]
@@ -451,22 +420,15 @@ class Learner(Base):
             self._use(self.cfg.nested_lora_eval)
 
     def planned_parameters(self) -> list[tuple[str, int]]:
-        def size(*modules: nn.Module) -> int:
-            return sum(p.numel() for m in modules for p in m.parameters())
+        def size(learner: Learner, layers: Sequence[int]) -> int:
+            descriptors = learner._newest_descriptors(layers)
+            return count(learner._groups(layers)) + count(learner._descriptor_parameters(descriptors))
 
-        slot = self._layer(self.expandable[0])
+        later, layer, head = self.sketch(), self.expandable[0], size(self, [])
+        for _ in range(2):  # the second one may train the first one's router column as well
+            later._grow(layer)
         return [
-            ("task 1: one adapter a layer, descriptors, router, head", size(self.backbone.slots, self.head)),
-            ("later task that adds nothing: the head", size(self.head)),
-            ("each added adapter with descriptor and router column", size(slot)),
+            ("task 1: one adapter a layer, descriptors, router, head", size(self, range(self.backbone.depth))),
+            ("later task that adds nothing: the head", head),
+            ("each added adapter with descriptor and router column", size(later, [layer]) - head),
         ]
-
-
-def lowest(scores: Tensor) -> float:
-    """The smallest of scores [E]; below everything where one is not a number."""
-    return float(scores.min().nan_to_num(nan=float("-inf"), posinf=float("inf")))
-
-
-def finite(scores: Tensor) -> list[float | None]:
-    """Scores [E] for the log; None where a record without deviation made one infinite or not a number."""
-    return [s if math.isfinite(s) else None for s in scores.tolist()]

@@ -51,4 +51,3 @@ class Learner(Base):
     def learn(self, task: Task) -> None:
         """Trains nothing; `consolidate` reads each image once."""
         self.seen = task.total
-        self.images_shown += len(task.train)

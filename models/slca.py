@@ -25,10 +25,10 @@ from backbone.heads.gaussians import ClassGaussians
 from backbone.heads.heads import LinearHead
 from models.learner.base import Learner as Base
 from models.learner.fit import fit
-from models.learner.groups import Group, Recipe, stepped
-from models.learner.losses import cross_entropy_among, keep_other_rows
+from models.learner.groups import Group, Recipe, count, stepped
+from models.learner.losses import Loss, cross_entropy_among, rows_of
+from models.learner.table import Table
 from models.settings.rates import SteppedSettings
-from utils.data.batches import own_parts, real_and_padded
 from utils.data.tasks import Task
 
 
@@ -111,23 +111,26 @@ class Learner(Base):
 
     # Learning ------------------------------------------------------------------------------------------------------
 
+    def trainable(self) -> list[Group]:
+        rate = self.cfg.rate
+        return [
+            Group("backbone", list(self.backbone.vit.parameters()), rate * self.cfg.bcb_lrscale),
+            Group("head", list(self.head.parameters()), rate),
+        ]
+
     def learn(self, task: Task) -> None:
         cfg = self.cfg
         self.seen = task.total
         self.task_of[task.first : task.total] = task.index
         self._take_back()
-        groups = [
-            Group("backbone", list(self.backbone.vit.parameters()), cfg.rate * cfg.bcb_lrscale),
-            Group("head", list(self.head.parameters()), cfg.rate),
-        ]
 
-        def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        def step(images: Tensor, labels: Tensor) -> Loss:
             return cross_entropy_among(self.head(self.backbone(images)), labels, task.first, task.total)
 
         self.train()
         recipe = Recipe.of(cfg, stepped(cfg.milestones, cfg.lrate_decay))
-        after = keep_other_rows(self.head, task)
-        fit(self, task, step, groups, phase="func", epochs=cfg.epochs, recipe=recipe, after_step=after)
+        rows = rows_of(task, self.head)
+        fit(self, task, step, self.trainable(), phase="func", epochs=cfg.epochs, recipe=recipe, rows=rows)
         self.requires_grad_(False)
         self.unaligned.copy_(self._rows())
         self.gaussians.add(*self.features_of(task.train))
@@ -137,38 +140,25 @@ class Learner(Base):
     def _align(self, task: Task) -> None:
         """Trains all rows of the head on drawn features."""
 
-        def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-            """Features [B, D] and labels [B] of all classes seen, mixed, and which are no padding; as many batches as there
-            are classes."""
+        def drawn(epoch: int) -> Table:
+            """Features [classes seen * S, D] of all classes seen, mixed; a batch has S of them."""
             normals, order = self._draw(task, epoch)
-            drawn = self.gaussians.sample(normals.to(self.head.weight), self._shrinking(task)).flatten(0, 1)
+            features = self.gaussians.sample(normals.to(self.head.weight), self._shrinking(task)).flatten(0, 1)
             labels = torch.arange(self.seen).repeat_interleave(self.cfg.ca_samples)
-            for chunk in own_parts([rows.tolist() for rows in order.split(self.cfg.ca_samples)]):
-                rows, own = real_and_padded(chunk)
-                yield drawn[rows], labels[rows], own
+            return Table(features, labels, order, self.cfg.ca_samples)
 
         sizes = self.task_of[: self.seen].bincount().tolist()
 
-        def step(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        def step(features: Tensor, labels: Tensor) -> Loss:
             scores = self.head(features)[:, : self.seen]
             right = (scores.argmax(dim=1) == labels).sum()
             if self.cfg.ca_with_logit_norm:
                 scores = normalised(scores, sizes) / self.cfg.ca_with_logit_norm
-            return F.cross_entropy(scores, labels), right
+            return Loss(F.cross_entropy(scores, labels), right)
 
         self.train()
         epochs, rate = self.cfg.ca_epochs, self.cfg.rate
-        fit(
-            self,
-            task,
-            step,
-            self.head.parameters(),
-            phase="align",
-            epochs=epochs,
-            lr=rate,
-            batches=batches,
-            counts=False,
-        )
+        fit(self, task, step, list(self.head.parameters()), phase="align", epochs=epochs, lr=rate, data=drawn)
 
     def _draw(self, task: Task, epoch: int) -> tuple[Tensor, Tensor]:
         """Standard normal numbers [classes seen, S, D] and the order [classes seen * S] in which they are shown."""
@@ -178,19 +168,21 @@ class Learner(Base):
         return normals, torch.randperm(self.seen * samples, generator=generator)
 
     def _shrinking(self, task: Task) -> Tensor:
-        """What each seen class's mean is multiplied by, [classes seen]: 1 for the current task's, 0.9 and more for others."""
-        own = self.task_of[: self.seen]
+        """What each seen class's mean is multiplied by, [classes seen]: 1 for the current task's, 0.9 or more for others."""
+        task_of = self.task_of[: self.seen]
         if self.cfg.ca_task_by_size:
-            own = torch.arange(self.seen, device=own.device) // (task.total - task.first)
-        return 0.9 + 0.1 * (own + 1).to(self.head.weight) / (task.index + 1)
+            task_of = torch.arange(self.seen, device=task_of.device) // (task.total - task.first)
+        return 0.9 + 0.1 * (task_of + 1).to(self.head.weight) / (task.index + 1)
 
     # Bookkeeping ---------------------------------------------------------------------------------------------------
 
     def planned_parameters(self) -> list[tuple[str, int]]:
-        frozen = self.cfg.bcb_lrscale == 0
-        vit = 0 if frozen else sum(p.numel() for p in self.backbone.vit.parameters())
-        head = sum(p.numel() for p in self.head.parameters())
-        return [("every task", vit + head), ("  of these the backbone", vit), ("  of these the head", head)]
+        vit, head = self.trainable()
+        return [
+            ("every task", count([vit, head])),
+            ("  of these the backbone", count([vit])),
+            ("  of these the head", count([head])),
+        ]
 
 
 def normalised(scores: Tensor, sizes: Sequence[int]) -> Tensor:

@@ -20,9 +20,9 @@ from backbone.heads.heads import LinearHead
 from models.families.expert_use import ExpertUse
 from models.learner.base import Learner as Base
 from models.learner.fit import fit
-from models.learner.groups import Group, planned
+from models.learner.groups import Group
 from models.learner.layers import layer_range, slot_inputs
-from models.learner.losses import cross_entropy_among, keep_other_rows
+from models.learner.losses import Loss, cross_entropy_among, rows_of
 from models.settings.rates import RoutedSettings
 from utils.data.tasks import Task
 
@@ -160,46 +160,44 @@ class Learner(Base):
         if task.index == 0 and cfg.router_centre:
             for layer, inputs in slot_inputs(self, task, self.layers).items():
                 moes[layer].router.set_center(inputs.mean(dim=0))
-        watch = ExpertUse(self, task, "func", {layer: (list(moe.experts), moe.router) for layer, moe in moes.items()})
+        use = ExpertUse(self, task, "func", {layer: (list(moe.experts), moe.router) for layer, moe in moes.items()})
 
-        def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            routings = watch.routings = []
+        def step(images: Tensor, labels: Tensor) -> Loss:
+            routings = use.routings = []
             for moe in moes.values():
                 moe.collect = routings
             scores = self.head(self.backbone(images))
             for moe in moes.values():
                 moe.collect = None
-            task_loss, right = cross_entropy_among(scores, labels, task.first, task.total)
-            loss = task_loss
+            entropy = cross_entropy_among(scores, labels, task.first, task.total)
+            total, terms = entropy.total, {"task_loss": entropy.total}
             if cfg.fixed_routing == "none":
-                loss = loss + cfg.router_aux_loss_coef * balance.over_layers(balance.balance_loss, routings)
-                loss = loss + cfg.router_z_loss_coef * balance.over_layers(balance.z_loss, routings)
-            return loss, right, task_loss
-
-        keep = None if cfg.decay_other_rows else keep_other_rows(self.head, task)
+                terms["balance"] = cfg.router_aux_loss_coef * balance.over_layers(balance.balance_loss, routings)
+                terms["z"] = cfg.router_z_loss_coef * balance.over_layers(balance.z_loss, routings)
+                total = total + terms["balance"] + terms["z"]
+            return Loss(total, entropy.correct, terms)
 
         def after_step() -> None:
             if cfg.router_bias_rate and cfg.fixed_routing == "none":
-                for moe, routing in zip(moes.values(), watch.routings, strict=True):
+                for moe, routing in zip(moes.values(), use.routings, strict=True):
                     moe.router.update_bias(self.summed(balance.assignments(routing)), cfg.router_bias_rate)
-            watch.end_step()
-            if keep is not None:
-                keep()
+            use.end_step()
 
         self.train()
         fit(
             self,
             task,
             step,
-            self._groups(),
+            self.trainable(),
             phase="func",
             epochs=cfg.epochs,
+            rows=[] if cfg.decay_other_rows else rows_of(task, self.head),
             after_step=after_step,
-            after_epoch=watch.end_epoch,
-            stateful=[watch],
+            after_epoch=use.end_epoch,
+            stateful=[use],
         )
 
-    def _groups(self) -> list[Group]:
+    def trainable(self) -> list[Group]:
         cfg, moes = self.cfg, list(self.experts().values())
         groups = [Group("experts", [p for m in moes for p in m.experts.parameters()], cfg.init_lr)]
         if cfg.fixed_routing == "none":
@@ -216,6 +214,6 @@ class Learner(Base):
         rank = rank_for(first.width, first.hidden, len(first.experts), noisy=self.cfg.router_noisy)
         dense = sum(p.numel() for p in Adapter(first.width, rank).parameters())
         return [
-            *planned(self._groups()),
+            *super().planned_parameters(),
             (f"  a layer; a dense adapter of rank {rank} is nearest with {dense:,}", sizes[0]),
         ]

@@ -8,7 +8,6 @@ from PIL import Image
 
 import models
 from backbone.vit import SlottedViT
-from models.learner.base import SeededInit
 from tests.helpers.toy import toy_backbone, toy_settings
 from utils.data import cifar
 from utils.data.dataset import Dataset
@@ -31,7 +30,7 @@ def toy_learner(log):
 
     def build(method: str, *, num_classes: int = 6, seed: int = 1, backbone: SlottedViT | None = None, **settings):
         cfg = toy_settings(method, **settings)
-        return models.learner_of(method)(cfg, backbone or toy_backbone(), num_classes, SeededInit(seed), log)
+        return models.build(cfg, backbone or toy_backbone(), num_classes, seed, log)
 
     return build
 

@@ -83,3 +83,27 @@ def losses_of(descriptors: Sequence[Descriptor], mean_token: Tensor) -> Tensor:
     weights = torch.stack([d.weight.T for d in decoders])  # [E, H, D]
     rebuilt = torch.baddbmm(torch.stack([d.bias for d in decoders]).unsqueeze(1), codes, weights)  # [E, B, D]
     return (rebuilt - mean_token).square().mean(dim=2)
+
+
+def shift_scores(
+    descriptors: Sequence[Sequence[Descriptor]], mean_tokens: Sequence[Tensor], std_floor: float
+) -> Tensor:
+    """Signed shift scores [B, E of all layers] of mean tokens [B, D] of each layer, by that layer's descriptors.
+
+    On a GPU one read waits for it, of the records' sizes, whatever the number of layers."""
+    filled = iter(torch.stack([d.count for of_layer in descriptors for d in of_layer]).tolist())
+    scores = []
+    for of_layer, mean_token in zip(descriptors, mean_tokens, strict=True):
+        losses = losses_of(of_layer, mean_token)  # [E, B]
+        scores += [d.z_scores(loss, std_floor, next(filled)) for d, loss in zip(of_layer, losses, strict=True)]
+    return torch.stack(scores).T
+
+
+def lowest(scores: Tensor) -> float:
+    """The smallest of scores [E]; below everything where one is not a number."""
+    return float(scores.min().nan_to_num(nan=float("-inf"), posinf=float("inf")))
+
+
+def finite(scores: Tensor) -> list[float | None]:
+    """Scores [E] for the log; None where a record without deviation gave an infinite one or none."""
+    return [s if math.isfinite(s) else None for s in scores.tolist()]

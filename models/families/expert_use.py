@@ -21,8 +21,8 @@ class ExpertUse:
     """Writes an `experts` row a layer and epoch: means over the steps of share, gate, entropy and gradient of each expert [E]
     (as `balance.utilisation`), of the tokens' own entropy, and of the router's gradient.
 
-    `layers`: a layer's experts and its router. `routings` takes the Routings of a step, one a layer. Tell `fit` of it as
-    stateful, since it adds up step by step."""
+    `layers`: a layer's experts and its router. `routings`: those of a step, one a layer; `end_step` reads them and the
+    gradients. `fit` needs it as `stateful`, because it sums over the steps of an epoch."""
 
     def __init__(
         self, learner: Learner, task: Task, phase: str, layers: Mapping[int, tuple[Sequence[nn.Module], nn.Module]]

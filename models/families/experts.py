@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from backbone.experts import balance, novelty
 from backbone.experts.router import Routing
-from backbone.vit import SlottedViT
 from models.settings.experts import GateSettings, NoveltySettings
 from utils.data.batches import TaskData
 
@@ -50,14 +49,6 @@ def at_rows(past: Sequence[TaskData], rows: Sequence[int]) -> list[TaskData]:
 
 
 LWF_TEMPERATURE = 2.0
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """The model as it was before a task, over the same frozen ViT."""
-
-    backbone: SlottedViT
-    head: nn.Module
 
 
 @dataclass
@@ -108,24 +99,26 @@ def plateau(losses: Sequence[float], epochs: int, tolerance: float) -> bool:
     return min(losses[-epochs:]) >= (1 - tolerance) * min(losses[:-epochs])
 
 
-def routing_loss(
+def routing_terms(
     routings: Sequence[Routing], experts: Sequence[Expert], learning: Sequence[int], cfg: GateSettings
-) -> Tensor | float:
-    """Balance, or entropy while all experts act, among the experts that learn; and the z-loss. Mean over layers.
+) -> dict[str, Tensor]:
+    """Terms of the loss as they enter it: the z-loss, and among the experts that learn the balance, or the entropy while all
+    experts act. Means over layers; zero for what does not apply, nothing without routings or with one expert.
 
     Young experts beside top-k act always: their share says nothing, so they stay out of the balance."""
     if not routings or len(experts) == 1:
-        return 0.0
+        return {}
     dense = all_act(experts, cfg)
     among = torch.zeros(len(experts), dtype=torch.bool, device=routings[0].gates.device)
     for e in learning:
         among[e] = dense or not experts[e].young
-    loss = cfg.router_z_loss_coef * balance.over_layers(balance.z_loss, routings)
+    z = cfg.router_z_loss_coef * balance.over_layers(balance.z_loss, routings)
+    terms = {"z": z, "balance": torch.zeros_like(z), "entropy": torch.zeros_like(z)}
     if among.sum() > 1:
         kind = balance.entropy_loss if dense else balance.balance_loss
         weight = cfg.router_entropy_coef if dense else cfg.router_aux_loss_coef
-        loss = loss + weight * balance.over_layers(kind, routings, [among] * len(routings))
-    return loss
+        terms["entropy" if dense else "balance"] = weight * balance.over_layers(kind, routings, [among] * len(routings))
+    return terms
 
 
 def score_distance(before: Tensor, now: Tensor) -> Tensor:

@@ -19,9 +19,9 @@ from backbone.adapters.nested import NestedLoRAAdapter
 from models.learner.base import Learner
 from models.learner.fit import fit
 from models.learner.groups import Group
-from models.learner.losses import cross_entropy_among, keep_other_rows
+from models.learner.losses import Loss, cross_entropy_among, rows_of
+from models.learner.table import Table
 from models.settings.nested import NestedSettings
-from utils.data.batches import own_parts, real_and_padded
 from utils.data.tasks import Task
 
 
@@ -171,9 +171,9 @@ def merge(
     return found
 
 
-def tell_merge(learner: Learner, task: Task, found: Mapping[Any, Sequence[Mapping[str, Any]]]) -> None:
-    """One line about the merges of all layers for the reader of the log."""
-    last = [rows[-1] for rows in found.values() if rows]
+def log_merges(learner: Learner, task: Task, merges: Mapping[Any, Sequence[Mapping[str, Any]]]) -> None:
+    """One line of the log about the merges of all layers."""
+    last = [rows[-1] for rows in merges.values() if rows]
     if not last:
         return
     share = [row["fast_share"] for row in last if row["fast_share"] is not None]
@@ -181,7 +181,7 @@ def tell_merge(learner: Learner, task: Task, found: Mapping[Any, Sequence[Mappin
         f"fast makes {100 * sum(share) / len(share):.0f} % of the adapters' output" if share else "adapters are empty"
     )
     if any(row["merged"] for row in last):
-        merged = [row for rows in found.values() for row in rows if row["merged"]]
+        merged = [row for rows in merges.values() for row in rows if row["merged"]]
         ranks = sorted({row["rank"] for row in merged})
         error = max(row["error"] for row in merged)
         text += f"; merged by {last[0]['method']} with alpha {last[0]['alpha']:g}, rank {ranks[0]}"
@@ -194,20 +194,13 @@ def recalibrate(learner: Learner, task: Task, epochs: int) -> None:
     """Refits the task's own rows of the linear head on the merged features of its training images (test transform).
 
     A merge with alpha other than 1, or one that is not exact, changes the function the head was trained on."""
-    cfg = learner.cfg
-    table, labels = learner.features_of(task.train)
 
-    def step(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def step(features: Tensor, labels: Tensor) -> Loss:
         return cross_entropy_among(learner.head(features), labels, task.first, task.total)
 
-    def batches(epoch: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-        chunks = own_parts([rows.tolist() for rows in task.train.order(epoch, "recalibrate").split(cfg.batch_size)])
-        found = [real_and_padded(chunk) for chunk in chunks]
-        return [(table[rows], labels[rows], own) for rows, own in found]
-
-    groups = [Group("head", list(learner.head.parameters()), cfg.rate_head)]
-    keep = keep_other_rows(learner.head, task)
-    fit(learner, task, step, groups, phase="recalibrate", epochs=epochs, batches=batches, after_step=keep, counts=False)
+    table = Table(*learner.features_of(task.train))
+    groups = [Group("head", list(learner.head.parameters()), learner.cfg.rate_head)]
+    fit(learner, task, step, groups, phase="recalibrate", epochs=epochs, data=table, rows=rows_of(task, learner.head))
 
 
 # Facts of a pair ----------------------------------------------------------------------------------------------------

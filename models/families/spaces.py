@@ -48,16 +48,16 @@ class SpacesLearner(Base):
             return images.x[:, 0]
         return features_in(self.backbone, images, self.subspaces())
 
-    def streams(
+    def _batches(
         self, data: TaskData, size: int, *, augment: bool = True, keep: bool = True, **how: Any
     ) -> Iterable[tuple[Any, Tensor, Tensor]]:
-        """As the base's. Without augmentation Streams of all subspaces' features, if each can be kept."""
+        """Like the base's. Without augmentation: Activations with all subspaces' features, if each can be cached."""
         learning = any(p.requires_grad for slot in self.slots() for p in slot.parameters())
         if not augment and keep and not learning and isinstance(data, TaskData) and self.cfg.prefix_cache != "off":
             spaces = [self._space(number) for number in self.subspaces()]
             if all(cache.keeps(data, self.backbone.depth) for _, cache in spaces):
                 return self._finished(spaces, data, size, **how)
-        return super().streams(data, size, augment=augment, keep=keep, **how)
+        return super()._batches(data, size, augment=augment, keep=keep, **how)
 
     def _space(self, number: int) -> Space:
         """The backbone with this adapter set alone in its slots, and what is kept of it."""
@@ -71,14 +71,14 @@ class SpacesLearner(Base):
         return self._spaces[number]
 
     def _finished(
-        self, spaces: list[Space], data: TaskData, size: int, *, part: bool = False, **how: Any
+        self, spaces: list[Space], data: TaskData, size: int, *, shard: bool = False, **how: Any
     ) -> Iterator[tuple[Activations, Tensor, Tensor]]:
         depth, device = self.backbone.depth, self.backbone.mean.device
         with stopwatch.section("prefix"):  # what is missing is computed here
-            part = part and parallel.world() > 1
-            kept = [cache.batches(data, size, depth, augment=False, part=part, **how) for _, cache in spaces]
-        for batches in zip(*kept, strict=True):
-            # Activations at `depth` passes unchanged; images, where files could not be written, pass the network
-            found = [alone(images.to(device)) for (alone, _), (images, *_) in zip(spaces, batches, strict=True)]
-            _, labels, index = batches[0]
-            yield Activations(depth, torch.cat(found, dim=1).unsqueeze(1)), labels, index
+            part = shard and parallel.world() > 1
+            cached = [cache.batches(data, size, depth, augment=False, part=part, **how) for _, cache in spaces]
+        for batches in zip(*cached, strict=True):
+            # activations at `depth` are passed on unchanged; images, where files could not be written, pass the network
+            features = [alone(images.to(device)) for (alone, _), (images, *_) in zip(spaces, batches, strict=True)]
+            _, labels, positions = batches[0]
+            yield Activations(depth, torch.cat(features, dim=1).unsqueeze(1)), labels, positions

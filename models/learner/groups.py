@@ -1,4 +1,4 @@
-"""Parameter groups and the optimizer over them: whose rates differ, and which groups step when."""
+"""Parameter groups, each with its own rate and step interval, and the optimizer over them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from models.learner.base import Learner
 from utils.config.schema import Trained
 
 
 @dataclass
 class Group:
-    """Parameters with a learning rate of their own, handed over as objects.
+    """Parameters, as objects, that share a learning rate. A rate of 0 freezes them.
 
-    With `interval` n > 1 they step at every n-th step only. On the others their gradients are None, never zero: with a zero
-    gradient momentum and weight decay would move them all the same. `skipped`: gradients of skipped steps are dropped, or
-    accumulated, and the n-th step takes their mean. A rate of 0 means frozen. `divide`: their gradient is divided by it.
+    With `interval` n > 1 they step at every n-th step only. At the others their gradients are None, not zero: with a zero
+    gradient momentum and weight decay would still move them. `skipped`: gradients of skipped steps are dropped, or
+    accumulated, and the n-th step takes their mean. `divide`: the gradient is divided by it.
     `warmup`: over this many first steps of a phase the rate rises linearly to its full value.
     """
 
@@ -30,7 +29,7 @@ class Group:
     skipped: Literal["drop", "accumulate"] = "drop"
     divide: int = 1
     warmup: int = 0
-    _kept: list[Tensor] | None = field(default=None, repr=False)
+    _sum: list[Tensor] | None = field(default=None, repr=False)
 
     def before_step(self, number: int) -> None:
         """Between backward and the optimizer's step `number` (from 1): takes gradients away where none is due."""
@@ -43,30 +42,30 @@ class Group:
         due = number % self.interval == 0
         if self.skipped == "accumulate":
             grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-            self._kept = grads if self._kept is None else [k + g for k, g in zip(self._kept, grads, strict=True)]
+            self._sum = grads if self._sum is None else [s + g for s, g in zip(self._sum, grads, strict=True)]
         for i, p in enumerate(self.parameters):
             if not due:
                 p.grad = None
-            elif self._kept is not None:
-                p.grad = self._kept[i] / self.interval
+            elif self._sum is not None:
+                p.grad = self._sum[i] / self.interval
         if due:
-            self._kept = None
+            self._sum = None
 
     def state_dict(self) -> Any:
         """Gradients accumulated since the last step."""
-        return self._kept
+        return self._sum
 
     def load_state_dict(self, state: Any) -> None:
-        kept = zip(state, self.parameters, strict=True) if state is not None else None
-        self._kept = None if kept is None else [k.to(p.device) for k, p in kept]
+        pairs = zip(state, self.parameters, strict=True) if state is not None else None
+        self._sum = None if pairs is None else [gradient.to(p.device) for gradient, p in pairs]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a phase steps where that is not what the settings' `optimizer`, `weight_decay` and cosine say.
+    """How a phase steps where it departs from the settings' `optimizer`, `weight_decay` and cosine.
 
     `optimizer`: sgd (momentum 0.9, L2), adam (L2 in the gradient, Kingma and Ba 2015) or adamw (decoupled decay).
-    `share(epoch)`, epoch from 0, is the part of each group's full rate that acts in it; None: the cosine to `cfg.min_lr`.
+    `share(epoch)`, epoch from 0, is the share of each group's full rate that acts in it; None: the cosine to `cfg.min_lr`.
     """
 
     optimizer: Literal["sgd", "adam", "adamw"]
@@ -87,7 +86,7 @@ def stepped(milestones: Sequence[int] | None, decay: float) -> Callable[[int], f
 
 
 def optimizer_for(
-    learner: Learner, groups: Sequence[Group], cfg: Trained, *, epochs: int, recipe: Recipe | None = None
+    learner: Any, groups: Sequence[Group], cfg: Trained, *, epochs: int, recipe: Recipe | None = None
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """SGD with momentum 0.9, or AdamW, with a cosine from each group's rate to `cfg.min_lr` stepped once an epoch; or what
     `recipe` says.
@@ -117,9 +116,19 @@ def optimizer_for(
     return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(epochs, 1), eta_min=cfg.min_lr)
 
 
-def planned(groups: Sequence[Group]) -> list[tuple[str, int]]:
+def count(parts: Sequence[Group] | Sequence[nn.Parameter]) -> int:
+    """Parameters that are trained: those of groups with a rate above 0, or plain ones."""
+    groups = [part for part in parts if isinstance(part, Group) and part.lr > 0]
+    plain = [part for part in parts if isinstance(part, nn.Parameter)]
+    return sum(p.numel() for p in [*plain, *(p for group in groups for p in group.parameters)])
+
+
+def planned(parts: Sequence[Group] | Sequence[nn.Parameter]) -> list[tuple[str, int]]:
     """Lines of --check: all that is trained in a task, and each group with its rate."""
-    parts = [(g, sum(p.numel() for p in g.parameters)) for g in groups]
-    total = sum(count for g, count in parts if g.lr > 0)
-    lines = [(f"  of these {g.name}, rate {g.lr:g}", count) for g, count in parts if g.lr > 0]
-    return [("every task", total), *lines, *((f"  {g.name} is frozen: its rate is 0", 0) for g, _ in parts if not g.lr)]
+    if not parts:
+        return []
+    lines = [("every task", count(parts))]
+    for group in (part for part in parts if isinstance(part, Group)):
+        frozen = (f"  {group.name} is frozen: its rate is 0", 0)
+        lines.append((f"  of these {group.name}, rate {group.lr:g}", count([group])) if group.lr > 0 else frozen)
+    return lines

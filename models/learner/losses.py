@@ -1,49 +1,43 @@
-"""Cross-entropy among a task's own classes, and the rows of a head that other tasks own."""
+"""What a training step returns, and what many steps need: cross-entropy among some classes, and a head's rows of a task.
+
+Shapes: B batch, C classes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from utils.data.tasks import Task
 
 
-def cross_entropy_among(scores: Tensor, labels: Tensor, first: int, total: int) -> tuple[Tensor, Tensor]:
-    """Cross-entropy over the classes first..total-1 alone, and how many are right among them.
+@dataclass(frozen=True)
+class Loss:
+    """The result of a step.
 
-    scores [B, C], labels [B] -> two scalars. Equal to setting the other scores to -inf (Ahn et al. 2021's separated
-    softmax, LAMDA-PILOT's mask), without infinities in the graph."""
+    `total`: the scalar whose gradient is taken. `correct`: how many of the batch are right, a scalar; None without scores.
+    `terms`: the parts of `total` by name, scalars as they enter it; their mean over an epoch is logged under that name. All
+    steps of a phase give the same names; `task_loss` is usual for the cross-entropy.
+    `remember`: tensors [B, ...] by name, one row a sample; `fit` returns those of all steps."""
+
+    total: Tensor
+    correct: Tensor | None = None
+    terms: Mapping[str, Tensor] = field(default_factory=dict)
+    remember: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def cross_entropy_among(scores: Tensor, labels: Tensor, first: int, total: int) -> Loss:
+    """Mean cross-entropy over the classes first..total-1 alone, and how many are right among them.
+
+    scores [B, C], labels [B]. Equal to setting the other scores to -inf (Ahn et al. 2021's separated softmax,
+    LAMDA-PILOT's mask), without infinities in the graph."""
     among = scores[:, first:total]
-    return F.cross_entropy(among, labels - first), (among.argmax(dim=1) == labels - first).sum()
+    return Loss(F.cross_entropy(among, labels - first), (among.argmax(dim=1) == labels - first).sum())
 
 
-def keep_other_rows(head: nn.Linear, task: Task) -> Callable[[], None]:
-    """A function that gives the head's rows of other tasks their present values back: weight decay shrinks them."""
-    kept = [p.detach().clone() for p in head.parameters()]
-
-    @torch.no_grad()
-    def restore() -> None:
-        for parameter, old in zip(head.parameters(), kept, strict=True):
-            parameter[: task.first] = old[: task.first]
-            parameter[task.total :] = old[task.total :]
-
-    return restore
-
-
-def keeping(rows: Sequence[tuple[nn.Parameter, range | None]], decay_other_rows: bool) -> Callable[[], None] | None:
-    """A function for after a step that gives each parameter's rows outside the range that learns (None: all learn) their
-    present values back; None where nothing is to be kept. Momentum and weight decay alone would move them."""
-    if decay_other_rows:
-        return None
-    kept = [(p, own, p.detach().clone()) for p, own in rows if own is not None]
-
-    @torch.no_grad()
-    def restore() -> None:
-        for parameter, own, old in kept:
-            parameter[: own.start] = old[: own.start]
-            parameter[own.stop :] = old[own.stop :]
-
-    return restore
+def rows_of(task: Task, *heads: nn.Module) -> list[tuple[nn.Parameter, range]]:
+    """For `fit(rows=...)`: each parameter of the heads with the rows of the task's own classes."""
+    return [(p, range(task.first, task.total)) for head in heads for p in head.parameters()]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import plain_sema, sema_run
-from models.learner.base import SeededInit
+from models.learner.start_values import SeededInit
 from tests.helpers.toy import toy_backbone, toy_settings, toy_stream
 
 

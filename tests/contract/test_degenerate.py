@@ -15,7 +15,6 @@ import main
 import models
 from backbone.experts import novelty
 from backbone.experts.descriptor import Descriptor
-from models.learner.base import SeededInit
 from models.learner.held_out import hold_out
 from tests.helpers.methods import HEADS, METHODS
 from tests.helpers.toy import learn_and_score, toy_backbone, toy_dataset, toy_settings, toy_stream
@@ -79,7 +78,7 @@ def degenerate_run(folder, method, case, backbone=None, **settings):
     stream = toy_stream(dataset, init_cls=2, increment=1, shuffle=False)
     record = run_record.RunRecord(method, "toy", 1, stream.order, [list(span) for span in spans(stream.sizes)])
     with RunLog(folder / "run", console=False) as log:
-        learner = models.learner_of(method)(cfg, backbone or toy_backbone(), 4, SeededInit(1), log)
+        learner = models.build(cfg, backbone or toy_backbone(), 4, 1, log)
         for index in range(len(stream)):
             learn_and_score(learner, stream, index, record)
     with torch.inference_mode():

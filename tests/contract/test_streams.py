@@ -43,7 +43,7 @@ def through(learner, stream):
         features, logits = [], []
         with torch.inference_mode():
             for earlier in range(index + 1):
-                for images, *_ in learner.streams(stream.test(earlier), 100, augment=False, shuffle=False):
+                for images, *_ in learner._batches(stream.test(earlier), 100, augment=False, shuffle=False):
                     features.append(learner.features(images))
                     logits.append(learner.logits(images))
         steps.append((torch.cat(features), torch.cat(logits), {k: v.clone() for k, v in learner.own_state().items()}))
@@ -173,14 +173,14 @@ def test_each_view_enters_the_network_once(method, toy_learner, stems):
     learner.begin_task()
     stems.clear()
     phases = []
-    real = learner.streams
+    real = learner._batches
 
     def watched(data, size, **how):
         batches = list(real(data, size, **how))
         phases.append((how, all(isinstance(images, Activations) for images, *_ in batches)))
         return batches
 
-    learner.streams = watched
+    learner._batches = watched
     learner.learn(stream.task(1))
     trained = [streams for how, streams in phases if how.get("augment", True)]
     if method in (*ALL_LAYERS, "ranpac"):
@@ -196,7 +196,7 @@ def test_each_view_enters_the_network_once(method, toy_learner, stems):
 def test_fresh_augmentation_is_the_default(toy_learner):
     learner, data = toy_learner("nested_lora"), toy_stream().task(0).train
     first, again, second = (
-        torch.cat([images for images, *_ in learner.streams(data, 20, epoch=e, shuffle=False)]) for e in (0, 0, 1)
+        torch.cat([images for images, *_ in learner._batches(data, 20, epoch=e, shuffle=False)]) for e in (0, 0, 1)
     )
     plain = torch.cat([images for images, *_ in data.batches(20, epoch=0, shuffle=False)])
     assert torch.equal(first, plain) and torch.equal(again, plain)

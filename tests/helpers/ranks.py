@@ -15,7 +15,6 @@ import torch
 import main
 import models
 from models.learner import losses
-from models.learner.base import SeededInit
 from tests.helpers.methods import METHODS
 from tests.helpers.runs import tiny_experiment
 from tests.helpers.toy import toy_backbone, toy_dataset, toy_settings, toy_stream
@@ -74,7 +73,7 @@ def full_batches(place):
 def states_of(method, log):
     cfg = toy_settings(method, batch_size=100, detect_batch_size=100, weight_decay=0.01, **SEPARABLE)
     stream = toy_stream(toy_dataset(train=11))
-    learner = models.learner_of(method)(cfg, toy_backbone().double(), 6, SeededInit(1), log)
+    learner = models.build(cfg, toy_backbone().double(), 6, 1, log)
     for index in range(2):
         seed_everything(1, index, *parallel.rank_seed())
         learner.begin_task()

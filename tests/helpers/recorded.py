@@ -137,9 +137,9 @@ def learn_all(run: Recorded, method: str, settings: dict, tmp_path: Path, monkey
     module = __import__(f"models.{method}", fromlist=["Learner"])
 
     def collected(real, *arguments, **options):
-        result = real(*arguments, **options)
-        phases.append(result)
-        return result
+        fitted = real(*arguments, **options)
+        phases.append(fitted.losses)
+        return fitted
 
     watch_fit(monkeypatch, collected)
     cfg = module.Settings(model_name=method, **COMMON, **settings)
@@ -191,10 +191,11 @@ class Sessions:
 
     def fit(self, real, learner, *rest, **options):
         self.calls = 0
-        self.losses.append(real(learner, *rest, **options))
+        fitted = real(learner, *rest, **options)
+        self.losses.append(fitted.losses)
         assert self.keep is None or self.calls == self.depth * len(self.losses[-1]), "dropout masks are left over"
         self.heads.append({k: v.detach().clone() for k, v in learner.local_head.named_parameters()})
-        return self.losses[-1]
+        return fitted
 
     def dropout(self, hidden, p=0.5, training=True):
         if not training or not p:

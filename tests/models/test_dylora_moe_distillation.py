@@ -48,7 +48,7 @@ def test_the_distances_by_hand(dylora_moe):
     stream = toy_stream()
     learner = teach(dylora_moe(**NEVER, distill_coef=1.0), 1, stream=stream)
     task, images = stream.task(1), images_of(stream)
-    teacher = learner._teacher(task)
+    teacher = learner.teacher()
     with torch.no_grad():
         was = learner.features(images)
         now = was + 0.5
@@ -63,7 +63,7 @@ def test_the_distances_by_hand(dylora_moe):
 def test_the_teacher_scores_with_the_head_it_had(dylora_moe):
     stream = toy_stream()
     learner = teach(dylora_moe(**NEVER, distill_coef=1.0, distill_on="logits"), 1, stream=stream)
-    teacher, images = learner._teacher(stream.task(1)), images_of(stream)
+    teacher, images = learner.teacher(), images_of(stream)
     with torch.no_grad():
         features = learner.features(images)
         assert float(learner._distance(features, images, teacher, stream.task(1))) == pytest.approx(0, abs=1e-6)

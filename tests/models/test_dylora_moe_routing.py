@@ -6,10 +6,17 @@ import pytest
 import torch
 
 from backbone.experts import routed
-from models.families.experts import all_act, routing_loss
+from models.families.experts import all_act, routing_terms
 from tests.helpers.dylora import ALWAYS, NEVER, columns_of, experts_of, teach
 from tests.helpers.nested import rows
 from tests.helpers.toy import toy_settings, toy_stream
+
+
+def added(*arguments):
+    """What routing adds to the loss."""
+    terms = routing_terms(*arguments)
+    assert terms.keys() == {"z", "balance", "entropy"}
+    return float(sum(terms.values()))
 
 
 def test_target_trains_its_own_expert_and_column_alone_open_trains_all(dylora_moe):
@@ -72,24 +79,21 @@ def test_each_loss_of_routing_acts_and_zero_takes_it_away(dylora_moe):
     for expert in learner.experts:
         expert.young = True  # all act: entropy, here among two that learn
     expected = 5 * balance.entropy_loss(routing, among) + 7 * z
-    assert float(routing_loss([routing], learner.experts, [0, 1], learner.cfg)) == pytest.approx(float(expected))
+    assert added([routing], learner.experts, [0, 1], learner.cfg) == pytest.approx(float(expected))
     for expert in learner.experts:
         expert.young = False  # top-k: balance
     expected = 3 * balance.balance_loss(routing, among) + 7 * z  # a mean over two equal layers
-    assert float(routing_loss([routing, routing], learner.experts, [0, 1], learner.cfg)) == pytest.approx(
-        float(expected)
-    )
-    assert float(routing_loss([routing], learner.experts, [1], learner.cfg)) == pytest.approx(
-        float(7 * z)
-    )  # nothing to balance
+    assert added([routing, routing], learner.experts, [0, 1], learner.cfg) == pytest.approx(float(expected))
+    # with one expert that learns there is nothing to balance
+    assert added([routing], learner.experts, [1], learner.cfg) == pytest.approx(float(7 * z))
     learner.experts[2].young = True  # acts always beside the best of the others, so it stays out of their balance
     assert not all_act(learner.experts, learner.cfg)
-    assert float(routing_loss([routing], learner.experts, [0, 1, 2], learner.cfg)) == pytest.approx(float(expected))
+    assert added([routing], learner.experts, [0, 1, 2], learner.cfg) == pytest.approx(float(expected))
     learner.experts[2].young = False
     zero = teach(dylora_moe(router_aux_loss_coef=0.0, router_entropy_coef=0.0, router_z_loss_coef=0.0, **ALWAYS), 3)
-    assert float(routing_loss([routing], zero.experts, [0, 1], zero.cfg)) == 0
+    assert added([routing], zero.experts, [0, 1], zero.cfg) == 0
     alone = teach(dylora_moe(**NEVER), 1)
-    assert routing_loss([routing], alone.experts, [0], alone.cfg) == 0
+    assert routing_terms([routing], alone.experts, [0], alone.cfg) == {}
 
 
 def test_without_routing_experts_add_up(dylora_moe):

@@ -127,7 +127,7 @@ def scored(learner, scores):
         value = next(feed, 0.0)
         return {1: torch.tensor([value]), 2: torch.tensor([0.0])}
 
-    learner.layer_scores = fake
+    learner._layer_scores = fake
     return learner
 
 
@@ -155,7 +155,7 @@ def test_better_reconstruction_counts_as_shift_only_in_absolute_scores(sign, exp
         loss = descriptor(learner.backbone.eval().mean_tokens(images, [1])[1])
         descriptor.z_scores = lambda losses, floor, filled: torch.full_like(losses, -5.0)
     assert loss.shape == (4,)
-    assert learner.shift_scores(images)[1].tolist() == [expected]
+    assert learner._layer_scores(learner._shifts(images))[1].tolist() == [expected]
 
 
 def test_std_floor_keeps_a_constant_record_from_dividing_by_zero(toy_learner):
@@ -163,7 +163,7 @@ def test_std_floor_keeps_a_constant_record_from_dividing_by_zero(toy_learner):
     for floor, finite in ((0.0, False), (0.5, True)):
         learner = toy_learner("sema", detect_std_floor=floor)
         learner._layer(1).descriptors[0].observe([torch.full((30,), 2.0)])
-        assert bool(torch.isfinite(learner.shift_scores(images)[1]).all()) is finite
+        assert bool(torch.isfinite(learner._layer_scores(learner._shifts(images))[1]).all()) is finite
 
 
 def test_records_of_the_trained_descriptor_alone(toy_learner):

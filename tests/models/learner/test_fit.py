@@ -10,6 +10,7 @@ from torch import nn
 
 from models.learner.fit import fit
 from models.learner.groups import Group, Recipe, optimizer_for
+from models.learner.losses import Loss
 from tests.helpers.toy import toy_stream
 from utils.run.journal import Journal
 
@@ -24,13 +25,13 @@ class Line(nn.Module):
         self.slow, self.fast = nn.Parameter(torch.ones(3).double()), nn.Parameter(torch.ones(3).double())
         self.trained, self.images_shown, self.log, self.journal = {}, 0, log, Journal()
         self.cfg = SimpleNamespace(**({"optimizer": "sgd", "weight_decay": 0.1, "min_lr": 0.0, "batch_size": 4} | cfg))
-        self.backbone = SimpleNamespace(vit=nn.Linear(1, 1))
+        self.backbone, self.device = SimpleNamespace(vit=nn.Linear(1, 1)), torch.device("cpu")
         self.seen_slow: list[torch.Tensor] = []
 
     def step(self, x, labels):
-        return ((self.slow + self.fast) * x.flatten(1)[:, :3].mean(0).double()).sum() ** 2, None
+        return Loss(((self.slow + self.fast) * x.flatten(1)[:, :3].mean(0).double()).sum() ** 2)
 
-    def parts(self, data, size, **how):
+    def _batches(self, data, size, *, shard, **how):
         return data.batches(size, **how)
 
     def watch(self):
@@ -40,9 +41,8 @@ class Line(nn.Module):
 def trained(log, groups_of, epochs=2, **cfg):
     learner = Line(log, **cfg)
     task = toy_stream(init_cls=6).task(0)  # 60 images: 15 steps of 4 an epoch
-    learner.losses = fit(
-        learner, task, learner.step, groups_of(learner), phase="func", epochs=epochs, after_step=learner.watch
-    )
+    how = {"phase": "func", "epochs": epochs, "after_step": learner.watch}
+    learner.losses = fit(learner, task, learner.step, groups_of(learner), **how).losses
     return learner
 
 
@@ -136,7 +136,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step_and_names_what_was_
         seen.append(len(labels))
         if len(seen) < 3:
             return learner.step(x, labels)
-        return (learner.fast * 0).sum().sqrt() + learner.slow.sum(), None
+        return Loss((learner.fast * 0).sum().sqrt() + learner.slow.sum())
 
     task = toy_stream(init_cls=6).task(0)
     groups = [Group("slow", [learner.slow], 0.01), Group("fast", [learner.fast], 0.1)]

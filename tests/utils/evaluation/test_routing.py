@@ -7,7 +7,6 @@ import torch
 
 import models
 from backbone.experts.router import Routing
-from models.learner.base import SeededInit
 from tests.helpers.toy import learn_and_score, toy_backbone, toy_settings, toy_stream
 from utils.evaluation import routing, routing_controls
 from utils.evaluation import scores as evaluation
@@ -288,7 +287,7 @@ def test_a_resumed_run_writes_the_same_rows(tmp_path):
     cfg = toy_settings("dylora_moe", novelty_threshold_mode="fixed", novelty_threshold=2.0)
 
     def begin(log):
-        return models.learner_of("dylora_moe")(cfg, toy_backbone(), 6, SeededInit(1), log)
+        return models.build(cfg, toy_backbone(), 6, 1, log)
 
     def timeless(folder):
         times = ("time", "seconds")
