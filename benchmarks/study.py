@@ -72,7 +72,7 @@ def train(values: Mapping[str, Any], seed: int, facts: Callable[[Any, list[Any]]
     stream = TaskStream.of(cfg, dataset(cfg.dataset), seed, known.image_size)
     with tempfile.TemporaryDirectory() as folder, RunLog(Path(folder) / "run", console=False) as log:
         started, bare = time.perf_counter(), sum(p.numel() for p in backbone.parameters())
-        learner = models.build(cfg, backbone, len(stream.order), seed, log)
+        learner: Any = models.build(cfg, backbone, len(stream.order), seed, log)
         trained = []
         for index in range(len(stream)):
             seed_everything(seed, "task", index)

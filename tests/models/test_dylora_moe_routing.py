@@ -170,4 +170,4 @@ def test_a_prototype_needs_the_centre():
         text
         for _, text in toy_settings("dylora_moe", router_column_start="prototype", router_centre=False).cross_checks()
     ]
-    assert any(text.startswith("router_column_start: prototype tells") for text in texts)
+    assert any(text.startswith("router_column_start: prototype compares") for text in texts)
