@@ -46,7 +46,7 @@ def learner_of(name: str) -> type:
 def build(cfg: Experiment, backbone: SlottedViT, num_classes: int, seed: int, log: Any) -> Learner:
     """The learner of the method `cfg.model_name` for `num_classes` classes in all; `seed` decides its start values.
 
-    Over a backbone on the meta device it has shapes and no values. `log`: the run's RunLog, None where a finished run is read."""
+    Over a backbone on the meta device it has shapes and no values. `log`: the run's RunLog, None to read a finished run."""
     from models.learner.start_values import SeededInit
 
     return learner_of(cfg.model_name)(cfg, backbone, num_classes, SeededInit(seed), log)
