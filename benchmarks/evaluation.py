@@ -53,7 +53,7 @@ def compare(args: argparse.Namespace, device: torch.device) -> list[Measured]:
             values | {"adapt_start_layer": start, "prefix_cache": storage, "prefix_cache_gb": 64.0}
         )
         with RunLog(folder / storage, console=False) as log:
-            model = models.build(cfg, SlottedViT(vit).to(device), tasks, 0, log)
+            model: Any = models.build(cfg, SlottedViT(vit).to(device), tasks, 0, log)
         for layer in range(start, len(vit.blocks)):
             while model.adapters_per_layer()[layer] < args.count:
                 model._grow(layer)
