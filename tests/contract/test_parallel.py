@@ -160,7 +160,7 @@ def test_sigterm_to_torchrun_then_on_with_one_process(tmp_path):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert one.returncode == 0, one.stderr
-    assert "the run was begun with 2 processes and goes on with 1" in one.stderr
+    assert "the run began with 2 processes and continues with 1" in one.stderr
     ours, theirs = (read_json(run_of(tmp_path / name) / "results.json")[0] for name in ("out", "two"))
     assert ours["last_accuracy"] == pytest.approx(theirs["last_accuracy"], abs=5)
 

@@ -21,7 +21,7 @@ def gates_of(learner: Any, stream: TaskStream, index: int) -> routing.ClassGates
     return routing.ClassGates(layers, sum(stream.sizes[: index + 1])) if layers else None
 
 
-def tell_routing(
+def log_routing(
     learner: Any,
     stream: TaskStream,
     index: int,

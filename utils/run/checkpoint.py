@@ -1,7 +1,7 @@
-"""Checkpoints of a run: what stands after each task, verified when read, the previous one kept.
+"""Checkpoints of a run: the state after each task, verified when read; the one before the newest is not removed.
 
-In `checkpoints/`, `task_T.json` stands for the end of task T, `task_T.learned.json` (the same tensors) for the moment before
-its evaluation, and the folder `task_T` for the phases of a task in progress, see utils/run/journal.py.
+In `checkpoints/`, `task_T.json` is the state at the end of task T, `task_T.learned.json` (with the same tensors) the state
+before its evaluation, and the folder `task_T` has the phases of a task in progress, see utils/run/journal.py.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from utils.process import parallel
 from utils.run.journal import Journal
 from utils.run.log import RunLog
 
-KEPT = 2  # newest tasks that stay: if the last is damaged the one before it is used
+KEPT = 2  # number of tasks whose checkpoints are not removed: if the newest is damaged, the one before it is used
 
 
 class Restorable(Protocol):
-    """The part of a learner that a checkpoint needs."""
+    """The methods of a learner that a checkpoint needs."""
 
     def structure(self) -> dict[str, Any]: ...
     def restore(self, structure: dict[str, Any]) -> None: ...
@@ -34,9 +34,9 @@ class Restorable(Protocol):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """State after `task` (from 0) is learned. `facts` is plain JSON data, `tensors` the learner's own state.
+    """The state after `task` (from 0) is learned. `facts` is JSON data, `tensors` the learner's state.
 
-    `facts["measured"]`: what the runner needs for the evaluation, if that is still to come, else None."""
+    `facts["measured"]` has the measurements of learning if the task is still to be evaluated, else None."""
 
     task: int
     facts: dict[str, Any]
@@ -45,8 +45,8 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Resumed:
-    """Where a run goes on: `record` of the evaluated tasks, `measured` of a task that is learned but not evaluated, and how
-    many `rows` of metrics.jsonl belong to both."""
+    """The state from which a run continues: `record` of the evaluated tasks, `measured` of a task that is learned but not
+    evaluated, and the number of `rows` of metrics.jsonl that belong to both."""
 
     record: dict[str, Any]
     measured: dict[str, Any] | None
@@ -62,9 +62,10 @@ def save(
     weight_hash: str,
     measured: dict[str, Any] | None = None,
 ) -> None:
-    """Writes the state after `task` into the run's `checkpoints/`: evaluated, or with `measured` learned and to be evaluated.
+    """Writes the state after `task` to `checkpoints/` in the run folder. The task is evaluated, or, with `measured`, learned
+    and still to be evaluated.
 
-    OSError if the disk is full or read-only."""
+    Raises OSError if the disk is full or read-only."""
     if not parallel.is_first():
         return
     log.sync()
@@ -73,29 +74,30 @@ def save(
 
 
 def journal_of(folder: Path, task: int, log: RunLog, weight_hash: str) -> Journal:
-    """The journal of the run's task `task`."""
+    """The journal of task `task` (from 0) of the run in `folder`."""
     return Journal(folder / "checkpoints" / f"task_{task:05d}", log, weight_hash)
 
 
 def resume(folder: Path, learner: Restorable, log: RunLog, weight_hash: str) -> Resumed | None:
-    """Brings `learner` to the newest whole checkpoint, None if there is none; the task after it may have a journal.
+    """Loads the newest undamaged checkpoint into `learner`; None if there is none. The task after it may have a journal.
 
-    Raises ValueError if the run began with other backbone weights, another version of this program wrote it, or the
-    learner's code no longer fits."""
+    Raises ValueError if the run began with other backbone weights, if another version of this program wrote the checkpoint,
+    or if it does not fit the learner's code."""
     saved, complaints = _newest_of_first(folder)
     for complaint in complaints:
         log.warn(complaint)
     if saved is None:
         if complaints:
-            log.warn("no whole checkpoint is left: this run starts from its first task")
-            log.keep_rows_aside()
+            log.warn("every checkpoint is damaged: this run starts from its first task")
+            log.copy_rows_aside()
         return None
     if saved.facts["weight_hash"] != weight_hash:
         raise ValueError(f"{folder}: the backbone's weights changed since this run began; --resume never starts afresh")
     learner.restore(saved.facts["structure"])
     learner.load_own_state(saved.tensors)
-    learner.eval()  # both as the end of a task left them: torch picks other kernels, hence other roundings, for parameters
-    learner.requires_grad_(False)  # that require gradients, even where none are taken
+    # both as at the end of a task: for parameters that require gradients torch picks other kernels, which round differently
+    learner.eval()
+    learner.requires_grad_(False)
     if log.rows < saved.facts["rows"]:
         log.warn(f"{folder / 'metrics.jsonl'} has lost {saved.facts['rows'] - log.rows} rows of finished tasks")
     measured = saved.facts["measured"]
@@ -105,7 +107,7 @@ def resume(folder: Path, learner: Restorable, log: RunLog, weight_hash: str) -> 
 
 
 def _newest_of_first(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint of a run folder as rank 0 finds it, which alone reads and writes files."""
+    """`newest` on every rank; rank 0 alone reads files."""
 
     def read() -> tuple[Any, dict[str, Tensor]]:
         clear_temporary(folder)
@@ -119,7 +121,7 @@ def _newest_of_first(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def write(folder: Path, checkpoint: Checkpoint) -> None:
-    """Writes the checkpoint; if its task is over, removes what is older than the newest two and the task's journal."""
+    """Writes the checkpoint; if its task is evaluated, removes all but the newest KEPT and the journal of the task."""
     name = f"task_{checkpoint.task:05d}"
     learned = checkpoint.facts.get("measured") is not None
     head = folder / (f"{name}.learned.json" if learned else f"{name}.json")
@@ -134,13 +136,13 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def _heads(folder: Path) -> list[Path]:
-    """JSON files of tasks that are over, the newest first."""
+    """The JSON files of evaluated tasks, newest first."""
     return sorted((p for p in folder.glob("task_*.json") if not p.stem.endswith(".learned")), reverse=True)
 
 
 def newest(folder: Path, learned: bool = True) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is whole, or None; and a line for each newer one that is damaged. With `learned` false only
-    of tasks that are evaluated. Raises OtherFormat for one that another version of this program wrote."""
+    """(the newest undamaged checkpoint or None, a line for each newer one that is damaged). With `learned` false, only of tasks
+    that are evaluated. Raises OtherFormat for one that another version of this program wrote."""
     complaints: list[str] = []
     heads = [*_heads(folder), *(folder.glob("task_*.learned.json") if learned else ())]
     for path in sorted(heads, key=lambda p: (p.name.partition(".")[0], ".learned" not in p.name), reverse=True):
@@ -152,6 +154,7 @@ def newest(folder: Path, learned: bool = True) -> tuple[Checkpoint | None, list[
 
 
 def read(path: Path) -> Checkpoint:
-    """The checkpoint behind `task_NNNNN.json`. Raises Damaged with path and cause if any bit of it is not as written."""
+    """The checkpoint of the file `task_NNNNN.json`. Raises Damaged with path and cause if any bit differs from what was
+    written."""
     facts, tensors = read_state(path)
     return Checkpoint(int(path.name.partition(".")[0].removeprefix("task_")), facts, tensors)

@@ -54,24 +54,24 @@ def describe(
 
 
 def describe_processes(log: RunLog, batch: int | None) -> None:
-    """Logs how several processes share a batch of `batch` images, and warns where the run began with another number of them."""
+    """Logs how several processes share a batch of `batch` images, and warns if the run began with another number of them."""
     now, before = parallel.world(), 1
     if (path := log.folder / "environment.json").is_file():
         with contextlib.suppress(ValueError, TypeError, AttributeError):
             before = int(strict_json.read_json(path)[0].get("processes", 1))
         if before != now:
             log.warn(
-                f"the run was begun with {before} process{'es' * (before > 1)} and goes on with {now}: batches are shared "
-                "otherwise, so numbers may differ by rounding, and random draws in training by more"
+                f"the run began with {before} process{'es' * (before > 1)} and continues with {now}: batches are split "
+                "differently, so numbers may differ by rounding, and random draws in training by more"
             )
     if now > 1:
         log.info(f"{now} processes: each computes a shard of every batch, a training step takes {batch} images in all")
 
 
 def discard_task_in_progress(log: RunLog, difference: journal.Differs) -> None:
-    """Forgets what is trained of the task in progress, since this device does not repeat it to the bit."""
+    """Discards the training of the task in progress, because this device does not repeat it bit for bit."""
     log.muted = False
-    log.warn(f"the task in progress cannot be resumed inside ({difference}): it is learned from its start")
+    log.warn(f"the task in progress cannot be resumed ({difference}): it is learned from its start")
     if parallel.is_first():
         journal.discard(log.folder / "checkpoints")
 
@@ -95,7 +95,7 @@ def move_aside(folder: Path) -> Path | None:
 
 
 def point_latest(link: Path, target: Path) -> None:
-    """Makes `OUT/latest` point to the newest run folder; where links are not allowed there is none."""
+    """Makes the link `OUT/latest` point to the newest run folder; on a system without links there is none."""
     temporary = link.with_name(f".latest.{os.getpid()}")
     with contextlib.suppress(OSError):
         temporary.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)

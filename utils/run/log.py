@@ -160,7 +160,7 @@ class RunLog:
                 hint = "repair it, or start afresh with --resume never, which moves the old folder aside"
                 raise ValueError(f"{path}: row {count} is damaged; {hint}") from None
 
-    def keep_rows_aside(self) -> None:
+    def copy_rows_aside(self) -> None:
         """Copies metrics.jsonl to the first free name metrics.old_1.jsonl, ...: no checkpoint belongs to these rows."""
         number = next(n for n in range(1, 10**6) if not (self.folder / f"metrics.old_{n}.jsonl").exists())
         if self.rows:
@@ -201,5 +201,5 @@ class SilentLog(RunLog):
     def truncate_rows(self, count: int | None) -> None:
         pass
 
-    def keep_rows_aside(self) -> None:
+    def copy_rows_aside(self) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Where a run stands: its record, the task in progress with its journal, and its checkpoints."""
+"""The state of a run: its record, the task in progress with its journal, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from utils.run.record import RunRecord, results_json
 
 
 class RunState:
-    """The state of one seed's run. `learner` is anything with the verbs of a checkpoint (`checkpoint.Restorable`).
+    """The state of a run (one seed). `learner` is any object with the methods of `checkpoint.Restorable`.
 
-    `record`: counts of the tasks that are scored. `learned`: what `task.learn` returned for a task that is learned and still
+    `record`: counts of the tasks that are scored. `learned`: the result of `task.learn` for a task that is learned and still
     to be scored, else empty. `journal`: the training phases of the task in progress. `whole`: whether this process has
     computed the task in progress from its start.
     """
@@ -37,7 +37,7 @@ class RunState:
         self._rows = 0  # of metrics.jsonl that belong to the tasks in the newest checkpoint
 
     def resume(self) -> None:
-        """Goes on from the newest whole checkpoint, if there is one. Raises ValueError where it does not fit this run."""
+        """Continues from the newest undamaged checkpoint, if there is one. Raises ValueError if it does not fit this run."""
         saved = checkpoint.resume(self.log.folder, self.learner, self.log, self.weight_hash)
         if saved is not None:
             self.record = RunRecord.from_dict(saved.record)
@@ -47,7 +47,7 @@ class RunState:
 
     @contextmanager
     def in_progress(self, profiled: bool, device: torch.device) -> Iterator[Bar]:
-        """Within the block a notice to stop is obeyed between steps, and time is measured if `profiled`. Yields the bar."""
+        """Inside the block a signal stops the run between two steps, and time is measured if `profiled`. Yields the bar."""
         measuring = stopwatch.running(profiled and parallel.is_first(), lambda: self.learner.prefix_layer, device)
         done = len(self.record.correct)
         bar = self.log.bar(len(self.stream), f"seed {self.seed}, tasks", level=0, done=done)
@@ -63,7 +63,7 @@ class RunState:
             yield index
 
     def begin(self, index: int) -> None:
-        """Opens the journal of a task, from which an earlier process may have trained some phases."""
+        """Opens the journal of task `index`; an earlier process may have trained some of its phases."""
         self.journal = checkpoint.journal_of(self.log.folder, index, self.log, self.weight_hash)
         self.journal.open(self._rows)
         self.whole = not self.journal.begun
@@ -71,7 +71,7 @@ class RunState:
             sample_images.write(self.log.folder, self.stream, index)
 
     def save(self, index: int, learned: dict[str, Any] | None = None) -> None:
-        """Writes a checkpoint: of a task that is `learned` and still to be scored, or, without that, of one that is scored."""
+        """Writes a checkpoint: with `learned` of a task that is still to be scored, without it of one that is scored."""
         self.learned = learned or {}
         with stopwatch.section("checkpoint"):
             record = self.record.to_dict()

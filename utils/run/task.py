@@ -17,9 +17,8 @@ from utils.run.journal import Journal
 
 
 def learn(learner: Any, stream: TaskStream, index: int, seed: int, journal: Journal) -> dict[str, Any]:
-    """One task: the learner sees its training data alone. Returns what the task's record needs beside its scores.
-
-    Phases that `journal` has are not trained again."""
+    """The learner learns task `index` (from 0) from its training data. Returns the measurements that the record needs beside
+    the scores. Phases that `journal` has are not trained again."""
     seed_everything(seed, "task", index, *parallel.rank_seed())
     learner.begin_task()
     learner.journal = journal
@@ -41,7 +40,7 @@ def learn(learner: Any, stream: TaskStream, index: int, seed: int, journal: Jour
 def score(
     learner: Any, stream: TaskStream, index: int, record: run_record.RunRecord, measured: Mapping[str, Any]
 ) -> None:
-    """Scores every task so far once on its test data; the scores and what `learn` measured join the record."""
+    """Scores every task so far on its test data and adds the scores, with what `learn` measured, to the record."""
     with stopwatch.section("evaluation"):
         _score(learner, stream, index, record, measured)
 
@@ -56,7 +55,7 @@ def _score(
     gates = routing_controls.gates_of(learner, stream, index)
     scores, by_renewed = evaluation.evaluate(learner, stream, index, device, renewed, gates)
     seconds = {**measured["seconds"], "evaluate": time.perf_counter() - ready}
-    controls = routing_controls.tell_routing(learner, stream, index, device, gates, scores, record.seed)
+    controls = routing_controls.log_routing(learner, stream, index, device, gates, scores, record.seed)
     record.add_task(
         scores,
         adapters_per_layer=dict(enumerate(learner.adapters_per_layer())),

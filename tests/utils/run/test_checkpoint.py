@@ -141,7 +141,7 @@ def test_without_a_whole_checkpoint_the_rows_are_kept_aside(toy_learner, log):
     assert checkpoint.resume(log.folder, toy_learner("finetune"), log, "hash") is None
     checkpoint.journal_of(log.folder, 0, log, "hash").open(0)
     assert log.rows == 0 and (log.folder / "metrics.old_1.jsonl").read_bytes() == rows
-    assert "no whole checkpoint is left" in (log.folder / "run.log").read_text(encoding="utf-8")
+    assert "every checkpoint is damaged" in (log.folder / "run.log").read_text(encoding="utf-8")
 
 
 def test_move_aside_keeps_everything(tmp_path):
