@@ -27,7 +27,7 @@ from backbone.blocks import HALVES, BlockSlot
 from backbone.rowstore import RowStore
 from backbone.timm_vit import timm_version
 from backbone.vit import Activations, SlottedViT
-from utils.data.batches import TaskData, own_parts, real_and_padded
+from utils.data.batches import TaskData, shards_of, split_padding
 from utils.process import parallel, stopwatch
 
 Storage = Literal["memory", "disk", "off"]
@@ -72,7 +72,7 @@ class PrefixCache:
         augment: bool = True,
         shuffle: bool = True,
         views: int = 0,
-        part: bool = False,
+        shard: bool = False,
     ) -> Iterable[Batch]:
         """As `TaskData.batches`, but with Activations at `layer` instead of images where those are stored.
 
@@ -82,16 +82,16 @@ class PrefixCache:
         draws: dict[str, Any] = {"epoch": view[0], "draw": view[1], "augment": augment}
         entry = None if augment and not views else self._store(data, layer, views if augment else 0, draws)
         if entry is None and not (augment and views):
-            return data.batches(size, epoch=epoch, draw=draw, augment=augment, shuffle=shuffle, part=part)
+            return data.batches(size, epoch=epoch, draw=draw, augment=augment, shuffle=shuffle, shard=shard)
         order = data.order(epoch, draw) if shuffle else torch.arange(len(data))
         # torch splits nothing into one empty part
         chunks = [chunk.tolist() for chunk in order.split(size) if len(chunk)]
         if entry is None:
-            return data.at(chunks, **draws, part=part)
+            return data.at(chunks, **draws, shard=shard)
         store, tensors = entry
         if not self._fill(store, data, layer, tensors, draws):
-            return data.at(chunks, **draws, part=part)
-        return self._read(store, data, layer, own_parts(chunks) if part else chunks)
+            return data.at(chunks, **draws, shard=shard)
+        return self._read(store, data, layer, shards_of(chunks) if shard else chunks)
 
     def keeps(self, data: TaskData, layer: int) -> bool:
         """Whether the activations of this data set's un-augmented images are stored at `layer`."""
@@ -255,7 +255,7 @@ class PrefixCache:
 
     def _read(self, store: RowStore, data: TaskData, layer: int, chunks: list[list[int]]) -> Iterator[Batch]:
         for chunk in chunks:
-            places, index = real_and_padded(chunk)
+            places, index = split_padding(chunk)
             with stopwatch.section("prefix", len(chunk)):
                 values = store.get(data.rows[places])
             yield Activations(layer, *values.unbind(dim=1)), data.labels[torch.tensor(places)], index

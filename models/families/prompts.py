@@ -64,8 +64,8 @@ class PromptLearner(Base):
         if self._queries is None:
             self._queries = self._new_cache(self.backbone.without_slots(), "cache_queries")
         with stopwatch.section("prefix"):
-            part = shard and parallel.world() > 1
-            queries = self._queries.batches(data, size, self.backbone.depth, **how, views=views, part=part)
+            several = shard and parallel.world() > 1
+            queries = self._queries.batches(data, size, self.backbone.depth, **how, views=views, shard=several)
         return batches if isinstance(queries, Batches) else _beside(batches, queries)
 
     def begin(self, images: Tensor | Activations | Queried) -> tuple[Activations, Tensor]:

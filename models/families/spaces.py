@@ -75,8 +75,8 @@ class SpacesLearner(Base):
     ) -> Iterator[tuple[Activations, Tensor, Tensor]]:
         depth, device = self.backbone.depth, self.backbone.mean.device
         with stopwatch.section("prefix"):  # what is missing is computed here
-            part = shard and parallel.world() > 1
-            cached = [cache.batches(data, size, depth, augment=False, part=part, **how) for _, cache in spaces]
+            several = shard and parallel.world() > 1
+            cached = [cache.batches(data, size, depth, augment=False, shard=several, **how) for _, cache in spaces]
         for batches in zip(*cached, strict=True):
             # activations at `depth` are passed on unchanged; images, where files could not be written, pass the network
             features = [alone(images.to(device)) for (alone, _), (images, *_) in zip(spaces, batches, strict=True)]

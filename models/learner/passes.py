@@ -86,7 +86,7 @@ class Passes(nn.Module):
         nothing is cached. `shard`: of each batch this rank's shard [b]. A shard without images is one image as padding,
         with no positions."""
         if not keep or not isinstance(data, TaskData):
-            how = {"part": True} if shard and parallel.world() > 1 else {}
+            how = {"shard": True} if shard and parallel.world() > 1 else {}
             return data.batches(size, epoch=epoch, draw=draw, augment=augment, shuffle=shuffle, **how)
         if self._cache is None:
             self._cache = self._new_cache(self.backbone, "cache")
@@ -100,7 +100,7 @@ class Passes(nn.Module):
                 augment=augment,
                 shuffle=shuffle,
                 views=getattr(self.cfg, "train_views", 0),
-                part=shard and parallel.world() > 1,
+                shard=shard and parallel.world() > 1,
             )
 
     def _new_cache(self, backbone: SlottedViT, name: str, shared_by: int = 1) -> PrefixCache:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from utils.data.batches import own_parts, real_and_padded
+from utils.data.batches import shards_of, split_padding
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,6 @@ class Table:
 
     def batches(self, order: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """This rank's shard of every batch: features, labels, and the positions of those rows that are no padding."""
-        for chunk in own_parts([rows.tolist() for rows in order.split(size)]):
-            rows, real = real_and_padded(chunk)
+        for chunk in shards_of([rows.tolist() for rows in order.split(size)]):
+            rows, real = split_padding(chunk)
             yield self.features[rows], self.labels[torch.tensor(rows)], real

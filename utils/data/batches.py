@@ -83,7 +83,7 @@ class TaskData:
         draw: str = "train",
         augment: bool = True,
         shuffle: bool = True,
-        part: bool = False,
+        shard: bool = False,
     ) -> Batches:
         """One pass over the samples; the last batch may be smaller. The result has a length and can be iterated again.
 
@@ -91,14 +91,14 @@ class TaskData:
         TaskData). The order depends on (seed, task, draw, epoch), a sample's augmentation on those and its row, so neither
         depends on the batch size or the number of workers. `draw` names the use, so that two uses in one epoch draw
         different numbers. `augment=False` applies the test transform, `shuffle=False` keeps the order of the data set.
-        With `part`, each batch has only this rank's shard (utils/process/parallel.py). In a batch with fewer samples than
+        With `shard`, each batch has only this rank's shard (utils/process/parallel.py). In a batch with fewer samples than
         ranks, the ranks left over get one image as padding and an empty index.
         Raises ValueError if the batch size is below 1."""
         if batch_size < 1:
             raise ValueError(f"the batch size must be at least 1, got {batch_size}")
         order = self.order(epoch, draw) if shuffle else torch.arange(len(self))
         chunks = [chunk.tolist() for chunk in order.split(batch_size) if len(chunk)]
-        return self.at(chunks, epoch=epoch, draw=draw, augment=augment, part=part)
+        return self.at(chunks, epoch=epoch, draw=draw, augment=augment, shard=shard)
 
     def at(
         self,
@@ -107,11 +107,11 @@ class TaskData:
         epoch: int = 0,
         draw: str = "train",
         augment: bool = True,
-        part: bool = False,
+        shard: bool = False,
     ) -> Batches:
         """A batch for each list of positions in `chunks`; the other arguments are those of `batches`."""
         fetch = _Fetch(self._source, self.rows, self.labels, self.draws(epoch, draw), augment)
-        if part:
+        if shard:
             chunks = shards_of(chunks)
         return Batches(fetch, chunks)
 
@@ -210,9 +210,6 @@ def shards_of(chunks: list[list[int]]) -> list[list[int]]:
 def split_padding(shard: list[int]) -> tuple[list[int], torch.Tensor]:
     """(positions to compute, the positions among them that are not padding, int64) of a shard of `shards_of`."""
     return [p if p >= 0 else ~p for p in shard], torch.tensor([p for p in shard if p >= 0], dtype=torch.int64)
-
-
-own_parts, real_and_padded = shards_of, split_padding  # old names
 
 
 def _unchanged(batch: Any) -> Any:
