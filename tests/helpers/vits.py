@@ -5,8 +5,6 @@ import torch
 from torch import nn
 
 SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 2, "img_size": 32, "num_classes": 0, "pretrained": False}
-
-
 KINDS = {
     "class token": "vit_tiny_patch16_224",
     "average pooling": "vit_medium_patch16_gap_240",
