@@ -91,7 +91,7 @@ def changed(folder, **values):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"image_size": 24}, r"was made with backbone weights [0-9a-f]{16}, embedded \(random\) here is [0-9a-f]{16}"),
+        ({"image_size": 24}, r"the run has backbone weights [0-9a-f]{16}, embedded \(random\) here is [0-9a-f]{16}"),
         ({"class_order_seed": 8}, "the run had 10 classes in another order"),
         ({"ffn_num": 5}, "the saved state does not fit this models.finetune: of another shape"),
         ({"model_name": "finetun"}, "did you mean 'finetune'"),
