@@ -1,7 +1,7 @@
 """How a backbone computes: in which precision, and whether compiled. Set once, before a learner is built over it.
 
 bf16 is torch's autocast inside every pass of the backbone, hence alike in training, detection, evaluation and in what the
-prefix cache keeps. Only its matrix products are bf16: weights, optimizer, the stream between the blocks, norms and the
+prefix cache keeps. Only its matrix products are bf16: weights, optimizer, the activations between the blocks, norms and the
 pooled features stay in the weights' precision, and routers, heads, descriptors, losses and class statistics never see bf16.
 
 Compiled are the two halves of a frozen block, as functions of (block, x), not the whole pass: slots stay outside, so that

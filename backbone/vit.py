@@ -75,16 +75,17 @@ class SlottedViT(nn.Module):
 
     @property
     def depth(self) -> int:
+        """How many blocks, hence layers, the model has."""
         return len(self.vit.blocks)
 
     @property
     def width(self) -> int:
-        """D of the stream, of the slots and of the pooled feature."""
+        """D of the activations, of the slots and of the pooled feature."""
         return self.vit.embed_dim
 
     @property
     def tokens(self) -> int:
-        """N of the stream for images of the model's size, prefix tokens included."""
+        """N of the activations for images of the model's size, prefix tokens included."""
         vit = self.vit
         return int(vit.patch_embed.num_patches) + int(vit.num_prefix_tokens)
 
@@ -105,7 +106,7 @@ class SlottedViT(nn.Module):
         self.slots[str(layer)] = slot
 
     def without_slots(self) -> SlottedViT:
-        """The same frozen model, its tensors shared, with nothing in it: what images are before anything is learned."""
+        """The same frozen model, its tensors shared, without slots and router: features before anything is learned."""
         bare = copy.copy(self)
         bare.__dict__["_modules"] = {**self._modules, "slots": nn.ModuleDict(), "router": None}
         return bare
@@ -168,10 +169,10 @@ class SlottedViT(nn.Module):
         return now.tapped
 
     def prefix(self, images: Tensor, layer: int, inside: bool = False) -> Activations:
-        """The stream [B, N, D] at the input of block `layer`, slots below it included; for `layer` = depth the features.
+        """The activations [B, N, D] at the input of block `layer`, slots below it included; for `layer` = depth the features.
 
-        `inside` goes on to where the block's slot begins: two tensors to keep, and one block less in every later pass. A
-        BlockSlot acts from its block's input on, so it needs the stream without `inside`.
+        `inside` goes on to where the block's slot begins: two tensors to store, and one block less in every later pass. A
+        BlockSlot reads its block's input, so it takes no `inside`.
         Raises ValueError for a layer that does not exist, and where a router for all slots would lose the first one's
         input."""
         if not 0 <= layer <= self.depth:
@@ -201,7 +202,7 @@ class SlottedViT(nn.Module):
         return vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images)))).to(self.mean.dtype)
 
     def casting(self) -> AbstractContextManager[Any]:
-        """What every pass runs in. The stream starts in the weights' precision and bf16 is only added to it, so it stays so."""
+        """What every pass runs in. Activations start in the weights' precision and stay in it: bf16 is only added to them."""
         return torch.autocast(self.mean.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
     def _slot(self, layer: int) -> Slot | None:
@@ -279,6 +280,6 @@ def _check_supported(vit: nn.Module) -> None:
     kinds = {type(block).__name__ for block in vit.blocks if type(block) is not Block}
     if kinds:
         raise ValueError(
-            f"backbone {name} has blocks of type {', '.join(sorted(kinds))}: these have no stream between attention and MLP "
+            f"backbone {name} has blocks of type {', '.join(sorted(kinds))}: these have no place between attention and MLP "
             f"for an adapter to read; choose a ViT with timm's plain Block, such as vit_base_patch16_224"
         )
