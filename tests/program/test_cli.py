@@ -182,6 +182,7 @@ def test_the_same_command_again_prints_the_result_and_writes_nothing(finished, t
 # ---------------------------------------------------------------- interruption and resume
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("notice", "code"), [(signal.SIGTERM, 75), (signal.SIGKILL, -9)], ids=["term", "kill"])
 def test_stopped_at_any_moment_the_same_command_ends_the_same(notice, code, finished, tiny, tmp_path, capsys):
     out, folder = tmp_path / "logs", tmp_path / "logs" / "tiny" / finished[0][0].parent.name / "seed_1"

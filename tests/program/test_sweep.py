@@ -390,6 +390,7 @@ def start(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_a_sweep_from_start_to_table(tmp_path, capsys):
     path, out = write(tmp_path, {"image_size": [16, 24]}, seed=[1]), tmp_path / "logs"
     process = start("--config", path, "--out", out, "--jobs", 2)
@@ -421,6 +422,7 @@ def test_a_sweep_from_start_to_table(tmp_path, capsys):
     assert "not in the table, since not asked for: finished runs of seed 9" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_notice_reaches_the_runs_and_the_same_command_goes_on(tmp_path):
     changes = {"model_name": "finetune", "epochs": 200, "seed": [1]}
     path, out = write(tmp_path, {"init_lr": [0.01, 0.02]}, **changes), tmp_path / "logs"
