@@ -35,10 +35,10 @@ def check(loaded: sweep.Sweep, engine: str = "local") -> None:
         rows = [(cell.label, cell.resolved.hash, count) for cell, count in zip(loaded.cells, counts, strict=True)]
         print(cell_table(rows, len(loaded.seeds)))
     missing = [lacking(cell.resolved) for cell in loaded.cells]
-    if lacks_package := engines.missing(engine, loaded.cells[0].resolved.values):
+    if lacks_package := engines.missing(engine, loaded.cells[0].resolved.all_values):
         missing = [[*texts, lacks_package] for texts in missing]
     notes = [
-        [*cell.resolved.notes, *engines.remarks(engine, cell.resolved.values), *texts]
+        [*cell.resolved.notes, *engines.remarks(engine, cell.resolved.all_values), *texts]
         for cell, texts in zip(loaded.cells, missing, strict=True)
     ]
     print(printable("\n".join(f"note: {line}" for line in loaded.gather(notes))))
@@ -65,11 +65,11 @@ def show(resolved: Resolved) -> None:
             order = drawn_order(count, order_seed, cfg.shuffle)
             source = f"class order of seed {order_seed}" if cfg.shuffle else "in their natural order"
         learner = load.outline(resolved, count)
-        print(settings_table(resolved.values, resolved.given, cfg.descriptions()))
+        print(settings_table(resolved.stated, resolved.given, resolved.descriptions()))
         print(split_table(sizes, order, source))
         print(parameter_table(learner.planned_parameters(), sum(p.numel() for p in learner.parameters())))
     else:
-        print(settings_table(resolved.values, resolved.given, cfg.descriptions()))
+        print(settings_table(resolved.stated, resolved.given, resolved.descriptions()))
 
 
 def fitted(swept: sweep.Sweep) -> list[int | None]:

@@ -14,20 +14,21 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 import models
 from utils.config.schema import WITHOUT_EFFECT, Experiment, Trained
+from utils.engines.settings import Cluster
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "keys.md"
 Schema = type[Experiment]
 
-# Keys that say where and how fast a run happens. They are in a separate section, with the keys of `slurm_` and `ray_`.
+# Keys that say where and how fast a run happens. They are in a separate section, with the keys of `Cluster`.
 SPEED = (
     *("device", "precision", "compile", "prefix_cache", "prefix_cache_gb", "eval_batch_size", "batch_per_process"),
     *("num_workers", "tracker"),
 )
-CLUSTER = ("slurm_", "ray_")
 # The tables of the keys that every method has; a key that no other table names stands in the last one.
 COMMON = {
     "The experiment": ("about", "expected", "prefix", "model_name", "seed"),
@@ -101,12 +102,12 @@ def _common() -> list[str]:
 
 
 def _speed() -> list[str]:
-    """The keys of the machine; a key of Experiment that starts with `slurm_` or `ray_` is the cluster's."""
+    """The keys of the machine and of the cluster."""
     about = "These say where and how fast a run happens. They change numbers by rounding alone, except `batch_per_process`, "
     about += "which changes the batch."
     blocks = ["## Cluster and speed", about, "### Speed", _table(Experiment, SPEED)]
     for title, start in (("SLURM (`--engine slurm`)", "slurm_"), ("Ray (`--engine ray`)", "ray_")):
-        blocks += [f"### {title}", _table(Experiment, [k for k in Experiment.model_fields if k.startswith(start)])]
+        blocks += [f"### {title}", _table(Cluster, [k for k in Cluster.model_fields if k.startswith(start)])]
     return blocks
 
 
@@ -149,7 +150,7 @@ def _is_settings(cls: type) -> bool:
 
 def is_machine_key(key: str) -> bool:
     """Whether a key belongs to the cluster or to speed, not to the method."""
-    return key in SPEED or key.startswith(CLUSTER)
+    return key in SPEED or key in Cluster.model_fields
 
 
 def _defined_in(cls: Schema) -> list[str]:
@@ -174,7 +175,7 @@ def _link(title: str) -> str:
     return f"[{title}](#{anchor.replace(' ', '-')})"
 
 
-def _table(schema: Schema, keys: Iterable[str]) -> str:
+def _table(schema: type[BaseModel], keys: Iterable[str]) -> str:
     """A Markdown row a key: name, default, meaning with unit and source."""
     rows = ["| key | default | meaning |", "|---|---|---|"]
     for key in keys:

@@ -12,6 +12,7 @@ from backbone import catalogue
 from utils.config import nested_lora_files, resolve, strict_json, sweep
 from utils.config.resolve import Resolved
 from utils.config.schema import Experiment
+from utils.engines.settings import Cluster
 from utils.process import machine as this_machine
 from utils.process import parallel
 from utils.text import shortened
@@ -48,9 +49,12 @@ def load(args: argparse.Namespace) -> sweep.Sweep:
             backbones=catalogue.names,
             faults=faults + older + more,
             notes=[*notes, *more_notes],
+            beside=Cluster,
         )
 
-    return sweep.resolve(spec, values, source, overrides, resolve_one, models.settings_of, methods)
+    return sweep.resolve(
+        spec, values, source, overrides, resolve_one, models.settings_of, methods, Cluster.model_fields
+    )
 
 
 def is_one_run(loaded: sweep.Sweep, args: argparse.Namespace) -> bool:

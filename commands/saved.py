@@ -19,6 +19,7 @@ from utils import data
 from utils.config import resolve, schema
 from utils.config.strict_json import read_json
 from utils.data.tasks import TaskStream
+from utils.engines.settings import Cluster
 from utils.run import checkpoint
 from utils.run.log import RunLog
 from utils.text import nearest
@@ -107,4 +108,5 @@ def checked(values: dict[str, Any], source: str, faults: Sequence[str] = ()) -> 
         methods=models.available(),
         backbones=catalogue.names,
         faults=faults,
+        beside=Cluster,  # runs of older versions have its keys too
     ).settings

@@ -66,7 +66,7 @@ def _jobs(
 ) -> list[pool.Job]:
     """A job a run, seed by seed, so that the first pairs of cells are complete early."""
     jobs = []
-    needs = [engines.keys_of(cell.resolved.values) for cell in swept.cells]
+    needs = [engines.keys_of(cell.resolved.all_values) for cell in swept.cells]
     flags = ["--resume", args.resume, *(f"--{name}" for name in ("debug", "profile") if getattr(args, name))]
     for seed in swept.seeds:
         for number, (cell, file) in enumerate(zip(swept.cells, files, strict=True), start=1):
@@ -82,7 +82,7 @@ def _jobs(
 
 def _prepare(swept: Sweep, args: argparse.Namespace, files: list[Path]) -> None:
     """Checks all cells, writes their files and prints their notes. Raises ValueError before the first process starts."""
-    if missing := engines.missing(args.engine, swept.cells[0].resolved.values):
+    if missing := engines.missing(args.engine, swept.cells[0].resolved.all_values):
         raise ValueError(missing)
     check.ready(swept)
     for cell, file in zip(swept.cells, files, strict=True):

@@ -11,6 +11,7 @@ from typing import Any
 NOT_HASHED = frozenset(
     {"about", "expected", "prefix", "seed", "device", "num_workers", "data_root", "eval_batch_size"}
     | {"prefix_cache", "prefix_cache_gb", "tracker"}
+    # those of a cluster, utils/engines/settings.py: in config.json of older versions
     | {"slurm_cluster", "slurm_partition", "slurm_time", "slurm_gpus", "slurm_cpus", "slurm_mem_gb", "slurm_account"}
     | {"slurm_qos", "slurm_array_parallelism", "slurm_setup", "slurm_extra", "ray_address", "ray_gpus", "ray_cpus"}
 )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from utils import data
 from utils.config.hashing import settings_hash
@@ -24,18 +24,40 @@ SettingsOf = Callable[[str], Schema]
 STAND_INS = {"model_name": "", "dataset": "digits", "init_cls": 1, "increment": 1}
 
 
+class NothingBeside(BaseModel):
+    """For files that hold the settings of a method alone."""
+
+
 @dataclass(frozen=True)
 class Resolved:
-    """A checked experiment: `settings`, the keys that the user wrote, and `notes` to show once."""
+    """A checked experiment: `settings`, the keys that the user wrote, and `notes` to show once.
+
+    `beside`: what the file says apart from the settings of the method, such as the keys of a cluster."""
 
     settings: Experiment
     given: frozenset[str]
     notes: tuple[str, ...]
+    beside: BaseModel = field(default_factory=NothingBeside)
 
     @property
     def values(self) -> dict[str, Any]:
-        """Every key with its value, defaults included, as config.json has them."""
+        """Every key of the settings with its value, defaults included, as config.json has them."""
         return self.settings.model_dump(mode="json")
+
+    @property
+    def all_values(self) -> dict[str, Any]:
+        """The settings and what the file says beside them."""
+        return self.values | self.beside.model_dump(mode="json")
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """The settings, and of the keys beside them those that the user wrote."""
+        return {k: v for k, v in self.all_values.items() if k in type(self.settings).model_fields or k in self.given}
+
+    def descriptions(self) -> dict[str, str]:
+        """What each key means, with unit and source."""
+        beside = {key: field.description or "" for key, field in type(self.beside).model_fields.items()}
+        return beside | self.settings.descriptions()
 
     @cached_property  # a sweep asks for it with every run
     def hash(self) -> str:
@@ -52,11 +74,13 @@ def resolve(
     backbones: Callable[[], Sequence[str]],
     faults: Sequence[str] = (),
     notes: Sequence[str] = (),
+    beside: type[BaseModel] = NothingBeside,
 ) -> Resolved:
     """Checks `values` against the settings of their method; raises ConfigError with every fault, else returns the result.
 
     `methods` and `backbones` are the known names; `settings_of(method)` is the method's Settings class. `faults` come from
-    reading the file; a key that one of them names gets no second fault. `notes` precede those of the settings."""
+    reading the file; a key that one of them names gets no second fault. `notes` precede those of the settings. `beside` is
+    the model of keys that the file may hold apart from them."""
     all_faults = list(faults)
     method = values.get("model_name")
     known = isinstance(method, str) and method in methods
@@ -66,12 +90,23 @@ def resolve(
     schema = settings_of(str(method)) if known else Experiment
     dropped = sorted(k for k in values if k in (WITHOUT_EFFECT | schema.ignored) and k not in schema.model_fields)
     checked = {k: v for k, v in values.items() if k not in dropped}
+    apart = {k: checked.pop(k) for k in list(checked) if k in beside.model_fields}
     if not known:  # the keys of an unknown method cannot be judged, the common ones can
-        union = {k for m in methods for k in settings_of(m).accepted_keys()} | schema.accepted_keys()
+        union = (
+            {k for m in methods for k in settings_of(m).accepted_keys()}
+            | schema.accepted_keys()
+            | beside.model_fields.keys()
+        )
         all_faults += [f"{k or shown(k)}: unknown key{nearest(k, union)}" for k in checked if k not in union]
         checked = {k: v for k, v in checked.items() if k in schema.model_fields}
 
     faulty = {fault.partition(":")[0] for fault in all_faults}
+    keys_beside: BaseModel = NothingBeside()
+    try:
+        keys_beside = beside.model_validate({k: v for k, v in apart.items() if k not in faulty})
+    except ValidationError as error:
+        for item in error.errors():
+            all_faults.append(_explain(item, apart[str(item["loc"][0])], beside, str(method), {}))
     settings: Experiment | None = None
     try:
         settings = schema.model_validate(checked)
@@ -80,7 +115,7 @@ def resolve(
             key = str(item["loc"][0])
             if key not in faulty:
                 others = {m: settings_of(m) for m in methods if m != method} if known else {}
-                all_faults.append(_explain(item, checked.get(key), schema, str(method), others))
+                all_faults.append(_explain(item, checked.get(key), schema, str(method), others, beside.model_fields))
             faulty.add(key)
         settings = _without_faulty(schema, checked, faulty)
     if settings is not None:
@@ -89,7 +124,7 @@ def resolve(
     if all_faults or settings is None:
         raise ConfigError(source, list(dict.fromkeys(all_faults)))
     ignored = [f"these keys have no effect for {method} and are ignored: {', '.join(dropped)}"] if dropped else []
-    return Resolved(settings, frozenset(checked), (*notes, *ignored, *settings.remarks()))
+    return Resolved(settings, frozenset(checked | apart), (*notes, *ignored, *settings.remarks()), keys_beside)
 
 
 def _without_faulty(schema: Schema, values: Mapping[str, Any], faulty: set[str]) -> Experiment | None:
@@ -136,15 +171,22 @@ EXPECTED = {
 }
 
 
-def _explain(item: Any, value: Any, schema: Schema, method: str, others: Mapping[str, Schema]) -> str:
+def _explain(
+    item: Any,
+    value: Any,
+    schema: type[BaseModel],
+    method: str,
+    others: Mapping[str, Schema],
+    beside: Iterable[str] = (),
+) -> str:
     """An error of pydantic as one line for the user."""
     key, kind = str(item["loc"][0]), item["type"]
-    if key in schema.only:
+    if issubclass(schema, Experiment) and key in schema.only:
         return f"{key}: {method} implements only {shown(schema.only[key])}; got {shown(value)}"
     if kind == "extra_forbidden":
         owners = [name for name, other in others.items() if key in other.accepted_keys()]
         belongs = f" of {method}, it belongs to {', '.join(owners)}" if owners else ""
-        return f"{key or shown(key)}: unknown key{belongs}{nearest(key, schema.model_fields)}"
+        return f"{key or shown(key)}: unknown key{belongs}{nearest(key, [*schema.model_fields, *beside])}"
     meaning = schema.model_fields[key].description or "see the method's file"
     if kind == "missing":
         return f"{key}: is missing ({meaning})"

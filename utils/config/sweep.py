@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,11 +92,13 @@ def resolve(
     resolve_one: Callable[..., Resolved],
     settings_of: Callable[[str], type[Experiment]],
     methods: Sequence[str],
+    beside: Collection[str] = (),
 ) -> Sweep:
     """All cells of `spec`, changes to the file's `values`. Raises ConfigError with every fault of every cell.
 
     `overrides` are keys of the command line, already in `values`: a sweep over one of them is a fault. Without `spec` (None)
-    there is one cell, the file as it is. `resolve_one(values, notes)` checks one cell."""
+    there is one cell, the file as it is. `resolve_one(values, notes)` checks one cell. `beside`
+    are the keys that the file may hold apart from the settings."""
     arms, faults = ([{}], []) if spec is None else changes_of(spec)
     swept = dict.fromkeys(key for arm in arms for key in arm)
     faults += [f"{key}: is in the sweep and on the command line; keep one" for key in swept if key in overrides]
@@ -111,7 +113,7 @@ def resolve(
     faults_of_cells: list[list[str]] = []
     labels = [label_of(arm, spec) for arm in arms]
     for arm, label in zip(arms, labels, strict=True):
-        changed, notes = apply(values, arm, settings_of, methods)
+        changed, notes = apply(values, arm, settings_of, methods, beside)
         try:
             resolved = resolve_one(changed, notes)
             cells.append(Cell(label, {k: v for k, v in changed.items() if k in resolved.given}, resolved))
@@ -168,6 +170,7 @@ def apply(
     arm: Mapping[str, Any],
     settings_of: Callable[[str], type[Experiment]],
     methods: Sequence[str],
+    beside: Collection[str] = (),
 ) -> tuple[dict[str, Any], list[str]]:
     """(the file's values with the changes of `arm`, notes).
 
@@ -180,7 +183,7 @@ def apply(
         merged = {k: v for k, v in merged.items() if k not in foreign}
         if foreign:
             notes.append(f"keys of {before} that {method} does not have are left out: {', '.join(foreign)}")
-    known = settings_of(method).accepted_keys() if method in methods else frozenset()
+    known = (settings_of(method).accepted_keys() if method in methods else frozenset()).union(beside)
     return {k: v for k, v in merged.items() if not (k in known and k in arm and v is None)}, notes
 
 

@@ -15,6 +15,7 @@ from utils.config import hashing
 from utils.config import resolve as config_resolve
 from utils.config import schema as config
 from utils.config.strict_json import ConfigError, parse_set, read_json
+from utils.engines.settings import Cluster
 
 ROOT = Path(__file__).resolve().parents[3]
 GOOD = {"model_name": "sema", "dataset": "digits", "init_cls": 2, "increment": 2}
@@ -47,6 +48,7 @@ def resolve(values, faults=()):
         methods=models.available(),
         backbones=catalogue.names,
         faults=faults,
+        beside=Cluster,
     )
 
 
@@ -302,9 +304,25 @@ def test_hash_ignores_where_and_how(key):
     assert resolve(GOOD | {key: other}).hash == resolve(GOOD).hash
 
 
+def test_keys_of_a_cluster_are_checked_beside_the_settings():
+    resolved = resolve(GOOD | {"slurm_gpus": 2, "slurm_setup": ["true"]})
+    assert (resolved.beside.slurm_gpus, resolved.beside.slurm_setup) == (2, ("true",))
+    assert "slurm_gpus" in resolved.given and "slurm_gpus" not in resolved.values
+    assert resolved.all_values["slurm_gpus"] == 2 and resolved.all_values["slurm_setup"] == ["true"]
+    assert sorted(faults_of(slurm_gpus="2", ray_cpu=1, slurm_cluster="slum", exp_threshold="x")) == sorted(
+        [
+            'slurm_gpus: a whole number is expected, written without quotes; got "2" (GPUs of each job)',
+            *faults_of(slurm_cluster="slum"),
+            *faults_of(exp_threshold="x"),
+            "ray_cpu: unknown key; did you mean 'ray_cpus' or 'ray_gpus'?",
+        ]
+    )
+    assert "must be 'slurm' or 'local'; did you mean 'slurm'?" in faults_of(slurm_cluster="slum")[0]
+
+
 def test_hash_sees_everything_else():
     schema, base = models.settings_of("sema"), resolve(GOOD).settings
-    assert schema.model_fields.keys() > hashing.NOT_HASHED
+    assert schema.model_fields.keys() | Cluster.model_fields.keys() > hashing.NOT_HASHED > Cluster.model_fields.keys()
     seen = {resolve(GOOD).hash}
     for key in schema.model_fields.keys() - hashing.NOT_HASHED:
         value = getattr(base, key)

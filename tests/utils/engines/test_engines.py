@@ -20,6 +20,7 @@ from tests.helpers import slurm
 from utils import engines
 from utils.engines import jobs as pool
 from utils.engines import slurm as engine_slurm
+from utils.engines.settings import Cluster
 
 ROOT = Path(__file__).resolve().parents[3]
 BASE = {
@@ -78,11 +79,7 @@ def jobs_of(place, *steps, resume="auto", **needs):
 
 def keys(**given):
     """The keys for clusters, resolved."""
-    from models import settings_of
-
-    return engines.keys_of(
-        settings_of("simplecil")(**{**BASE, "seed": (1,)}, slurm_cpus=1, **given).model_dump(mode="json")
-    )
+    return Cluster(slurm_cpus=1, **given).model_dump(mode="json") | {"device": "auto"}
 
 
 def starts(job):

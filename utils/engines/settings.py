@@ -1,0 +1,54 @@
+"""What an experiment file may say about the cluster that `--engine slurm` or `--engine ray` sends its runs to.
+
+These keys stand in the file beside the method's keys. They decide where a run happens and nothing that it computes, so they
+are neither in its hash nor in its config.json.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+class Cluster(BaseModel):
+    """The keys of SLURM and Ray."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    slurm_cluster: Literal["slurm", "local"] = Field(
+        "slurm", description="with --engine slurm: local starts the jobs on this machine without SLURM, to try it out"
+    )
+    slurm_partition: str | None = Field(None, description="partition (sbatch --partition); null: the cluster's default")
+    slurm_time: int = Field(
+        1440,
+        ge=3,
+        description="minutes a job may take; a run that needs more is saved and queued again, two minutes before the end",
+    )
+    slurm_gpus: int = Field(0, ge=0, description="GPUs of each job")
+    slurm_cpus: int = Field(4, ge=1, description="CPU cores of each job")
+    slurm_mem_gb: int | None = Field(None, ge=1, description="memory of each job, GB; null: the cluster's default")
+    slurm_account: str | None = Field(None, description="account that is charged (sbatch --account)")
+    slurm_qos: str | None = Field(None, description="quality of service (sbatch --qos)")
+    slurm_array_parallelism: int = Field(256, ge=1, description="most jobs of an array that run at the same time")
+    slurm_setup: tuple[str, ...] = Field(
+        (), description="shell lines a job begins with, such as module load cuda or the activation of an environment"
+    )
+    slurm_extra: dict[str, str | int] = Field(
+        {}, description='further options of sbatch, as {"constraint": "a100"} for --constraint=a100'
+    )
+    ray_address: str | None = Field(
+        None, description="running Ray cluster; null: RAY_ADDRESS, else one on this machine for the time of the sweep"
+    )
+    ray_gpus: float | None = Field(
+        None,
+        ge=0,
+        description="GPUs of each run, 0.5 for two on one; null: 1 where the cluster has GPUs and device allows",
+    )
+    ray_cpus: float = Field(1, gt=0, description="CPU cores of each run")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: Any) -> Any:
+        """JSON has lists where the settings, being frozen, have tuples."""
+        return tuple(value) if isinstance(value, list) else value
