@@ -88,7 +88,7 @@ def _prepare(swept: Sweep, args: argparse.Namespace, files: list[Path]) -> None:
     for cell, file in zip(swept.cells, files, strict=True):
         file.parent.mkdir(parents=True, exist_ok=True)
         storage.write_json(file, cell.values)
-    remarks = [engines.remarks(args.engine, engines.keys_of(c.resolved.values), args.jobs) for c in swept.cells]
+    remarks = [engines.remarks(args.engine, engines.keys_of(c.resolved.all_values), args.jobs) for c in swept.cells]
     for note in swept.gather([[*c.resolved.notes, *more] for c, more in zip(swept.cells, remarks, strict=True)]):
         print(f"warning: {note}", file=sys.stderr)
 
