@@ -175,7 +175,7 @@ class Learner(Base):
         sketch, totals = self.sketch(), []
         for _ in range(2):
             sketch._grow()
-            totals.append(count(sketch.trainable()))
+            totals.append(count(sketch.trainable()) - len(self.magnitudes))
         head = count(list(self.head.parameters()))
         return [
             ("first task", totals[0]),

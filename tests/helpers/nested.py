@@ -9,6 +9,7 @@ from torch import nn
 
 import models
 from backbone import catalogue
+from backbone.blocks import Slot
 from tests.helpers.methods import images_of
 from tests.helpers.toy import toy_stream
 from utils.config import resolve
@@ -46,14 +47,14 @@ def state(learner):
     return {k: v.clone() for k, v in learner.own_state().items()}
 
 
-class Sum(nn.Module):
+class Sum(Slot):
     """The plain sum of some adapters."""
 
     def __init__(self, adapters):
         super().__init__()
         self.adapters = nn.ModuleList(adapters)
 
-    def forward(self, x):
+    def forward(self, x, gates=None):
         return sum(adapter(x) for adapter in self.adapters)
 
 
