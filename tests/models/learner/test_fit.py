@@ -163,3 +163,24 @@ def test_a_recipe_replaces_optimizer_decay_and_schedule(toy_learner):
             optimizer.step()
             scheduler.step()
         assert rates == [0.5, 0.25]
+
+
+@pytest.mark.parametrize("returned", [(torch.tensor(1.0), None), Loss(torch.ones(2)), None])
+def test_a_step_that_returns_no_loss_is_told_what_was_expected(returned, toy_learner):
+    learner, task = toy_learner("finetune"), toy_stream().task(0)
+    with pytest.raises(TypeError, match=r"at task 1, phase func, epoch 1, step 1: expected is Loss\(total"):
+        fit(learner, task, lambda *_: returned, learner.trainable(), phase="func", epochs=1, lr=0.1)
+
+
+def test_terms_are_columns_and_what_a_step_remembers_comes_back(toy_learner):
+    learner, task = toy_learner("finetune"), toy_stream().task(0)  # 20 images: batches of 8, 8 and 4
+
+    def step(images, labels):
+        total = learner.head(learner.backbone(images)).square().mean()
+        return Loss(total, None, {"half": total / 2}, {"labels": labels})
+
+    fitted = fit(learner, task, step, learner.trainable(), phase="func", epochs=2, lr=0.1)
+    assert [len(labels) for labels in fitted.remembered["labels"]] == [8, 8, 4] * 2
+    rows = [json.loads(line) for line in (learner.log.folder / "metrics.jsonl").read_text().splitlines()]
+    epochs = [row for row in rows if row["kind"] == "epoch"]
+    assert [row["half"] for row in epochs] == pytest.approx([row["loss"] / 2 for row in epochs], rel=1e-6)
