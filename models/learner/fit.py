@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.learner.base import Learner
-from models.learner.groups import Group, Recipe, optimizer_for
+from models.learner.groups import Group, Recipe, grouped, log_groups, optimizer_for
 from models.learner.losses import Loss
 from models.learner.phase import Phase, Stateful
 from models.learner.table import Table
@@ -69,8 +69,8 @@ def fit(
     run continues. Raises ValueError before the optimizer steps if the loss or a gradient is not finite, TypeError if `step`
     returns no Loss, and Interrupted on SIGTERM and SIGINT, with the step done and saved.
     """
-    groups = _grouped(parameters, phase, lr)
-    _log_groups(learner, groups, task, phase)
+    groups = grouped(parameters, phase, lr)
+    log_groups(learner, groups, task, phase)
     optimizer, scheduler = optimizer_for(learner, groups, learner.cfg, epochs=epochs, recipe=recipe)
     run = Phase(learner, optimizer, scheduler, groups, stateful)
     fixed = [(parameter, span, parameter.detach().clone()) for parameter, span in rows]
@@ -252,29 +252,3 @@ def _log_epoch(learner: Learner, task: Task, run: Phase, phase: str, epochs: int
         seconds=run.spent,
     )
     return {"loss": f"{mean:.4f}", **({"acc": f"{100 * accuracy:.1f}"} if accuracy is not None else {})}
-
-
-def _grouped(parameters: Sequence[nn.Parameter] | Sequence[Group], phase: str, lr: float | None) -> list[Group]:
-    chosen = list(parameters)
-    if all(isinstance(item, Group) for item in chosen):
-        return [g for g in chosen if isinstance(g, Group)]
-    assert lr is not None, "plain parameters need a rate"
-    return [Group(phase, [p for p in chosen if isinstance(p, nn.Parameter)], lr)]
-
-
-def _log_groups(learner: Learner, groups: Sequence[Group], task: Task, phase: str) -> None:
-    """Logs each group with its rate and size, in the first task also on the console."""
-    if len(groups) < 2:
-        return
-    facts: list[dict[str, Any]] = [
-        {"group": g.name, "lr": g.lr, "parameters": sum(p.numel() for p in g.parameters), "interval": g.interval}
-        for g in groups
-    ]
-    learner.log.row("groups", task=task.index, phase=phase, groups=facts)
-    if task.index == 0:
-        texts = [
-            f"{f['group']} {f['parameters']:,} at rate {f['lr']:g}"
-            + (f" every {f['interval']} steps" if f["interval"] > 1 else "")
-            for f in facts
-        ]
-        learner.log.info(f"parameter groups of phase {phase}: {', '.join(texts)}")

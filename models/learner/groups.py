@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.config.schema import Trained
+from utils.data.tasks import Task
 
 
 @dataclass
@@ -132,3 +133,30 @@ def planned(parts: Sequence[Group] | Sequence[nn.Parameter]) -> list[tuple[str, 
         frozen = (f"  {group.name} is frozen: its rate is 0", 0)
         lines.append((f"  of these {group.name}, rate {group.lr:g}", count([group])) if group.lr > 0 else frozen)
     return lines
+
+
+def grouped(parameters: Sequence[nn.Parameter] | Sequence[Group], phase: str, lr: float | None) -> list[Group]:
+    """Groups as they are; plain parameters as one group with rate `lr`."""
+    chosen = list(parameters)
+    if all(isinstance(item, Group) for item in chosen):
+        return [g for g in chosen if isinstance(g, Group)]
+    assert lr is not None, "plain parameters need a rate"
+    return [Group(phase, [p for p in chosen if isinstance(p, nn.Parameter)], lr)]
+
+
+def log_groups(learner: Any, groups: Sequence[Group], task: Task, phase: str) -> None:
+    """Logs each group with its rate and size, in the first task also on the console."""
+    if len(groups) < 2:
+        return
+    facts: list[dict[str, Any]] = [
+        {"group": g.name, "lr": g.lr, "parameters": sum(p.numel() for p in g.parameters), "interval": g.interval}
+        for g in groups
+    ]
+    learner.log.row("groups", task=task.index, phase=phase, groups=facts)
+    if task.index == 0:
+        texts = [
+            f"{f['group']} {f['parameters']:,} at rate {f['lr']:g}"
+            + (f" every {f['interval']} steps" if f["interval"] > 1 else "")
+            for f in facts
+        ]
+        learner.log.info(f"parameter groups of phase {phase}: {', '.join(texts)}")
