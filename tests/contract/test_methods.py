@@ -58,7 +58,8 @@ def test_a_sample_alone_scores_as_in_a_batch(method, head, toy_learner):
     with torch.no_grad():
         together = learner.logits(images)
         alone = torch.cat([learner.logits(image[None]) for image in images])
-    torch.testing.assert_close(alone, together, rtol=0, atol=1e-8)  # float64, up to what a ridge solve amplifies
+    # in float64; scores of a ridge head carry weights that a solve of large condition has made large
+    torch.testing.assert_close(alone, together, rtol=0, atol=1e-8 if head == "ridge" else 1e-10)
 
 
 @pytest.mark.parametrize("method", METHODS)
