@@ -1,4 +1,4 @@
-"""The methods, one file each: `models/<name>.py` holds a `Settings` and a `Learner` and is found by its name.
+"""The methods, one file each: `models/<name>.py` holds a `Settings` and a `Learner`; its name is the method's name.
 
 May import models.learner, models.families, models.settings, backbone with its packages, utils.config, utils.data,
 utils.process and utils.text; never another method, utils.run, the report or a command.

@@ -2,8 +2,9 @@
 
 Blocks in `g_prompt_layer_idx` read a prefix that all images share, those in `e_prompt_layer_idx` one that the image's query
 selects from a pool, with one set of keys for all layers. Trains both, the keys and a linear head. With `batchwise_prompt`,
-`scrambled_e_prompt` and `decay_other_rows` it is LAMDA-PILOT's to rounding (tests/contract/parity); without, each image has a
-choice of its own and the keys and values that were meant. Shapes: B batch, D width, L length of a prompt, K chosen prompts.
+`scrambled_e_prompt` and `decay_other_rows` it is LAMDA-PILOT's to rounding (tests/contract/parity); without, prompts are
+chosen for each image alone, and it reads the keys and values of those prompts. Shapes: B batch, D width, L length of a
+prompt, K chosen prompts.
 """
 
 from __future__ import annotations

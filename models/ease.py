@@ -1,7 +1,7 @@
 """EASE: an adapter set and a feature subspace for every task, and one prototype classifier over all subspaces.
 
 Zhou et al., CVPR 2024, "Expandable Subspace Ensemble for Pre-Trained Model-Based Class-Incremental Learning" (arXiv
-2403.12030). Each task trains fresh adapters with a cosine head of its own classes, which is then dropped; its classes get
+2403.12030). Each task trains fresh adapters with a cosine head of the task's classes, which is then dropped; its classes get
 their means in every subspace so far, and old classes, whose images are gone, get theirs in the new subspace from similar new
 classes (backbone/heads/subspaces.py). S subspaces cost S passes, each once a run (models/families/spaces.py).
 tests/contract/parity holds it to the authors' code. Shapes: B batch, D width, S subspaces.

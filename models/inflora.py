@@ -7,9 +7,9 @@ backbone/adapters/gradient_memory.py),
 and only B_t and the task's rows of the head are trained. All updates act on every image: no task id is needed.
 
 Departures from the authors' code, each with a key that brings it back: Adam's cosine begins to fall with the second epoch
-(`late_schedule`), and after the first task as many directions are kept as the threshold asks for, or the rest where these
-are more than half (`short_first_basis`). Without a key: directions that nothing excites are 0 instead of arbitrary, and a
-k-means whose centres were never used is left out. Shapes: B batch, N tokens, D width, R rank.
+(`late_schedule`), and after the first task the memory holds as many directions as the threshold asks for, or the rest
+where these are more than half (`short_first_basis`). Without a key: directions that nothing excites are 0 instead of
+arbitrary, and a k-means whose centres were never used is left out. Shapes: B batch, N tokens, D width, R rank.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """L2P: prompts that an image's query selects from a pool, as input tokens (Wang et al., CVPR 2022, arXiv 2112.08654).
 
 Trains the pool, its keys and a linear head; the ViT is frozen. With `batchwise_prompt` and `decay_other_rows` it is
-LAMDA-PILOT's to rounding (tests/contract/parity). Departure from that code by default: each image has its own choice, in
-training and testing, where PILOT takes a vote over the batch.
+LAMDA-PILOT's to rounding (tests/contract/parity). Departure from that code by default: prompts are chosen for
+each image alone, in training and testing, where PILOT takes a vote over the batch.
 Shapes: B batch, N tokens, D width, L length of a prompt, K chosen prompts.
 """
 

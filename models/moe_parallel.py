@@ -141,13 +141,13 @@ class Learner(Base):
         self._selections: list[dict[str, Any]] = []
 
     def heads(self) -> list[LinearHead]:
-        """One head for all, or K; predictions are made with the first."""
+        """One head for all experts, or K heads; the first one predicts."""
         return [self.head, *(head for head in self.other_heads if isinstance(head, LinearHead))]
 
     # Learning ------------------------------------------------------------------------------------------------------
 
     def learn(self, task: Task) -> None:
-        """All K experts on each batch, or the task's own; then the selection on what was held out of the training data."""
+        """Trains all K experts on each batch, or the task's expert alone; then selects the winner on held-out images."""
         self.seen = task.total
         self._selections = []
         train, held = self._divide(task)
@@ -197,7 +197,7 @@ class Learner(Base):
         fit(self, task, step, groups, phase="func", epochs=cfg.epochs, data=data, rows=rows)
 
     def _groups(self, experts: list[int], shared_by: int) -> list[Group]:
-        """Slow, each expert at its own rate, and the heads; gradients of what branches share are divided by `shared_by`."""
+        """Groups of slow, each expert (rates may differ) and the heads; gradients of shared ones are divided by `shared_by`."""
         cfg, heads = self.cfg, self.heads()
         multipliers = cfg.multipliers() if cfg.moe_mode == "parallel" else (1.0,) * cfg.num_experts
         adapters = list(nested.nested_of(self, self.layers).values())
@@ -215,24 +215,25 @@ class Learner(Base):
 
     @torch.no_grad()
     def _select(self, task: Task, held: TaskData, split: str) -> None:
-        """The expert with the highest accuracy wins; equal ones are told apart by their loss, then the first wins.
+        """The expert with the highest accuracy wins; a tie goes to the lower loss, then to the lower number.
 
-        Among all classes seen, as the linear head predicts. Where class statistics predict, the linear head is only how
-        the experts were trained, so there it judges among the task's own classes; on test data always among all."""
+        Accuracy is measured among all classes seen, as the linear head predicts. Where class statistics predict, the
+        linear head only served to train the experts, so it is measured among the task's classes; on test data always
+        among all classes seen."""
         cfg, count = self.cfg, self.cfg.num_experts
         first = 0 if cfg.head == "linear" or self.uses_test else task.first
         self.eval()
         right, loss = torch.zeros(count, dtype=torch.long), torch.zeros(count, dtype=torch.float64)
         device = self.head.weight.device
-        # one pass alone costs less than keeping the whole task: the cache computes classes, and this is a tenth of each
+        # the cache computes whole classes, of which the held-out images are a small share: one pass without it costs less
         again = self.uses_test or self.statistics is not None or cfg.head_recalibration
         size = max(cfg.eval_batch_size // count, 1)
 
         def by_sample(images: Tensor | Activations) -> Tensor:
             return self._branch_scores(images, count).transpose(0, 1)  # [B, K, C]
 
-        for found, labels in self.outputs(by_sample, held, size, augment=False, shuffle=False, keep=again):
-            scores = found.transpose(0, 1)[..., first : task.total]
+        for scores_by_sample, labels in self.outputs(by_sample, held, size, augment=False, shuffle=False, keep=again):
+            scores = scores_by_sample.transpose(0, 1)[..., first : task.total]
             truth = (labels - first).to(device).expand(count, -1)
             right += (scores.argmax(-1) == truth).sum(1).cpu()
             losses = F.cross_entropy(scores.flatten(0, 1), truth.flatten(), reduction="none")

@@ -45,7 +45,7 @@ class Learner(Base):
         return [*nested.nested_groups(self.cfg, adapters), head]
 
     def learn(self, task: Task) -> None:
-        """Slow and fast together, each at its own rate, on the cross-entropy among the task's classes."""
+        """Trains slow and fast together, at separate rates, on the cross-entropy among the task's classes."""
         self.seen = task.total
         for adapter in nested.nested_of(self, self.layers).values():
             adapter.use("combined")

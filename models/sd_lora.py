@@ -6,7 +6,7 @@ trains B_t and A_t, all magnitudes s_0 .. s_t, one a task for all layers, and it
 before are frozen directions of unit size. All act on every image: no task id is needed.
 
 Departure from the authors' code: there all magnitudes start again at 0.8 in each task and every pair of factors is divided
-by its own norms, so that the function just learned changes at once (`restart_magnitudes` brings that back). Here magnitudes
+by the pair's norms, so that the function just learned changes at once (`restart_magnitudes` brings that back). Here magnitudes
 are carried over, and a task's factors are divided by one number, the mean size over all of them, that its magnitude takes in:
 the next task starts from the function as it was learned. The orthogonality term that the authors' code computes and never
 adds to the loss is left out. Shapes: B batch, N tokens, D width, R rank, T tasks.

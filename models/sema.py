@@ -355,8 +355,8 @@ class Learner(Base):
             means = self.backbone.mean_tokens(images, descriptors)
             return {layer: descriptor(means[layer]) for layer, descriptor in descriptors.items()}
 
-        for found, _ in self.outputs(losses, task.train, self.cfg.detect_batch_size, draw=draw):
-            for layer, of_layer in found.items():
+        for losses_by_layer, _ in self.outputs(losses, task.train, self.cfg.detect_batch_size, draw=draw):
+            for layer, of_layer in losses_by_layer.items():
                 batches[layer].append(of_layer)
         for layer, descriptor in descriptors.items():
             descriptor.observe(batches[layer])
@@ -382,7 +382,7 @@ class Learner(Base):
         super().consolidate(task)
 
     def _use(self, part: Active) -> None:
-        """What of nested adapters acts from now on."""
+        """Sets which part of every nested adapter is evaluated from now on."""
         for slot in map(self._layer, range(self.backbone.depth)):
             for adapter in slot.adapters:
                 if isinstance(adapter, NestedLoRAAdapter):
@@ -414,9 +414,9 @@ class Learner(Base):
         if self.is_nested:
             self.unmerged = [(layer, index) for layer, index in structure["unmerged"]]
             for layer, ranks in enumerate(structure["ranks"]):
-                for adapter, own in zip(self._layer(layer).adapters, ranks, strict=True):
+                for adapter, ranks_of_adapter in zip(self._layer(layer).adapters, ranks, strict=True):
                     assert isinstance(adapter, NestedLoRAAdapter)
-                    adapter.resize(own)
+                    adapter.resize(ranks_of_adapter)
             self._use(self.cfg.nested_lora_eval)
 
     def planned_parameters(self) -> list[tuple[str, int]]:

@@ -1,8 +1,8 @@
 """SLCA: the whole backbone is trained, slowly; then the classifier is aligned on features drawn from each class's Gaussian.
 
 Zhang et al., ICCV 2023, arXiv 2303.05118, in LAMDA-PILOT's form; facts of its code from tests/fixtures/parity/slca. The slow
-learner: the ViT trains at a small part of the head's rate, on cross-entropy among the task's own classes. Then mean and
-covariance of each new class's features are kept, and never renewed. The alignment, from the second task on: all rows of the
+learner: the ViT trains at a small part of the head's rate, on cross-entropy among the task's classes. Then mean and
+covariance of each new class's features are stored, and never renewed. The alignment, from the second task on: all rows of the
 head are trained on features drawn from all classes' Gaussians, whose means are shrunk, the oldest most, with normalised
 logits. Predictions come from the aligned head; the next task starts from the head as it was before.
 

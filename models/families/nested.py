@@ -135,7 +135,7 @@ def merge(
     of the fast expert."""
     cfg: NestedSettings = learner.cfg
     path = [*range(len(nested.middle) + 1), len(nested.middle) + 1 + expert]
-    found = []
+    rows: list[dict[str, Any]] = []
     # of all pairs before the first merge, which empties the level that the next pair starts from
     parts = [nested.adapters()[position] for position in path] if nested.fast else []
     total = sum(size(part(x)) for part in parts)
@@ -167,8 +167,8 @@ def merge(
             facts |= {"slow_norm_after": norm(after), "fast_norm_after": norm(above)}
             facts |= {"slow_output_after": size(after(x)), "fast_output_after": size(above(x))}
         learner.log.row("consolidation", task=task.index, **facts)
-        found.append(facts)
-    return found
+        rows.append(facts)
+    return rows
 
 
 def log_merges(learner: Learner, task: Task, merges: Mapping[Any, Sequence[Mapping[str, Any]]]) -> None:
@@ -191,7 +191,7 @@ def log_merges(learner: Learner, task: Task, merges: Mapping[Any, Sequence[Mappi
 
 
 def recalibrate(learner: Learner, task: Task, epochs: int) -> None:
-    """Refits the task's own rows of the linear head on the merged features of its training images (test transform).
+    """Refits the task's rows of the linear head on the merged features of its training images (test transform).
 
     A merge with alpha other than 1, or one that is not exact, changes the function the head was trained on."""
 

@@ -1,4 +1,4 @@
-"""What the prompt methods share: an image's query from the model without prompts, kept where it can be, and how a pool learns.
+"""What the prompt methods share: an image's query from the model without prompts, cached where possible, and how a pool learns.
 
 Shapes: B batch, D width, S prompts of a pool, K chosen of them.
 """
@@ -27,8 +27,8 @@ from utils.process import parallel, stopwatch
 class PromptLearner(Base):
     """A learner whose prompts depend on an image's query: its pooled feature in the backbone without prompts, [B, D].
 
-    That never changes, so it is kept beside the prefix (prefix_cache), D numbers an image; what cannot be kept, as of freshly
-    augmented images, is computed in a pass of its own."""
+    That never changes, so it is cached beside the prefix (prefix_cache), D numbers an image; the queries that cannot be
+    cached, as of freshly augmented images, take a separate pass."""
 
     _queries: PrefixCache | None = None
 

@@ -1,6 +1,6 @@
 """What APER and EASE share: predictions from several feature spaces of one backbone, which stay as they are once learned.
 
-So un-augmented images pass each of them once in a run, and only finished features are kept (`prefix_cache`): after task t of T
+So un-augmented images pass each space once in a run, and only finished features are stored (`prefix_cache`): after task t of T
 EASE makes one pass over earlier test images, not t. Shapes: B batch, D width, S subspaces.
 """
 
@@ -60,7 +60,7 @@ class SpacesLearner(Base):
         return super()._batches(data, size, augment=augment, keep=keep, **how)
 
     def _space(self, number: int) -> Space:
-        """The backbone with this adapter set alone in its slots, and what is kept of it."""
+        """The backbone with this adapter set alone in its slots, and the cache of its features."""
         if number not in self._spaces:
             alone = self.backbone.without_slots()
             if number != PLAIN:

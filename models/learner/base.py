@@ -114,7 +114,7 @@ class Learner(ClassStatistics):
         return planned(self.trainable())
 
     def selections(self) -> list[dict[str, Any]]:
-        """Choices that the current task made on held-out training data, for results.json; empty without any."""
+        """Choices of the current task on held-out training data, for results.json; empty without any."""
         return []
 
     # What a method uses ----------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def fit(
 
     `parameters` are groups, or plain parameters that form one group with rate `lr`. `step(images, labels)` returns a Loss.
     `phase` names the training in the log and in checkpoints, and its random draws.
-    `data`: None for the task's own images; other TaskData, augmented and shuffled alike; a Table of features; or a function
+    `data`: None for the task's images; other TaskData, augmented and shuffled alike; a Table of features; or a function
     of the epoch that gives one of them, the same whenever it is called. `drop_last` leaves an incomplete last batch out.
     `rows`: pairs (parameter, its rows that learn); after each step all its other rows get their old values back, which
     momentum and weight decay would change. `recipe` replaces the settings' optimizer and schedule.
@@ -161,9 +161,9 @@ def _take_step(
 def _checked(loss: Any, run: Phase, where: str) -> Loss:
     """Raises TypeError or ValueError, in a sentence, for what no step may return."""
     if not isinstance(loss, Loss) or not isinstance(loss.total, Tensor) or loss.total.dim():
-        found = f"a Loss whose total is {type(loss.total).__name__}" if isinstance(loss, Loss) else type(loss).__name__
+        kind = f"a Loss whose total is {type(loss.total).__name__}" if isinstance(loss, Loss) else type(loss).__name__
         raise TypeError(
-            f"step returned {found} at {where}: expected is Loss(total, correct, terms, remember) with a scalar tensor as "
+            f"step returned {kind} at {where}: expected is Loss(total, correct, terms, remember) with a scalar tensor as "
             "total, as cross_entropy_among returns it"
         )
     if taken := [name for name in loss.terms if name in COLUMNS]:
@@ -171,7 +171,7 @@ def _checked(loss: Any, run: Phase, where: str) -> Loss:
     if run.losses and loss.terms.keys() != run.terms.keys():
         raise ValueError(
             f"step returned the loss terms {list(loss.terms)} at {where} and {list(run.terms)} before: expected are the "
-            "same names at every step of a phase, with a zero where a term does not act"
+            "same names at every step of a phase, with a zero where a term has no effect"
         )
     return loss
 

@@ -1,4 +1,4 @@
-"""Parameter groups, each with its own rate and step interval, and the optimizer over them."""
+"""Parameter groups, each with a rate and a step interval, and the optimizer over them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training images held out of a task's training, for a choice that test data must not make."""
+"""Training images held out of a task's training, for a choice that must not use test data."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ def hold_out(
         return data, None
     _, held = data.subset(torch.nonzero(spares).flatten()).split(ratio, draw)
     learner.log.row("held_out", task=task.index, purpose=purpose, samples=held.rows.tolist())
-    kept = torch.isin(torch.from_numpy(data.rows), torch.from_numpy(held.rows), invert=True)
-    return data.subset(torch.nonzero(kept).flatten()), held
+    trained_on = torch.isin(torch.from_numpy(data.rows), torch.from_numpy(held.rows), invert=True)
+    return data.subset(torch.nonzero(trained_on).flatten()), held

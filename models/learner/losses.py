@@ -21,7 +21,7 @@ class Loss:
     `total`: the scalar whose gradient is taken. `correct`: how many of the batch are right, a scalar; None without scores.
     `terms`: the parts of `total` by name, scalars as they enter it; their mean over an epoch is logged under that name. All
     steps of a phase give the same names; `task_loss` is usual for the cross-entropy.
-    `remember`: tensors [B, ...] by name, one row a sample; `fit` returns those of all steps."""
+    `remember`: tensors [B, ...] by name, one row per sample; `fit` returns those of all steps."""
 
     total: Tensor
     correct: Tensor | None = None
@@ -39,5 +39,5 @@ def cross_entropy_among(scores: Tensor, labels: Tensor, first: int, total: int) 
 
 
 def rows_of(task: Task, *heads: nn.Module) -> list[tuple[nn.Parameter, range]]:
-    """For `fit(rows=...)`: each parameter of the heads with the rows of the task's own classes."""
+    """For `fit(rows=...)`: each parameter of the heads with the rows of the task's classes."""
     return [(p, range(task.first, task.total)) for head in heads for p in head.parameters()]

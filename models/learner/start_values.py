@@ -10,7 +10,7 @@ from utils.process.seeds import named_generator
 
 
 class Initialiser(Protocol):
-    """Sets the start values of a module that is known by `name`; each name has its own random draw."""
+    """Sets the start values of a module that is known by `name`; each name has a separate random draw."""
 
     def __call__(self, name: str, module: nn.Module) -> None: ...
 
