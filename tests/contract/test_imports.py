@@ -26,7 +26,7 @@ FLOORS = {
     "utils.run": "utils.config utils.evaluation utils.data utils.process utils.files utils.text",
     "utils.report": "utils.run utils.config utils.evaluation utils.data utils.process utils.files utils.text",
     "utils.compare": "utils.report utils.run utils.config utils.evaluation utils.files utils.text",
-    "utils.engines": "utils.config utils.files utils.text",
+    "utils.engines": "utils.config utils.files utils.process utils.text",
     "backbone": "utils.config utils.data utils.files utils.process utils.text",
     "backbone.adapters": "backbone utils.config utils.files utils.text",
     "backbone.experts": "backbone backbone.adapters utils.process",

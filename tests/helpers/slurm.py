@@ -1,4 +1,4 @@
-"""A real SLURM of one node on this machine, in a folder of its own, for tests: munged, slurmctld and slurmd from Debian."""
+"""A real SLURM of one node on this machine, in one folder, for tests: munged, slurmctld and slurmd from Debian."""
 
 from __future__ import annotations
 

@@ -299,7 +299,7 @@ def test_failures_are_collected_and_stop_none_of_the_others(tmp_path, capsys):
     ]
     local.run(jobs, 2, lambda folder: 87.125)
     assert [j.state for j in jobs] == ["failed", "failed", "failed", "done", "done"]
-    assert jobs[0].reason.startswith("exit 3: it said nothing")
+    assert jobs[0].reason.startswith("exit 3: it printed nothing")
     assert jobs[1].reason.startswith("exit 2: error: no such thing") and str(jobs[1].console) in jobs[1].reason
     assert jobs[2].reason.startswith("interrupted, resumable")
     assert jobs[3].accuracy == 87.125 and jobs[3].console.read_text().strip() == os.environ.get(

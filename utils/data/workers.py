@@ -6,12 +6,13 @@ No result depends on the number of processes. Images stored on a GPU are transfo
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from utils.process.machine import cores
 
 # Share of a GPU's whole memory for the training images, and again for the test images. Not of the free memory, which
 # changes from moment to moment.
@@ -25,11 +26,6 @@ def fits(size: int, device: torch.device | None) -> bool:
     if device is None or device.type != "cuda":
         return False
     return size <= SHARE * torch.cuda.mem_get_info(device)[1]
-
-
-def cores() -> int:
-    """The number of CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def workers_for(decode: float, step: float, most: int) -> int:

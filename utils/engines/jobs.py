@@ -1,4 +1,4 @@
-"""Runs as processes of their own, some at a time, with one live table; a failure stops none of the others."""
+"""What every engine needs: a job and its end, interruptions, and the live table of a sweep."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NOTICES = ("SIGINT", "SIGTERM", "SIGHUP")
 
 @dataclass
 class Job:
-    """One run: `cell` labels its row, `folder` is its run folder, `console` gets what it prints."""
+    """One run: `cell` labels its row, `folder` is its run folder, its output goes to the file `console`."""
 
     cell: str
     seed: int
@@ -39,7 +39,9 @@ class Job:
 
 @contextlib.contextmanager
 def notices() -> Iterator[list[int]]:
-    """Collects interruptions instead of raising them, so that none falls between two steps; what is ignored stays so."""
+    """Collects interruptions in a list instead of raising them, so that none comes between two steps.
+
+    Signals that this process ignores are still ignored."""
     seen: list[int] = []
     numbers = [getattr(signal, name) for name in _NOTICES if hasattr(signal, name)]
     before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
@@ -53,7 +55,9 @@ def notices() -> Iterator[list[int]]:
 
 
 def end(job: Job, code: int, accuracy_of: Callable[[Path], float | None], why: str = "") -> None:
-    """The job has ended with `code`; `why` is what is known of it where the run itself could say nothing."""
+    """Sets accuracy, state and reason of a job that ended with exit code `code`.
+
+    `why` is the reason an engine knows where the run itself could not print one."""
     job.accuracy = accuracy_of(job.folder) if code == 0 or why else None
     job.state = "failed" if code and job.accuracy is None else "done"
     if job.state == "failed":
@@ -61,7 +65,7 @@ def end(job: Job, code: int, accuracy_of: Callable[[Path], float | None], why: s
         lines = CONTROL.sub("", printed).splitlines()
         errors = [line for line in lines if line.startswith("error: ")] or [line for line in lines if line.strip()]
         what = why or ("interrupted, resumable" if code == 75 else f"exit {code}")
-        job.reason = f"{what}: {errors[-1] if errors else 'it said nothing'} (all it printed: {job.console})"
+        job.reason = f"{what}: {errors[-1] if errors else 'it printed nothing'} (full output: {job.console})"
 
 
 def sentence(job: Job, jobs: Sequence[Job]) -> str:
@@ -74,17 +78,17 @@ def sentence(job: Job, jobs: Sequence[Job]) -> str:
 def table(jobs: Sequence[Job], seconds: float, columns: int) -> list[str]:
     """Lines of the live table: a row for each cell with the states of its runs and the mean last accuracy so far.
 
-    Labels too long for the terminal lose their beginning: cells of a grid differ at the end."""
+    Labels too long for the terminal are cut at the beginning, since cells of a grid differ at the end."""
     cells: dict[str, list[Job]] = {}
     for job in jobs:
         cells.setdefault(job.cell, []).append(job)
     width = min(max(map(len, cells)), max(columns - 34, 8))
     lines = [f"{'cell':<{width}} {'done':>7} {'running':>8} {'failed':>7} {'last':>7}"]
-    for cell, own in cells.items():
-        states = [job.state for job in own]
-        known = [job.accuracy for job in own if job.accuracy is not None]
+    for cell, jobs_of_cell in cells.items():
+        states = [job.state for job in jobs_of_cell]
+        known = [job.accuracy for job in jobs_of_cell if job.accuracy is not None]
         last = number(sum(known) / len(known) if known else None)
-        done = f"{states.count('done')}/{len(own)}"
+        done = f"{states.count('done')}/{len(jobs_of_cell)}"
         name = cell if len(cell) <= width else f"..{cell[2 - width :]}"
         lines.append(f"{name:<{width}} {done:>7} {states.count('running'):>8} {states.count('failed'):>7} {last:>7}")
     ended = sum(job.state in ("done", "failed") for job in jobs)
@@ -92,7 +96,7 @@ def table(jobs: Sequence[Job], seconds: float, columns: int) -> list[str]:
 
 
 class Board:
-    """A block of lines rewritten in place on a terminal; elsewhere only the sentences on each ended run are printed."""
+    """Rewrites a block of lines in place on a terminal; elsewhere it prints only a sentence for each ended run."""
 
     def __init__(self, stream: TextIO):
         self.stream, self.live = stream, stream.isatty() and os.environ.get("TERM") != "dumb"
@@ -100,12 +104,12 @@ class Board:
         self._time = 0.0
 
     def line(self, text: str) -> None:
-        """A line that stays, above the block."""
+        """Prints a line that stays, above the block."""
         self._write(f"{self._up()}{text}\n")
         self._shown = []  # the block is drawn anew below
 
     def show(self, lines: Sequence[str]) -> None:
-        """The block, cut to the terminal: too long a table shows its head and its last line."""
+        """Draws the block, cut to the terminal: too long a table shows its first rows and its last line."""
         if not self.live:
             return
         size = shutil.get_terminal_size()

@@ -12,27 +12,27 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from utils.engines.jobs import POLL, Board, Job, end, notices, sentence, table
+from utils.process.machine import cores
 
 
 def threads(jobs: int) -> int:
-    """Threads of each of `jobs` processes on the cores that this process may use, at least 1."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // jobs)
+    """Threads for each of `jobs` processes that share the cores of this process; at least 1."""
+    return max(1, cores() // jobs)
 
 
 def run(jobs: Sequence[Job], at_once: int, accuracy_of: Callable[[Path], float | None]) -> None:
-    """Runs what is waiting, `at_once` at a time, in order; each job's state, reason and accuracy are set.
+    """Runs the waiting jobs in order, `at_once` at a time; sets each job's state, reason and accuracy.
 
     `accuracy_of(run folder)` is the last accuracy of a finished run, None if it is not finished. Ctrl-C and SIGTERM are
-    handed to the processes, which end resumable; then KeyboardInterrupt is raised. A second notice kills them."""
-    # OpenMP threads beyond the cores cost more than they bring; who sets the variable knows better
+    passed on to the processes, which write a checkpoint and end; then KeyboardInterrupt is raised. A second one kills them."""
+    # more OpenMP threads than cores slow a run down; a user who sets the variable keeps their value
     environment = {"OMP_NUM_THREADS": str(threads(at_once)), **os.environ}
     board, start = Board(sys.stdout), time.monotonic()
     waiting = deque(job for job in jobs if job.state == "waiting")
     running: list[tuple[Job, subprocess.Popen[bytes]]] = []
     try:
         with notices() as seen:
-            told = 0
+            passed_on = 0  # notices that the processes have received
             while True:
                 while waiting and len(running) < at_once and not seen:
                     running.append((job := waiting.popleft(), _start(job, environment)))
@@ -40,16 +40,16 @@ def run(jobs: Sequence[Job], at_once: int, accuracy_of: Callable[[Path], float |
                     running.remove((job, process))
                     end(job, process.returncode, accuracy_of)
                     board.line(sentence(job, jobs))
-                if len(seen) > told:
+                if len(seen) > passed_on:
                     for _, process in running:
-                        process.kill() if told else process.terminate()
-                    told = len(seen)
+                        process.kill() if passed_on else process.terminate()
+                    passed_on = len(seen)
                 if board.live:
                     board.show(table(jobs, time.monotonic() - start, shutil.get_terminal_size().columns))
                 if not running and (seen or not waiting):
                     break
                 time.sleep(POLL)
-    finally:  # whatever went wrong here, such as a console that is gone, nothing goes on unwatched
+    finally:  # after any error here, such as a closed console, no process continues unwatched
         for _, process in running:
             process.terminate()
             process.wait()
@@ -61,7 +61,7 @@ def _start(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     job.console.parent.mkdir(parents=True, exist_ok=True)
     job.started, job.state = time.monotonic(), "running"
     with job.console.open("wb") as console:
-        # a session of its own: Ctrl-C reaches the process once, from us, and not a second time from the terminal
+        # in a new session Ctrl-C reaches the process once, from us, and not a second time from the terminal
         return subprocess.Popen(
             job.command,
             stdin=subprocess.DEVNULL,

@@ -1,7 +1,7 @@
 """A sweep as tasks of Ray: on a cluster that runs already (`ray_address` or RAY_ADDRESS), else on one started here for it.
 
-A task starts the run as a process where Ray has room for it. Ctrl-C cancels the tasks, which stop their runs: they save
-themselves, and the same command goes on from there.
+A task starts the run as a process where Ray has room for it. Ctrl-C cancels the tasks, which stop their runs; the runs write
+a checkpoint, and the same command continues from there.
 """
 
 from __future__ import annotations
@@ -23,40 +23,40 @@ PATIENCE = node.STOP + 30  # seconds that cancelled tasks have to stop their run
 
 
 def run(jobs: Sequence[pool.Job], at_once: int, accuracy_of: Callable[[Path], float | None]) -> None:
-    """Hands all that is waiting to Ray and watches; each job's state, reason and accuracy are set.
+    """Hands the waiting jobs to Ray and watches them; sets each job's state, reason and accuracy.
 
-    `at_once` is nothing here: Ray knows what it has room for."""
+    `at_once` has no effect: Ray starts as many as it has room for. Raises ValueError if the cluster cannot be reached."""
     import ray
 
     board, start = pool.Board(sys.stdout), time.monotonic()
-    first, own = jobs[0].needs, not ray.is_initialized()
-    board.line(_join(ray, first["ray_address"]))
+    joined_here = not ray.is_initialized()
+    board.line(_join(ray, jobs[0].needs["ray_address"]))
     try:
-        errand = ray.remote(_errand)
+        task = ray.remote(_run_on_worker)
         has_gpus = ray.cluster_resources().get("GPU", 0) > 0
         refs: dict[Any, pool.Job] = {}
         for job in [job for job in jobs if job.state == "waiting"]:
-            job.console.unlink(missing_ok=True)  # it is there again once the run has begun
+            job.console.unlink(missing_ok=True)  # its return shows that the run has begun
             node.exit_file(job.console).unlink(missing_ok=True)
             gpus = job.needs["ray_gpus"]
             gpus = float(has_gpus and job.needs["device"] != "cpu") if gpus is None else gpus
-            # no retries: what a lost worker began may still be running, and the same command looks for itself
+            # no retries: the run of a lost worker may still be running; the same command resumes it later
             how = {"num_cpus": job.needs["ray_cpus"], "num_gpus": gpus, "max_retries": 0}
-            ready = errand.options(**how, name=f"{job.cell}, seed {job.seed}")
+            ready = task.options(**how, name=f"{job.cell}, seed {job.seed}")
             refs[ready.remote(node.NodeRun(list(job.command), job.console, max(1, int(job.needs["ray_cpus"]))))] = job
         _watch(ray, refs, jobs, board, start, accuracy_of)
     finally:
-        if own:
+        if joined_here:
             ray.shutdown()
 
 
 def _join(ray: Any, address: str | None) -> str:
-    """Joins or starts a cluster; what it has, in words."""
+    """Joins or starts a cluster; returns a line with its address, CPU cores and GPUs."""
     address = address or os.environ.get("RAY_ADDRESS")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no word to anybody
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray sends no usage reports
     quiet = {"log_to_driver": False, "include_dashboard": False} if not address else {"log_to_driver": False}
     if not ray.is_initialized():
-        # where the modules of this program are, for workers on other nodes
+        # workers on other nodes import the modules of this program from here
         place = {"env_vars": {"PYTHONPATH": os.pathsep.join([str(node.ROOT), *_paths()])}}
         try:
             ray.init(address=address or "local", runtime_env=place, logging_level="ERROR", **quiet)
@@ -64,7 +64,7 @@ def _join(ray: Any, address: str | None) -> str:
             lines = str(error).splitlines() or [type(error).__name__]
             raise ValueError(
                 f"ray_address: Ray at {address or 'this machine'} cannot be reached: {lines[0]} "
-                "(one that asks for a token: RAY_AUTH_MODE=token)"
+                "(if it asks for a token, set RAY_AUTH_MODE=token)"
             ) from None
     has = ray.cluster_resources()
     return f"Ray at {address or 'this machine'}: {has.get('CPU', 0):g} CPU cores, {has.get('GPU', 0):g} GPUs"
@@ -74,17 +74,17 @@ def _paths() -> list[str]:
     return [path] if (path := os.environ.get("PYTHONPATH")) else []
 
 
-def _errand(errand: node.NodeRun) -> int:
-    """What a worker does; being cancelled is a KeyboardInterrupt here."""
-    # a Ray that was started in the background of a shell ignores SIGINT, and its workers would not hear of being cancelled
+def _run_on_worker(run: node.NodeRun) -> int:
+    """Runs the command on a worker of Ray; cancelling the task raises KeyboardInterrupt here."""
+    # workers of a Ray that a shell started in the background ignore SIGINT, so cancelling would not reach them
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        errand.start()
-        code = errand.wait()
+        run.start()
+        code = run.wait()
     except KeyboardInterrupt:
-        errand.stop()
+        run.stop()
         code = node.INTERRUPTED
-    errand.tell(code)
+    run.write_exit_code(code)
     return code
 
 
@@ -96,7 +96,7 @@ def _watch(
     start: float,
     accuracy_of: Callable[[Path], float | None],
 ) -> None:
-    console, told, until = jobs[0].console.parent, 0, float("inf")
+    console, passed_on, until = jobs[0].console.parent, 0, float("inf")
     with pool.notices() as notices:
         while refs and time.monotonic() < until:
             ended, _ = ray.wait(list(refs), num_returns=len(refs), timeout=POLL, fetch_local=False)
@@ -104,7 +104,7 @@ def _watch(
             for ref in ended:
                 job = refs[ref]
                 code, why = _outcome(ray, ref)
-                if notices and why:  # cancelled: the task may be at stopping its run still
+                if notices and why:  # cancelled: the task may still be stopping its run
                     if job.console.name not in present:
                         del refs[ref]  # it had not begun
                         continue
@@ -119,22 +119,22 @@ def _watch(
             for job in refs.values():
                 if job.state == "waiting" and job.console.name in present:
                     job.state, job.started = "running", time.monotonic()
-            if len(notices) > told:
+            if len(notices) > passed_on:
                 for ref in refs:
-                    ray.cancel(ref, force=told > 0)
-                told, until = len(notices), min(until, time.monotonic() + PATIENCE)
+                    ray.cancel(ref, force=passed_on > 0)
+                passed_on, until = len(notices), min(until, time.monotonic() + PATIENCE)
             if board.live:
                 board.show(pool.table(jobs, time.monotonic() - start, shutil.get_terminal_size().columns))
             if ended:
-                time.sleep(pool.POLL)  # cancelled ones are at their end at once, so the wait above does not wait
+                time.sleep(pool.POLL)  # ray.wait returns at once for cancelled tasks
     if notices:
         raise KeyboardInterrupt
 
 
 def _outcome(ray: Any, ref: Any) -> tuple[int, str]:
-    """Exit code of an ended task, and what Ray says where the task itself has none."""
+    """Exit code of an ended task, and Ray's error message where the task itself has no code."""
     try:
         return int(ray.get(ref)), ""
-    except Exception as error:  # whatever a node died of, the other runs go on
+    except Exception as error:  # the failure of one node, of any kind, must not stop the other runs
         lines = [line for line in str(error).splitlines() if line.strip()]
         return 1, f"Ray: {type(error).__name__}: {lines[0] if lines else 'no reason given'}"

@@ -1,7 +1,7 @@
 """What an experiment file may say about the cluster that `--engine slurm` or `--engine ray` sends its runs to.
 
-These keys stand in the file beside the method's keys. They decide where a run happens and nothing that it computes, so they
-are neither in its hash nor in its config.json.
+These keys stand in the file beside the method's keys. They decide where a run happens, not what it computes, so they are
+neither in its hash nor in its config.json.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A sweep as SLURM array jobs through submitit: submits what waits, shows the live table, and may be left at any time.
+"""A sweep as SLURM array jobs through submitit: submits the waiting runs and shows a live table; Ctrl-C leaves the jobs.
 
-`jobs.json` in the sweep's folder says which job has which run, so the same command looks again and never submits a run that
-is still queued or running. A job whose time is up, or that is preempted, stops its run, which saves itself, and is queued
-again. `slurm_cluster` "local" has submitit start the jobs as processes of this machine: for tests.
+`jobs.json` in the sweep's folder records the job of each run, so the same command watches again and never submits a run
+that is still queued or running. A job whose time is up, or that is preempted, stops its run, which writes a checkpoint, and
+the job is queued again. With `slurm_cluster` "local" submitit starts the jobs as processes of this machine, for tests.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from utils.files.lock import Lock
 
 POLL = 10.0  # seconds between two questions to the scheduler, one for all jobs
 LOCAL_POLL = 0.2
-RETRY = 60.0  # seconds until jobs that the scheduler did not take are offered again
-WARNING = 120  # seconds before its end that SLURM tells a job
-REQUEUES = 1000  # a run may use up its time that often: each time it goes on from where it was
-LINGER = 120.0  # seconds that SLURM has to end, or queue again, a job whose run it has stopped
-ARRAY = 1000  # most jobs of an array, where SLURM does not say
+RETRY = 60.0  # seconds until jobs that the scheduler refused are offered again
+WARNING = 120  # seconds before the end of its time at which SLURM warns a job
+REQUEUES = 1000  # times a run may use up its time; each time it continues from its checkpoint
+LOOKS_FOR_EXIT_CODE = 3  # looks without a run in the queue and without its exit code, until it counts as lost
+LINGER = 120.0  # seconds SLURM has to end or requeue a job whose run it has stopped
+ARRAY = 1000  # most jobs of an array, where SLURM does not state its limit
 
 
 class Task(node.NodeRun):
@@ -45,10 +46,10 @@ class Task(node.NodeRun):
         self.start()
         code = self.wait()
         if code in (node.INTERRUPTED, -15) and "SLURM_JOB_ID" in os.environ:
-            # stopped by SLURM itself (preempted with a grace time, requeued, cancelled): it decides what becomes of the job,
-            # and a job that has ended is not queued again
+            # SLURM itself stopped the run (preempted with a grace time, requeued, cancelled) and decides what becomes of
+            # the job; it would not requeue a job that has ended, so the job waits
             time.sleep(LINGER)
-        self.tell(code)
+        self.write_exit_code(code)
         return code
 
     def checkpoint(self) -> Any:
@@ -60,104 +61,158 @@ class Task(node.NodeRun):
 
 
 def run(jobs: Sequence[pool.Job], at_once: int, accuracy_of: Callable[[Path], float | None]) -> None:
-    """Submits what is waiting and in no queue yet, then watches until all has ended; each job's state and reason are set.
+    """Submits the waiting runs that are in no queue yet and watches until all have ended; sets each job's state and reason.
 
-    Ctrl-C ends the watching alone. `at_once` bounds the processes of `slurm_cluster` "local"."""
+    Ctrl-C ends only the watching; the submitted jobs continue. `at_once` bounds the processes of `slurm_cluster` "local"."""
     folder = jobs[0].console.parent.parent / "slurm"
     folder.mkdir(parents=True, exist_ok=True)
-    here = jobs[0].needs["slurm_cluster"] == "local"
+    cluster = jobs[0].needs["slurm_cluster"]
     lock = Lock(folder)  # until all is submitted: two of these commands must not submit the same runs
     try:
-        _watch(jobs, SubmittedJobs(folder, "local" if here else "slurm"), lock, at_once, accuracy_of)
+        _Watch(jobs, SubmittedJobs(folder, cluster), lock, at_once, accuracy_of).until_all_ended()
     finally:
         lock.release()
 
 
-def _watch(
-    jobs: Sequence[pool.Job], book: SubmittedJobs, lock: Lock, at_once: int, accuracy_of: Callable[[Path], float | None]
-) -> None:
-    board, start, here = pool.Board(sys.stdout), time.monotonic(), book.cluster == "local"
-    states = book.states()
-    watched = {job.console.stem: job for job in jobs if job.state == "waiting"}
-    for name in [name for name in watched if name not in states]:
-        book.ids.pop(name, None)
-    if states and (old := [name for name in watched if name in states]):
-        board.line(f"{len(old)} of the runs are in the queue already, or running: they are watched, not started again")
-    waiting = [job for name, job in watched.items() if name not in states]
-    most, whole = (1, 0) if here else _limits()
-    batches = list(_batches(waiting, most))
-    retry, absent = 0.0, dict.fromkeys(watched, 0)
-    with pool.notices() as notices:
-        while watched and not notices:
-            if batches and time.monotonic() >= retry:
-                room = at_once - len(states) if here else len(batches)
-                try:
-                    for _ in range(min(room, len(batches))):
-                        if whole and (there := _queued()) + len(batches[0]) > whole:  # sbatch would wait for minutes
-                            raise Full(f"MaxJobCount is {whole} and {there} jobs are there")
-                        book.submit(batches[0])
-                        submitted = batches.pop(0)
-                        if not here:
-                            board.line(f"submitted {len(submitted)} runs as job {book.last}")
-                except Refused as error:
-                    if not book.ids and not isinstance(error, Full):
-                        raise
-                    if retry == 0:
-                        board.line(
-                            f"the scheduler takes no more now, {error}: the rest is offered again every {RETRY:g} s"
-                        )
-                    retry = time.monotonic() + RETRY
-            if not batches:
-                lock.release()
-            states = book.states(notices)
-            queued = {job.console.stem for batch in batches for job in batch}
-            present = set(os.listdir(jobs[0].console.parent)) if jobs[0].console.parent.is_dir() else set()
-            for name, job in list(watched.items()):
-                if name in queued:
-                    continue
-                if states.get(name) == "RUNNING" and job.state == "waiting":
-                    job.state, job.started = "running", time.monotonic()
-                elif states.get(name, "RUNNING") != "RUNNING" and job.state == "running":
-                    job.state = "waiting"  # queued again
-                code = node.read_exit_code(job.console) if node.exit_file(job.console).name in present else None
-                absent[name] = 0 if name in states else absent[name] + 1
-                if code is None and absent[name] < 3:  # a file may be seen here later than the job's end
-                    continue
-                del watched[name]
-                job.started = job.started or time.monotonic()
-                gone = "the scheduler ended it: cancelled, out of time or memory, or its node failed"
-                pool.end(job, 1 if code is None else code, accuracy_of, gone if code is None else "")
-                board.line(pool.sentence(job, jobs))
-                book.forget(name, job.state == "done")
-            if board.live:
-                board.show(pool.table(jobs, time.monotonic() - start, shutil.get_terminal_size().columns))
-            until = time.monotonic() + (LOCAL_POLL if here else POLL)
-            while watched and not notices and time.monotonic() < until:
-                time.sleep(min(pool.POLL, LOCAL_POLL))
-    book.write()
-    if notices:
-        left = sorted({book.ids[name].partition("_")[0] for name in watched if name in book.ids})
-        stop = f"kill {' '.join(left)}" if here else f"scancel {' '.join(left)}"
-        if left:
-            board.line(
-                f"the submitted jobs go on without this window; the same command looks again; to end them: {stop}"
+class _Watch:
+    """One look after another at the runs of a sweep, from their submission to their end.
+
+    `unfinished` holds the runs that were not finished when the watch began and have not ended since, by the name of their
+    console; `batches` are the array jobs that are not submitted yet; `states` is the scheduler's last answer."""
+
+    def __init__(
+        self,
+        jobs: Sequence[pool.Job],
+        submitted: SubmittedJobs,
+        lock: Lock,
+        at_once: int,
+        accuracy_of: Callable[[Path], float | None],
+    ):
+        self.jobs, self.submitted, self.lock, self.at_once, self.accuracy_of = (
+            jobs,
+            submitted,
+            lock,
+            at_once,
+            accuracy_of,
+        )
+        self.here = submitted.cluster == "local"
+        self.board, self.start = pool.Board(sys.stdout), time.monotonic()
+        self.states = submitted.states()
+        self.unfinished = {job.console.stem: job for job in jobs if job.state == "waiting"}
+        new = {name: job for name, job in self.unfinished.items() if name not in self.states}
+        for name in new:
+            submitted.ids.pop(name, None)
+        if queued := len(self.unfinished) - len(new):
+            self.board.line(f"{queued} of the runs are in the queue already, or running: they are not submitted again")
+        array_size, self.max_jobs = (1, 0) if self.here else _limits()
+        self.batches = list(_batches(list(new.values()), array_size))
+        self.next_offer = 0.0  # monotonic time; above 0 once the scheduler has refused a batch
+        # for each run, how many looks in a row the scheduler has not listed it
+        self.looks_without = dict.fromkeys(self.unfinished, 0)
+
+    def until_all_ended(self) -> None:
+        """Submits and looks until every run has ended; KeyboardInterrupt if the user leaves earlier."""
+        with pool.notices() as notices:
+            while self.unfinished and not notices:
+                self._submit_some()
+                if not self.batches:
+                    self.lock.release()
+                self._look(notices)
+                if self.board.live:
+                    columns = shutil.get_terminal_size().columns
+                    self.board.show(pool.table(self.jobs, time.monotonic() - self.start, columns))
+                until = time.monotonic() + (LOCAL_POLL if self.here else POLL)
+                while self.unfinished and not notices and time.monotonic() < until:
+                    time.sleep(min(pool.POLL, LOCAL_POLL))
+        self.submitted.write()
+        if notices:
+            self._farewell()
+            raise KeyboardInterrupt
+
+    def _submit_some(self) -> None:
+        """Submits the batches there is room for; what the scheduler does not take is offered again after `RETRY` seconds.
+
+        Raises Refused where the scheduler refuses the first batch of all: waiting would not help."""
+        if not self.batches or time.monotonic() < self.next_offer:
+            return
+        room = self.at_once - len(self.states) if self.here else len(self.batches)
+        try:
+            for _ in range(min(room, len(self.batches))):
+                self._submit(self.batches[0])
+                del self.batches[0]
+        except Refused as error:
+            if not self.submitted.ids and not isinstance(error, Full):
+                raise
+            if self.next_offer == 0:
+                self.board.line(
+                    f"the scheduler takes no more now, {error}: the rest is offered again every {RETRY:g} s"
+                )
+            self.next_offer = time.monotonic() + RETRY
+
+    def _submit(self, batch: Sequence[pool.Job]) -> None:
+        # sbatch would wait for minutes in a full cluster
+        if self.max_jobs and (present := _queued()) + len(batch) > self.max_jobs:
+            raise Full(f"MaxJobCount is {self.max_jobs} and {present} jobs are there")
+        self.submitted.submit(batch)
+        if not self.here:
+            self.board.line(f"submitted {len(batch)} runs as job {self.submitted.last}")
+
+    def _look(self, notices: Sequence[int]) -> None:
+        """Asks the scheduler for the states, and reports each run that has ended."""
+        self.states = self.submitted.states(notices)
+        not_submitted = {job.console.stem for batch in self.batches for job in batch}
+        consoles = self.jobs[0].console.parent
+        files = set(os.listdir(consoles)) if consoles.is_dir() else set()  # one listing, not one question for each run
+        for name in [name for name in self.unfinished if name not in not_submitted]:
+            job, state = self.unfinished[name], self.states.get(name)
+            if state == "RUNNING" and job.state == "waiting":
+                job.state, job.started = "running", time.monotonic()
+            elif state not in (None, "RUNNING") and job.state == "running":
+                job.state = "waiting"  # queued again
+            self.looks_without[name] = 0 if state is not None else self.looks_without[name] + 1
+            code = node.read_exit_code(job.console) if node.exit_file(job.console).name in files else None
+            # a shared file system may show the exit code a while after the job has left the queue
+            if code is not None or self.looks_without[name] >= LOOKS_FOR_EXIT_CODE:
+                self._end(name, code)
+
+    def _end(self, name: str, code: int | None) -> None:
+        """The run has ended with `code`, or its job left the queue without one."""
+        job = self.unfinished.pop(name)
+        job.started = job.started or time.monotonic()
+        if code is None:
+            reason = "the scheduler ended it: cancelled, out of time or memory, or its node failed"
+            pool.end(job, 1, self.accuracy_of, reason)
+        else:
+            pool.end(job, code, self.accuracy_of)
+        self.board.line(pool.sentence(job, self.jobs))
+        self.submitted.forget(name, job.state == "done")
+
+    def _farewell(self) -> None:
+        """Tells a user who leaves what goes on, how to end it, and what is not submitted yet."""
+        ids = self.submitted.ids
+        numbers = sorted({ids[name].partition("_")[0] for name in self.unfinished if name in ids})
+        if numbers:
+            self.board.line(
+                "the submitted jobs continue without this window; run the same command to watch them again; "
+                f"to end them: {'kill' if self.here else 'scancel'} {' '.join(numbers)}"
             )
-        if batches:
-            board.line(f"{sum(map(len, batches))} runs are not submitted yet: the same command does it")
-        raise KeyboardInterrupt
+        if self.batches:
+            self.board.line(f"{sum(map(len, self.batches))} runs are not submitted yet: the same command submits them")
 
 
 class Refused(ValueError):
-    """The scheduler does not take a job."""
+    """The scheduler refuses a job."""
 
 
 class Full(Refused):
-    """It has as many as it can hold."""
+    """The scheduler has as many jobs as it can hold."""
 
 
 class SubmittedJobs:
-    """Which job has which run: name of the run's console -> job id, kept in `folder`/jobs.json, or in a file of its own where
-    submitit stands for the cluster: a try-out must not make queued runs forgotten."""
+    """The job id of each submitted run, by the name of the run's console; stored in `folder`/jobs.json.
+
+    Where submitit starts processes instead (cluster "local") the file is jobs_local.json: a try-out must not overwrite the
+    ids of queued runs. Raises ValueError if the file is damaged."""
 
     def __init__(self, folder: Path, cluster: str):
         self.folder, self.cluster, self.last = folder, cluster, ""
@@ -172,14 +227,14 @@ class SubmittedJobs:
                 self.ids = {str(k): str(v) for k, v in values["runs"].items()}
             except (ValueError, KeyError, AttributeError):
                 raise ValueError(
-                    f"{self.path} says which runs are queued, and is damaged; when squeue shows none of them, remove it"
+                    f"{self.path}, which lists the queued runs, is damaged; once squeue shows none of them, remove it"
                 ) from None
 
     def write(self) -> None:
         storage.write_json(self.path, {"cluster": self.cluster, "runs": self.ids})
 
     def submit(self, batch: Sequence[pool.Job]) -> None:
-        """One array job of the runs; they have ids then, in the file too."""
+        """Submits the runs as one array job and stores their ids. Raises Refused with sbatch's message."""
         import submitit
         from submitit.core.utils import FailedJobError
 
@@ -210,9 +265,9 @@ class SubmittedJobs:
         self.write()
 
     def states(self, notices: Sequence[int] = ()) -> dict[str, str]:
-        """SLURM's word for the state of each run that is queued or running; the others are not in it.
+        """SLURM's state (PENDING, RUNNING, ...) of each run that is queued or running; ended runs are absent.
 
-        Where it does not answer it is asked again, until there are `notices`: then what it said last."""
+        If squeue fails it is asked again until there are `notices`; then the result is its last answer."""
         if not self.ids:
             return {}
         if self.cluster == "local":
@@ -228,15 +283,15 @@ class SubmittedJobs:
             until = time.monotonic() + POLL
             while not notices and time.monotonic() < until:
                 time.sleep(LOCAL_POLL)
-        found: dict[str, str] = {}
+        state_of: dict[str, str] = {}
         for line in asked.stdout.splitlines():
             number, array, state = line.rsplit(" ", 2)
-            found[number] = found[array] = state
-        self._known = {name: found[number] for name, number in self.ids.items() if number in found}
+            state_of[number] = state_of[array] = state
+        self._known = {name: state_of[number] for name, number in self.ids.items() if number in state_of}
         return self._known
 
     def forget(self, name: str, done: bool) -> None:
-        """The run has ended; of one that is done no file of submitit's is left."""
+        """Drops a run that has ended, and its exit file; submitit's files remain only if the run failed."""
         number = self.ids.pop(name, None)
         node.exit_file(self.folder.parent / "console" / f"{name}.txt").unlink(missing_ok=True)
         if number and done:
@@ -250,7 +305,7 @@ def _executor(submitit: Any, folder: Path, keys: Mapping[str, Any]) -> Any:
         executor.update_parameters(timeout_min=keys["slurm_time"], stderr_to_stdout=True, signal_delay_s=WARNING)
         return executor
     executor = submitit.SlurmExecutor(folder, max_num_timeout=REQUEUES)
-    given = {
+    options = {
         "partition": keys["slurm_partition"],
         "account": keys["slurm_account"],
         "qos": keys["slurm_qos"],
@@ -268,13 +323,13 @@ def _executor(submitit: Any, folder: Path, keys: Mapping[str, Any]) -> Any:
         signal_delay_s=WARNING,
         stderr_to_stdout=True,
         setup=list(keys["slurm_setup"]),
-        **{k: v for k, v in given.items() if v is not None},
+        **{k: v for k, v in options.items() if v is not None},
     )
     return executor
 
 
 def _batches(jobs: Sequence[pool.Job], most: int) -> Iterator[list[pool.Job]]:
-    """Array jobs of equal needs, each as long as SLURM takes."""
+    """Array jobs: runs with equal needs, at most `most` in each."""
     kinds: dict[str, list[pool.Job]] = {}
     for job in jobs:
         kinds.setdefault(json.dumps(job.needs, sort_keys=True), []).append(job)
@@ -286,7 +341,7 @@ def _batches(jobs: Sequence[pool.Job], most: int) -> Iterator[list[pool.Job]]:
 
 
 def _limits() -> tuple[int, int]:
-    """Jobs that one array may have here, and jobs that the whole cluster may know of (0: not said)."""
+    """SLURM's limits: jobs of one array, and jobs of the whole cluster (0: unknown)."""
     shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True).stdout
     values = dict(re.findall(r"^(MaxArraySize|MaxJobCount)\s*=\s*(\d+)", shown, re.MULTILINE))
     array = int(values["MaxArraySize"]) - 1 if "MaxArraySize" in values else ARRAY
@@ -295,13 +350,14 @@ def _limits() -> tuple[int, int]:
 
 
 def _queued() -> int:
-    """Jobs of everybody."""
+    """The number of jobs of all users in the queue."""
     return len(subprocess.run(["squeue", "-h", "-r", "-o", "%i"], capture_output=True, text=True).stdout.split())
 
 
 def _lives(number: str) -> bool:
-    """Whether the process with this number is one of submitit's and runs; an ended one that nobody asked about has no line.
-    Where the system does not show command lines, whether there is any such process."""
+    """Whether process `number` is submitit's and still runs (an ended process has an empty command line).
+
+    On systems without /proc: whether there is any process with this number."""
     if Path("/proc/self/cmdline").exists():
         try:
             return b"submitit" in Path(f"/proc/{number}/cmdline").read_bytes()

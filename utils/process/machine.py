@@ -28,6 +28,11 @@ class SetupError(ValueError):
     """The installation is broken. The message has two lines: what is wrong, and the command that repairs it."""
 
 
+def cores() -> int:
+    """The number of CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def flush_denormals() -> None:
     """Makes the CPU treat numbers below 1e-38 as 0. It computes with them up to a hundred times slower, and once a loss
     reaches 1e-6, gradients and momentum are full of them. Call this first: threads inherit it from the one that starts them."""

@@ -64,7 +64,7 @@ def jobs_of(place, *steps, resume="auto", **needs):
     """A job for each number of steps (-1: fails), as a sweep makes them."""
     program = place / "program.py"
     program.write_text(PROGRAM)
-    made = []
+    jobs = []
     for number, count in enumerate(steps, start=1):
         folder = place / "runs" / str(number)
         command = [sys.executable, str(program), str(folder), str(count), "--resume", resume]
@@ -73,13 +73,13 @@ def jobs_of(place, *steps, resume="auto", **needs):
         )
         if (accuracy := accuracy_of(folder)) is not None:
             job.state, job.accuracy = "done", accuracy
-        made.append(job)
-    return made
+        jobs.append(job)
+    return jobs
 
 
-def keys(**given):
+def keys(**values):
     """The keys for clusters, resolved."""
-    return Cluster(slurm_cpus=1, **given).model_dump(mode="json") | {"device": "auto"}
+    return Cluster(slurm_cpus=1, **values).model_dump(mode="json") | {"device": "auto"}
 
 
 def starts(job):
@@ -132,10 +132,10 @@ def test_a_missing_package_is_said_before_any_work(engine, package, tmp_path, mo
     path.write_text(json.dumps(BASE))
     arguments = ["--config", str(path), "--out", str(tmp_path / "out"), "--engine", engine]
     assert main.main(arguments) == 2
-    told = f"--engine {engine} needs the package {package}: pip install -r requirements-{engine}.txt"
-    assert capsys.readouterr().err == f"error: {told}\n" and not (tmp_path / "out").exists()
+    message = f"--engine {engine} needs the package {package}: pip install -r requirements-{engine}.txt"
+    assert capsys.readouterr().err == f"error: {message}\n" and not (tmp_path / "out").exists()
     assert main.main([*arguments, "--check"]) == 0
-    assert f"note: {told}" in capsys.readouterr().out
+    assert f"note: {message}" in capsys.readouterr().out
     assert f"{package}>=" in (ROOT / f"requirements-{engine}.txt").read_text()
 
 
@@ -184,14 +184,14 @@ def test_batches_are_of_equal_needs_and_no_longer_than_an_array(tmp_path):
 
 def test_a_damaged_list_of_jobs_is_no_empty_one(tmp_path):
     (tmp_path / "jobs.json").write_text('{"cluster": "slurm", "ru')
-    with pytest.raises(ValueError, match=r"jobs.json says which runs are queued, and is damaged; .* remove it"):
+    with pytest.raises(ValueError, match=r"jobs.json, which lists the queued runs, is damaged; .* remove it"):
         engine_slurm.SubmittedJobs(tmp_path, "slurm")
 
 
 def test_the_folders_of_many_runs_are_finished_runs(tmp_path, capsys):
     assert many_runs.run(2, 3, tmp_path) == 0
-    told = capsys.readouterr().out
-    assert "6 run folders made" in told and "all 6 runs of 2 cells are finished" in told
+    printed = capsys.readouterr().out
+    assert "6 run folders made" in printed and "all 6 runs of 2 cells are finished" in printed
 
 
 # ---------------------------------------------------------------- submitit's local executor
@@ -232,9 +232,9 @@ def test_ctrl_c_leaves_the_jobs_and_the_same_command_looks_again(tmp_path, capfd
     with pytest.raises(KeyboardInterrupt):
         engine_slurm.run(jobs, 2, accuracy_of)
     notice.join()
-    told = capfd.readouterr().out
-    assert "go on without this window; the same command looks again; to end them: kill " in told
-    assert "1 runs are not submitted yet" in told and not starts(jobs[2])
+    printed = capfd.readouterr().out
+    assert "continue without this window; run the same command to watch them again; to end them: kill " in printed
+    assert "1 runs are not submitted yet" in printed and not starts(jobs[2])
     again = jobs_of(tmp_path, 60, 60, 2, slurm_cluster="local")
     engine_slurm.run(again, 2, accuracy_of)
     assert "2 of the runs are in the queue already" in capfd.readouterr().out
@@ -306,8 +306,8 @@ def test_slurm_takes_arrays_and_failures_are_collected(one_node, tmp_path, capfd
     engine_slurm.run(jobs, 1, accuracy_of)
     assert [job.state for job in jobs] == ["done", "failed", *["done"] * 4]
     assert "exit 1: error: it went wrong" in jobs[1].reason
-    told = capfd.readouterr().out
-    assert "submitted 4 runs as job" in told and "submitted 2 runs as job" in told  # MaxArraySize is 5
+    printed = capfd.readouterr().out
+    assert "submitted 4 runs as job" in printed and "submitted 2 runs as job" in printed  # MaxArraySize is 5
 
 
 @pytest.mark.slow
