@@ -191,7 +191,7 @@ def test_a_damaged_list_of_jobs_is_no_empty_one(tmp_path):
 def test_the_folders_of_many_runs_are_finished_runs(tmp_path, capsys):
     assert many_runs.run(2, 3, tmp_path) == 0
     printed = capsys.readouterr().out
-    assert "6 run folders made" in printed and "all 6 runs of 2 cells are finished" in printed
+    assert "6 run folders written" in printed and "all 6 runs of 2 cells are finished" in printed
 
 
 # ---------------------------------------------------------------- submitit's local executor
