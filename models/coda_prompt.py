@@ -1,8 +1,8 @@
 """CODA-Prompt: prefixes composed of components that an image's query weighs (Smith et al., CVPR 2023, arXiv 2211.13218).
 
-Each task adds components, orthogonal to those before at the start, which then stay fixed; all act on every image, so nothing is
-selected. Trains the components and a linear head. With `cosine_off_by_one`, `drop_last` and `decay_other_rows` it is
-LAMDA-PILOT's to rounding (tests/contract/parity). Shapes: B batch, D width, L length of a prompt.
+Each task adds components, orthogonal to those before at the start, which then stay fixed; every image uses all of
+them, so nothing is selected. Trains the components and a linear head. With `cosine_off_by_one`, `drop_last` and
+`decay_other_rows` it is LAMDA-PILOT's to rounding (tests/contract/parity). Shapes: B batch, D width, L length of a prompt.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Learner(PromptLearner):
         return [*self.components.parameters(), *self.head.parameters()]
 
     def learn(self, task: Task) -> None:
-        """The task's components and the head, on cross-entropy among its classes and the orthogonality penalty."""
+        """Trains the task's components and the head on cross-entropy among its classes and the orthogonality penalty."""
         cfg, weight = self.cfg, self.cfg.prompt_param[2]
         self.seen = task.total
         first = self._grow(task.index)

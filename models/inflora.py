@@ -4,7 +4,7 @@ Liang and Li, CVPR 2024, arXiv 2404.00228; facts of the authors' code (github.co
 tests/fixtures/parity/inflora. In every block a task adds B_t A_t x to keys and values, x the output of norm1. A_t is computed
 before training, from what the task's images excite outside the old tasks' directions (DualGPM,
 backbone/adapters/gradient_memory.py),
-and only B_t and the task's rows of the head are trained. All updates act on every image: no task id is needed.
+and only B_t and the task's rows of the head are trained. Every image uses all updates: no task id is needed.
 
 Departures from the authors' code, each with a key that brings it back: Adam's cosine begins to fall with the second epoch
 (`late_schedule`), and after the first task the memory holds as many directions as the threshold asks for, or the rest
@@ -107,7 +107,7 @@ class Learner(Base):
         return cast(GradientMemory, self.memories[layer])
 
     def _grow(self) -> None:
-        """A new update in every layer, which adds 0."""
+        """Adds an update to every layer; its output is 0 at first."""
         for layer, slot in enumerate(self.slots()):
             new = FixedDown(*sizes_of(self.backbone, layer, PART), self.cfg.rank)
             slot.add({PART: self.initialise(f"tasks.{len(slot)}.layers.{layer}.{PART}", new)})
@@ -150,7 +150,7 @@ class Learner(Base):
         self._remember(task)
 
     def _remember(self, task: Task) -> None:
-        """Takes the task, as the trained model sees it, into the memory of every layer."""
+        """Adds the directions of the task, as the trained model reads them, to the memory of every layer."""
         threshold = self.cfg.lamb + (self.cfg.lame - self.cfg.lamb) * min(task.index / self.tasks, 1)
         for layer, moment in enumerate(self._moments(task, "moments after")):
             memory = self.memory(layer)

@@ -64,8 +64,8 @@ class Learner(PromptLearner):
     def _encode(self, start: Activations, ids: Tensor) -> Tensor:
         """Features [B, D] of a stream from the stem, with the prompts [B, K] as further tokens.
 
-        They stand after the others, which attention does not notice, and have the class token's position, where the model
-        has one: what LAMDA-PILOT's loader gives them in stretching the position table."""
+        They come after the other tokens, an order that attention does not see, and get the class token's position
+        embedding, where the model has one, as LAMDA-PILOT's loader does when it stretches the position table."""
         vit, count = self.backbone.vit, start.x.shape[1]
         prompts = self.pool(ids).flatten(1, 2)  # [B, K L, D]
         if vit.pos_embed is not None and vit.cls_token is not None and not vit.no_embed_class:

@@ -160,7 +160,7 @@ class Learner(Base):
                 self._select(task, held, "training" if held is train else self.cfg.selection_split)
 
     def _divide(self, task: Task) -> tuple[TaskData, TaskData | None]:
-        """(training part, what the winner is selected on). Ids of held-out samples, rows of the data set, are logged."""
+        """(training data, data on which the winner is selected). Rows of held-out samples in the data set are logged."""
         cfg = self.cfg
         if cfg.moe_mode == "task":
             return task.train, None
@@ -275,7 +275,7 @@ class Learner(Base):
         for adapter in nested.nested_of(self, self.layers).values():
             adapter.use("combined", [self.winner])
         inputs = slot_inputs(self, task, self.layers)
-        # in mode task the others are no losers: they hold tasks that are not merged yet
+        # in mode task the other experts hold tasks that are not merged yet, so they do not restart
         alone = self.cfg.moe_reset == "winner" or self.cfg.moe_mode == "task"
         restart = [self.winner] if alone else None
         merges = {
@@ -319,6 +319,6 @@ class Learner(Base):
         self._show()
 
     def trainable(self) -> list[Group]:
-        """What the first task trains."""
+        """Groups of the first task."""
         count = self.cfg.num_experts if self.cfg.moe_mode == "parallel" else 1
         return self._groups(list(range(count)), 1)

@@ -3,7 +3,7 @@
 Wu et al., ICLR 2025, arXiv 2501.13198; facts of the authors' code (github.com/WuYichen-97/SD-Lora-CL) from
 tests/fixtures/parity/sd_lora. In every block queries and values get sum_i s_i B_i A_i x on top, x the output of norm1. Task t
 trains B_t and A_t, all magnitudes s_0 .. s_t, one a task for all layers, and its rows of the head. B_i A_i of the tasks
-before are frozen directions of unit size. All act on every image: no task id is needed.
+before are frozen directions of unit size. Every image uses all of them: no task id is needed.
 
 Departure from the authors' code: there all magnitudes start again at 0.8 in each task and every pair of factors is divided
 by the pair's norms, so that the function just learned changes at once (`restart_magnitudes` brings that back). Here magnitudes
@@ -100,7 +100,7 @@ class Learner(Base):
         return [slot.newest()[part] for slot in self.slots() for part in PARTS]
 
     def _grow(self) -> None:
-        """A new update in every layer, which adds 0, and its magnitude."""
+        """Adds an update, whose output is 0 at first, to every layer, and its magnitude."""
         for layer, slot in enumerate(self.slots()):
             updates, name = {}, f"tasks.{len(slot)}.layers.{layer}"
             for part in PARTS:

@@ -273,7 +273,7 @@ class Learner(Base):
         return {n: cast(Descriptor, self._layer(n).descriptors[-1]) for n in layers if n in self.expandable}
 
     def _train_func(self, task: Task, layers: list[int], phase: str) -> dict[str, list[Tensor]]:
-        """Adapters and router columns that are new in `layers`, and the head, on the masked cross-entropy.
+        """Trains the new adapters and router columns of `layers`, and the head, on the masked cross-entropy.
 
         Returns the losses [B] of the new descriptors at every step: the original remembers those too."""
         watched = self._newest_descriptors(layers) if self.cfg.record_when == "training" else {}
@@ -310,9 +310,9 @@ class Learner(Base):
         return [*groups, Group("head", list(self.head.parameters()), cfg.rate_head)]
 
     def _train_rd(self, task: Task, descriptors: dict[int, Descriptor], phase: str) -> dict[str, list[Tensor]]:
-        """New descriptors on the mean tokens, everything else fixed (paper eq. 4). Returns their losses at every step.
+        """Trains new descriptors on the mean tokens, all else fixed (paper eq. 4). Returns their losses at every step.
 
-        The original back-propagates through the network as well; that moves nothing, so it is left out. With `rd_views` the
+        The original back-propagates through the network as well; that changes nothing, so it is left out. With `rd_views` the
         mean tokens of that many views are computed once and the epochs run on them alone."""
         layers = list(descriptors)
 
@@ -356,16 +356,16 @@ class Learner(Base):
             return {layer: descriptor(means[layer]) for layer, descriptor in descriptors.items()}
 
         for losses_by_layer, _ in self.outputs(losses, task.train, self.cfg.detect_batch_size, draw=draw):
-            for layer, of_layer in losses_by_layer.items():
-                batches[layer].append(of_layer)
+            for layer, losses_of_layer in losses_by_layer.items():
+                batches[layer].append(losses_of_layer)
         for layer, descriptor in descriptors.items():
             descriptor.observe(batches[layer])
 
     def consolidate(self, task: Task) -> None:
-        """Nested adapters that were trained since the last merge: fast into slow where it is due. Freezes everything."""
+        """Merges fast into slow, where it is due, in the nested adapters trained since the last merge; freezes everything."""
         if self.unmerged:
             inputs = slot_inputs(self, task, sorted({layer for layer, _ in self.unmerged}))
-            merges, left = {}, []
+            merges, not_merged = {}, []
             for layer, index in self.unmerged:
                 adapter, name = self._layer(layer).adapters[index], f"layers.{layer}.adapters.{index}.functional"
                 assert isinstance(adapter, NestedLoRAAdapter)
@@ -373,9 +373,9 @@ class Learner(Base):
                 merges[layer, index] = nesting.merge(self, task, name, adapter, inputs[layer], where=where)
                 above = [p for part in adapter.adapters()[1:] for p in part.up_proj.parameters()]
                 if self.cfg.nested_lora_use_consolidation and any(p.any() for p in above):
-                    left.append((layer, index))
+                    not_merged.append((layer, index))
             nesting.log_merges(self, task, merges)
-            self.unmerged = left
+            self.unmerged = not_merged
         self._use(self.cfg.nested_lora_eval)
         if self.cfg.head_recalibration:
             nesting.recalibrate(self, task, self.cfg.func_epoch)

@@ -1,7 +1,7 @@
 """SLCA: the whole backbone is trained, slowly; then the classifier is aligned on features drawn from each class's Gaussian.
 
 Zhang et al., ICCV 2023, arXiv 2303.05118, in LAMDA-PILOT's form; facts of its code from tests/fixtures/parity/slca. The slow
-learner: the ViT trains at a small part of the head's rate, on cross-entropy among the task's classes. Then mean and
+learner: the ViT trains at a small fraction of the head's rate, on cross-entropy among the task's classes. Then mean and
 covariance of each new class's features are stored, and never renewed. The alignment, from the second task on: all rows of the
 head are trained on features drawn from all classes' Gaussians, whose means are shrunk, the oldest most, with normalised
 logits. Predictions come from the aligned head; the next task starts from the head as it was before.
@@ -105,7 +105,7 @@ class Learner(Base):
 
     @torch.no_grad()
     def _take_back(self) -> None:
-        """The head as it was before the alignment."""
+        """Restores the head from before the alignment."""
         self.head.weight.copy_(self.unaligned[:, :-1])
         self.head.bias.copy_(self.unaligned[:, -1])
 

@@ -154,7 +154,7 @@ class Learner(Base):
     # Learning ------------------------------------------------------------------------------------------------------
 
     def learn(self, task: Task) -> None:
-        """Experts, router and head on the cross-entropy among the task's classes, plus the two routing losses."""
+        """Trains experts, router and head on the cross-entropy among the task's classes, plus the two routing losses."""
         self.seen = task.total
         cfg, moes = self.cfg, self.experts()
         if task.index == 0 and cfg.router_centre:

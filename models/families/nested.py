@@ -71,7 +71,7 @@ def nested_groups(
     multipliers: Sequence[float] = (1.0,),
     shared_by: int = 1,
 ) -> list[Group]:
-    """One group a level over all layers: slow, the levels between, and each `active` fast expert with its multiplier.
+    """One group per level over all layers: slow, the levels between, and each `active` fast expert with its multiplier.
 
     `shared_by`: branches that add their gradients in what they share, which is divided by it."""
     levels = cfg.nested_lora_levels
@@ -126,17 +126,17 @@ def merge(
     restart: Sequence[int] | None = None,
     where: Mapping[str, int],
 ) -> list[dict[str, Any]]:
-    """Merges each level into the slower one below it where that is due, and writes a `consolidation` row a pair.
+    """Merges each level into the slower one below it where that is due, and writes one `consolidation` row per pair.
 
     Every n = `nested_lora_consolidation_interval` tasks the fast expert is merged, every n^2 tasks the level above slow
-    with three levels, and so on; the slowest pair goes first, so that nothing falls through two levels at once. What was
-    merged starts anew, with it the fast experts `restart` (None: all). x [n, D] are inputs of the layer; `where` joins
-    the row, in which `slow` and `fast` are the lower and the upper of the pair. Returns the rows' facts; the last is that
-    of the fast expert."""
+    with three levels, and so on; the slowest pair goes first, so that nothing falls through two levels at once. A level
+    that was merged starts anew; with the fast level, so do the experts `restart` (None: all). x [n, D] are inputs of the
+    layer; the fields `where` are added to each row, in which `slow` and `fast` are the lower and the upper of the pair.
+    Returns the rows; the last one is that of the fast expert."""
     cfg: NestedSettings = learner.cfg
     path = [*range(len(nested.middle) + 1), len(nested.middle) + 1 + expert]
     rows: list[dict[str, Any]] = []
-    # of all pairs before the first merge, which empties the level that the next pair starts from
+    # measured for all pairs before the first merge, since a merge empties the level that the next pair merges into
     parts = [nested.adapters()[position] for position in path] if nested.fast else []
     total = sum(size(part(x)) for part in parts)
     before = [_before(below, above, x, total) for below, above in pairwise(parts)]

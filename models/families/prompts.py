@@ -34,8 +34,9 @@ class PromptLearner(Base):
 
     @property
     def eval_batch_size(self) -> int:
-        """That of training where images of a batch act on each other, as in the original: else results would depend on a key
-        for memory."""
+        """The training batch size where images of a batch influence each other, as in the original.
+
+        Otherwise results would depend on `eval_batch_size`, a key that should only affect memory."""
         mixing = (getattr(self.cfg, key, False) for key in ("batchwise_prompt", "scrambled_e_prompt"))
         return int(self.cfg.batch_size) if any(mixing) else super().eval_batch_size
 
@@ -84,15 +85,19 @@ def _beside(batches: Iterable[tuple[Any, Tensor, Tensor]], queries: Iterable[tup
 
 
 def mask_of(cfg: PoolSettings, task: int) -> range | None:
-    """The prompts that task number `task` trains under `use_prompt_mask`; None: those that its images choose, as in testing,
-    which is also what happens where the pool has no more."""
+    """The prompts that task number `task` trains under `use_prompt_mask`.
+
+    None: the task trains the prompts that its images choose, as in testing; so does a task for which the pool has no
+    prompts left."""
     prompts = range(task * cfg.top_k, (task + 1) * cfg.top_k)
     return prompts if cfg.use_prompt_mask and prompts.stop <= cfg.size else None
 
 
 @torch.no_grad()
 def hand_down(pool: PromptPool, cfg: PoolSettings, task: int) -> None:
-    """Start of a task with a mask: its prompts, and its keys, become copies of those of the task before, as asked."""
+    """At the start of a task with a mask, copies the previous task's prompts and keys to this task's.
+
+    `shared_prompt_pool` asks for the prompts, `shared_prompt_key` for the keys."""
     mask = mask_of(cfg, task)
     if task == 0 or mask is None:
         return
@@ -115,9 +120,9 @@ def learn_from_pool(
     pool: PromptPool,
     encode: Callable[[Activations, Tensor], Tensor],
 ) -> None:
-    """Trains what `learner.trainable` says, on cross-entropy among the task's classes less the pull of the chosen keys.
+    """Trains the parameters in `learner.trainable` on cross-entropy among the task's classes minus the chosen keys' pull.
 
-    `encode(activations from the stem, numbers of the chosen prompts [B, K])` gives features [B, D]."""
+    `encode(activations from the stem, numbers of the chosen prompts [B, K])` returns features [B, D]."""
     cfg: Any = learner.cfg
     learner.seen = task.total
     hand_down(pool, cfg, task.index)

@@ -29,8 +29,8 @@ def train_session(
 ) -> CosineHead:
     """Trains `adapters` and a new head on the cross-entropy among the task's classes; returns the trained head.
 
-    Biases and sigma are decayed with all the rest, as in the originals. While it is trained the head is the learner's
-    `local_head`, so that a phase that is interrupted saves it; `name` decides its start values."""
+    Biases and sigma are decayed with all the rest, as in the originals. During training the head is the learner's
+    `local_head`, so that an interrupted phase saves it; `name` decides its start values."""
     head: CosineHead = learner.initialise(name, CosineHead(learner.backbone.width, task.total - task.first))
     learner.local_head = head
 
@@ -45,12 +45,12 @@ def train_session(
 
 
 def session_parameters(adapters: Iterable[nn.Module], head: CosineHead) -> list[nn.Parameter]:
-    """What a session trains."""
+    """The parameters that a session trains."""
     return [*(p for adapter in adapters for p in adapter.parameters()), *head.parameters()]
 
 
 def planned_session(learner: Learner, adapters: Iterable[nn.Module], classes: int) -> int:
-    """How many parameters a session of so many classes trains."""
+    """The number of parameters that a session with `classes` classes trains."""
     return count(session_parameters(adapters, CosineHead(learner.backbone.width, classes)))
 
 

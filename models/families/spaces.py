@@ -74,7 +74,7 @@ class SpacesLearner(Base):
         self, spaces: list[Space], data: TaskData, size: int, *, shard: bool = False, **how: Any
     ) -> Iterator[tuple[Activations, Tensor, Tensor]]:
         depth, device = self.backbone.depth, self.backbone.mean.device
-        with stopwatch.section("prefix"):  # what is missing is computed here
+        with stopwatch.section("prefix"):  # computes the features that are not cached yet
             several = shard and parallel.world() > 1
             cached = [cache.batches(data, size, depth, augment=False, shard=several, **how) for _, cache in spaces]
         for batches in zip(*cached, strict=True):

@@ -38,7 +38,7 @@ class Learner(ClassStatistics):
 
     Attributes a method may set: `uses_past` (it needs training data of earlier tasks; rehearsal-free methods leave it
     False), `uses_test` (one of its settings selects on test data), `trains_features` (see ClassStatistics),
-    `trains_backbone` (it moves the ViT's weights: they are then part of its state, and no prefix is cached),
+    `trains_backbone` (it changes the ViT's weights: they are then saved with its state, and no prefix is cached),
     `unchanged_while_training` (prefixes of the names of buffers that no training step changes).
     Counted in the current task: `trained`, the parameters that took gradient steps; `seconds` by purpose; `images_shown`,
     training images with repeats. `journal` records the task's training phases; the runner sets it."""
@@ -95,7 +95,7 @@ class Learner(ClassStatistics):
         The class statistics take the features as they are now, so a method that still changes its features here calls
         this last."""
         self.requires_grad_(False)
-        self.zero_grad()  # else every part that was ever trained would hold its last gradient, as large as itself
+        self.zero_grad()  # otherwise every parameter ever trained would hold its last gradient in memory
         if self.statistics is not None:
             self._gather(task, self.statistics)
 
@@ -110,7 +110,7 @@ class Learner(ClassStatistics):
     def planned_parameters(self) -> list[tuple[str, int]]:
         """(what, trainable parameters) lines for `--check`, before anything is trained.
 
-        A method that grows lets its `sketch()` grow and counts what that one's `trainable` says."""
+        A method that grows lets its `sketch()` grow and counts the parameters in `trainable` of that sketch."""
         return planned(self.trainable())
 
     def selections(self) -> list[dict[str, Any]]:
@@ -152,15 +152,17 @@ class Learner(ClassStatistics):
         return {name: tensor for name, tensor in self.state_dict().items() if name not in frozen}
 
     def load_own_state(self, state: dict[str, Tensor]) -> None:
-        """Loads what `own_state` gave into a learner of the same structure, strictly. Raises ValueError with all names."""
-        mine = self.own_state()
-        wrong = {"missing": set(mine) - set(state), "unexpected": set(state) - set(mine)}
-        wrong["of another shape"] = {k for k in set(mine) & set(state) if mine[k].shape != state[k].shape}
+        """Loads the result of `own_state` into a learner of the same structure; it must match exactly.
+
+        Raises ValueError that names all tensors that are missing, unexpected or of another shape."""
+        current = self.own_state()
+        wrong = {"missing": set(current) - set(state), "unexpected": set(state) - set(current)}
+        wrong["of another shape"] = {k for k in set(current) & set(state) if current[k].shape != state[k].shape}
         if any(wrong.values()):
             lists = "; ".join(f"{what}: {', '.join(sorted(names))}" for what, names in wrong.items() if names)
             raise ValueError(f"the saved state does not fit this {type(self).__module__}: {lists}")
         with torch.no_grad():
-            for name, tensor in mine.items():
+            for name, tensor in current.items():
                 tensor.copy_(state[name])
 
     def adapters_per_layer(self) -> list[int]:

@@ -33,7 +33,7 @@ class Group:
     _sum: list[Tensor] | None = field(default=None, repr=False)
 
     def before_step(self, number: int) -> None:
-        """Between backward and the optimizer's step `number` (from 1): takes gradients away where none is due."""
+        """Between backward and the optimizer's step `number` (from 1): removes the gradients of a step that is skipped."""
         if self.divide != 1:
             for p in self.parameters:
                 if p.grad is not None:
@@ -66,7 +66,7 @@ class Recipe:
     """How a phase steps where it departs from the settings' `optimizer`, `weight_decay` and cosine.
 
     `optimizer`: sgd (momentum 0.9, L2), adam (L2 in the gradient, Kingma and Ba 2015) or adamw (decoupled decay).
-    `share(epoch)`, epoch from 0, is the share of each group's full rate that acts in it; None: the cosine to `cfg.min_lr`.
+    `share(epoch)`, epoch from 0, is the share of each group's full rate used in that epoch; None: the cosine to `cfg.min_lr`.
     """
 
     optimizer: Literal["sgd", "adam", "adamw"]
@@ -89,16 +89,16 @@ def stepped(milestones: Sequence[int] | None, decay: float) -> Callable[[int], f
 def optimizer_for(
     learner: Any, groups: Sequence[Group], cfg: Trained, *, epochs: int, recipe: Recipe | None = None
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """SGD with momentum 0.9, or AdamW, with a cosine from each group's rate to `cfg.min_lr` stepped once an epoch; or what
-    `recipe` says.
+    """SGD with momentum 0.9, or AdamW, with a cosine from each group's rate to `cfg.min_lr`, stepped once per epoch.
 
-    Only what is handed over is trained: everything else in the learner is frozen. Raises ValueError for a group without
-    parameters, whose rate would act on nothing."""
+    `recipe` may replace the optimizer, its decay and the schedule. Only the parameters of `groups` are
+    trained: everything else in the learner is frozen. Raises ValueError for a group without parameters, whose rate would
+    have no effect."""
     learner.requires_grad_(False)
     chosen = []
     for group in groups:
         if not group.parameters:
-            raise ValueError(f"parameter group '{group.name}' is empty, its learning rate {group.lr:g} acts on nothing")
+            raise ValueError(f"parameter group '{group.name}' is empty, its learning rate {group.lr:g} has no effect")
         if group.lr > 0:
             chosen.append({"params": list(group.parameters), "lr": group.lr})
             for parameter in group.parameters:

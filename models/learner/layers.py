@@ -34,7 +34,7 @@ def layer_range(start: int | None, end: int | None, backbone: SlottedViT) -> ran
 
 @torch.no_grad()
 def slot_inputs(learner: Learner, task: Task, layers: Sequence[int]) -> dict[int, Tensor]:
-    """What the slots of `layers` read for a sample of the task's training images, [n, D] each; no old image is used."""
+    """The inputs of the slots in `layers`, [n, D] each, for a sample of the task's training images; no old image is used."""
     learner.eval()
     tokens: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     for images, *_ in task.train.batches(32, draw="merge", augment=False):

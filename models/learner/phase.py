@@ -35,7 +35,9 @@ def _random_of_all(device: torch.device) -> dict[str, Any]:
 
 
 def _set_random(state: dict[str, Any], device: torch.device, where: tuple[int, int]) -> None:
-    """Inverse of `_random_of_all`. A state of another number of processes does not fit: then all are seeded anew."""
+    """Inverse of `_random_of_all`.
+
+    A state saved by another number of processes does not fit: all generators are then seeded anew."""
     saved = state.get("ranks", [state])
     if len(saved) != parallel.world():
         seed_everything("resumed", *where, "rank", parallel.rank())

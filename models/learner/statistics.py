@@ -45,7 +45,7 @@ class ClassStatistics(Passes):
 
     @property
     def regathers_statistics(self) -> bool:
-        """Whether they are gathered anew from all past training data after each task."""
+        """Whether the statistics are gathered anew from all past training data after each task."""
         return self.uses_past
 
     @torch.no_grad()
@@ -57,7 +57,7 @@ class ClassStatistics(Passes):
         return torch.cat(features), torch.cat(labels).to(features[0].device)
 
     def new_statistics(self, kind: Literal["ncm", "ridge"]) -> StatisticsHead:
-        """Statistics that have seen no image. A method overrides it whose features have another width, or for a subclass."""
+        """Empty statistics. A method overrides this if its features have another width or it uses a subclass."""
         return StatisticsHead(kind, self.backbone.width, self.num_classes, self.cfg.head_projection_dim)
 
     def _place_statistics(self, kind: Literal["ncm", "ridge"]) -> StatisticsHead:
@@ -70,7 +70,7 @@ class ClassStatistics(Passes):
     def _gather(self, task: Task, head: StatisticsHead) -> None:
         """Adds the task's training images to the class statistics; a learner that gets past data starts them afresh.
 
-        In a task that trained nothing these are the images it was shown."""
+        In a task that trained nothing, these images count as shown."""
         if self.regathers_statistics:
             head.clear()
         data = task.train.join(*task.past) if self.regathers_statistics else task.train
@@ -83,7 +83,7 @@ class ClassStatistics(Passes):
         head.solve()
 
     def _choose_ridge(self, task: Task, head: StatisticsHead, data: TaskData, features: Tensor) -> None:
-        """Lambda from held-out training images; it stays as it was where a class has none to spare."""
+        """Selects lambda on held-out training images; it stays unchanged if a class has only one image."""
         errors = None
         if min(data.labels.unique(return_counts=True)[1].tolist()) > 1:
             held_out = np.isin(data.rows, data.split(HELD_OUT, draw="ridge")[1].rows)

@@ -108,7 +108,7 @@ def test_divided_gradients():
 
 def test_an_empty_group_is_an_error(log):
     learner = Line(log)
-    with pytest.raises(ValueError, match=r"parameter group 'fast' is empty, its learning rate 0.5 acts on nothing"):
+    with pytest.raises(ValueError, match=r"parameter group 'fast' is empty, its learning rate 0.5 has no effect"):
         optimizer_for(learner, [Group("fast", [], 0.5)], learner.cfg, epochs=1)
 
 
