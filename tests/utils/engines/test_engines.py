@@ -279,6 +279,74 @@ def test_a_job_that_vanishes_is_a_failure(tmp_path, monkeypatch):
     assert job.state == "failed" and job.reason.startswith("the scheduler ended it: cancelled")
 
 
+@pytest.fixture
+def acted_slurm(tmp_path, monkeypatch):
+    """A cluster with room for two jobs, acted: each look moves a job from PENDING to RUNNING, then to its end with code 0."""
+    queue, submit_calls = {}, []
+
+    def submit(self, batch):
+        submit_calls.append([job.seed for job in batch])
+        self.last = str(len(submit_calls))
+        for index, job in enumerate(batch):
+            self.ids[job.console.stem] = f"{self.last}_{index}"
+            queue[job.console] = "PENDING"
+            job.console.parent.mkdir(parents=True, exist_ok=True)
+
+    def states(self, notices=()):
+        answer = {console.stem: state for console, state in queue.items()}
+        for console, state in list(queue.items()):
+            if state == "PENDING":
+                queue[console] = "RUNNING"
+            else:
+                del queue[console]
+                console.with_suffix(".exit").write_text("0")
+        return answer
+
+    monkeypatch.setattr(engine_slurm.SubmittedJobs, "submit", submit)
+    monkeypatch.setattr(engine_slurm.SubmittedJobs, "states", states)
+    monkeypatch.setattr(engine_slurm, "_limits", lambda: (2, 2))
+    monkeypatch.setattr(engine_slurm, "_queued", lambda: len(queue))
+    monkeypatch.setattr(engine_slurm, "POLL", 0.01)
+    monkeypatch.setattr(engine_slurm, "RETRY", 0.02)
+    return submit_calls
+
+
+def test_a_full_cluster_gets_the_rest_later_in_order(acted_slurm, tmp_path, capsys):
+    jobs = jobs_of(tmp_path, 1, 1, 1, 1, 1)
+    engine_slurm.run(jobs, 1, lambda folder: 50.0)
+    assert acted_slurm == [[1, 2], [3, 4], [5]] and [job.state for job in jobs] == ["done"] * 5
+    printed = capsys.readouterr().out
+    assert [f"submitted {n} runs as job {i}" in printed for n, i in ((2, 1), (2, 2), (1, 3))] == [True] * 3
+    assert printed.count("the scheduler takes no more now, MaxJobCount is 2 and 2 jobs are there") == 1
+    assert json.loads((tmp_path / "sweep" / "slurm" / "jobs.json").read_text())["runs"] == {}
+
+
+def test_who_leaves_a_full_cluster_reads_what_continues_and_what_is_not_submitted(
+    acted_slurm, tmp_path, capsys, monkeypatch
+):
+    def full(self, notices=()):
+        """The user leaves at the first look after the submission."""
+        if self.ids:
+            notices.append(signal.SIGINT)
+        return dict.fromkeys(self.ids, "RUNNING")
+
+    monkeypatch.setattr(engine_slurm.SubmittedJobs, "states", full)
+    with pytest.raises(KeyboardInterrupt):
+        engine_slurm.run(jobs_of(tmp_path, 1, 1, 1), 1, accuracy_of)
+    printed = capsys.readouterr().out
+    assert "to end them: scancel 1\n" in printed and "1 runs are not submitted yet" in printed
+    assert set(json.loads((tmp_path / "sweep" / "slurm" / "jobs.json").read_text())["runs"]) == {"1", "2"}
+
+
+def test_a_refusal_of_the_first_batch_ends_the_sweep(acted_slurm, tmp_path, monkeypatch):
+    def refuse(self, batch):
+        raise engine_slurm.Refused("sbatch refuses: no such partition")
+
+    monkeypatch.setattr(engine_slurm.SubmittedJobs, "submit", refuse)
+    with pytest.raises(ValueError, match="no such partition"):
+        engine_slurm.run(jobs_of(tmp_path, 1), 1, accuracy_of)
+
+
 # ---------------------------------------------------------------- SLURM
 
 
