@@ -13,13 +13,16 @@ from torch import Tensor, nn
 
 from backbone.experts import balance
 from backbone.experts.router import Routing
+from backbone.vit import Activations
 from models.learner.base import Learner
 from utils.data.tasks import Task
+
+USE_IMAGES = 512  # training images on which the use of experts is measured at the end of a task
 
 
 class ExpertUse:
     """Writes an `experts` row a layer and epoch: means over the steps of share, gate, entropy and gradient of each expert [E]
-    (as `balance.utilisation`), of the tokens' own entropy, and of the router's gradient.
+    (as `balance.utilisation`), of the tokens' entropy, and of the router's gradient.
 
     `layers`: a layer's experts and its router. `routings`: those of a step, one a layer; `end_step` reads them and the
     gradients. `fit` needs it as `stateful`, because it sums over the steps of an epoch."""
@@ -38,17 +41,17 @@ class ExpertUse:
         self.steps += 1
         for (layer, (experts, router)), routing in zip(self.layers.items(), self.routings, strict=True):
             use = balance.utilisation([routing])
-            found = {
+            values = {
                 "share": use.share,
                 "gate": use.gate,
                 "entropy": use.entropy,
                 "token_entropy": token_entropy([routing]),
             }
-            found = {name: self.learner.averaged(value) for name, value in found.items()}
-            found["gradient"] = torch.stack([_gradient(expert) for expert in experts])
-            found["router_gradient"] = _gradient(router)
+            values = {name: self.learner.averaged(value) for name, value in values.items()}
+            values["gradient"] = torch.stack([_gradient(expert) for expert in experts])
+            values["router_gradient"] = _gradient(router)
             sums = self.sums.setdefault(layer, {})
-            for name, value in found.items():
+            for name, value in values.items():
                 sums[name] = sums[name] + value if name in sums else value
 
     def end_epoch(self) -> None:
@@ -60,24 +63,41 @@ class ExpertUse:
         self.epoch, self.sums, self.steps = self.epoch + 1, {}, 0
 
     def state_dict(self) -> Any:
-        sums = {str(layer): dict(own) for layer, own in self.sums.items()}
+        sums = {str(layer): dict(of_layer) for layer, of_layer in self.sums.items()}
         return {"epoch": self.epoch, "steps": self.steps, "sums": sums}
 
     def load_state_dict(self, state: Any) -> None:
         self.epoch, self.steps = state["epoch"], state["steps"]
-        for layer, own in state["sums"].items():
+        for layer, of_layer in state["sums"].items():
             device = next(self.layers[int(layer)][1].parameters()).device
-            self.sums[int(layer)] = {name: value.to(device) for name, value in own.items()}
+            self.sums[int(layer)] = {name: value.to(device) for name, value in of_layer.items()}
 
 
 def use_of(routings: Sequence[Sequence[Routing]]) -> dict[str, Any]:
     """`share` and `gate` [L][E] and `entropy` [L], the tokens' mean, of each layer's routings: plain numbers to be logged."""
-    uses = [balance.utilisation(own) for own in routings]
+    uses = [balance.utilisation(of_layer) for of_layer in routings]
     return {
         "share": [use.share.tolist() for use in uses],
         "gate": [use.gate.tolist() for use in uses],
-        "entropy": [float(token_entropy(own)) for own in routings],
+        "entropy": [float(token_entropy(of_layer)) for of_layer in routings],
     }
+
+
+@torch.no_grad()
+def measure_use(learner: Learner, task: Task) -> dict[str, Any]:
+    """`use_of` the routings of up to USE_IMAGES of the task's training images (test transform); empty without a router."""
+    learner.eval()
+    data = task.train.subset(task.train.order(0, "use")[:USE_IMAGES])
+
+    def routed_by(images: Tensor | Activations) -> list[Routing]:
+        with learner.collecting() as routings:
+            learner.backbone(images)
+        return routings
+
+    passes = learner.outputs(routed_by, data, learner.cfg.eval_batch_size, augment=False, shuffle=False)
+    batches = [routings for routings, _ in passes]  # of each batch one routing a layer
+    layers = [list(of_layer) for of_layer in zip(*batches, strict=True)]
+    return use_of(layers) if layers else {}
 
 
 def token_entropy(routings: Sequence[Routing]) -> Tensor:

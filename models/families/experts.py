@@ -1,6 +1,6 @@
-"""A small memory of training images: which of a class are kept, and where they are found again.
+"""What a task with routed experts is decided and trained on: novelty, terms of the loss, distillation, plateaus.
 
-Shapes: n images of a class, D width.
+Shapes: B batch, C classes, D width, n images of a task, S stored class embeddings.
 """
 
 from __future__ import annotations
@@ -8,70 +8,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from backbone.experts import balance, novelty
 from backbone.experts.router import Routing
+from models.families.population import Expert
+from models.learner.base import Learner
+from models.learner.copies import Teacher
 from models.settings.experts import GateSettings, NoveltySettings
-from utils.data.batches import TaskData
-
-
-def herd(features: Tensor, count: int) -> list[int]:
-    """Positions of `count` of the features [n, D], all if there are fewer: one after the other, each such that the mean of
-    those chosen so far comes closest to the mean of all (herding; iCaRL, Rebuffi et al. 2017, algorithm 4). In float64; of
-    equals the first."""
-    rows = features.double()
-    mean, total = rows.mean(dim=0), torch.zeros_like(rows[0])
-    chosen: list[int] = []
-    while len(chosen) < min(count, len(rows)):
-        distance = (mean - (total + rows) / (len(chosen) + 1)).norm(dim=1)
-        distance[chosen] = torch.inf
-        chosen.append(int(distance.argmin()))
-        total += rows[chosen[-1]]
-    return chosen
-
-
-def herd_classes(features: Tensor, labels: Tensor, count: int) -> list[int]:
-    """Positions of `count` images of each class by `herd`, from features [n, D] and labels [n]; class after class."""
-    found = [torch.nonzero(labels == label).flatten() for label in labels.unique()]
-    return [int(own[position]) for own in found for position in herd(features[own], count)]
-
-
-def at_rows(past: Sequence[TaskData], rows: Sequence[int]) -> list[TaskData]:
-    """The images of earlier tasks that lie at these rows of the data set; tasks without any are left out."""
-    parts = [data.subset(np.flatnonzero(np.isin(data.rows, rows))) for data in past]
-    return [part for part in parts if len(part)]
-
 
 LWF_TEMPERATURE = 2.0
 
 
 @dataclass
-class Expert:
-    """What is known of an expert beside its weights."""
-
-    tasks: int = 0  # in which it learned
-    steps: int = 0
-    young: bool = True
-    frozen: bool = False
-    peak: float = 0.0  # largest mean gate in any task since it was there
-
-    def is_mature(self, cfg: GateSettings) -> bool:
-        """By the tasks it learned or by its steps, whichever comes first; a frozen one is as mature as it gets."""
-        by_tasks = cfg.maturity_tasks is not None and self.tasks >= cfg.maturity_tasks
-        by_steps = cfg.maturity_steps is not None and self.steps >= cfg.maturity_steps
-        return self.frozen or by_tasks or by_steps
-
-
-@dataclass
 class TrainingProgress:
-    """What the steps of a phase change beside weights, as `fit` saves it: steps `done`, held-out losses `measured`, and what is
-    known of the `experts`; `changed` is called after the experts came back."""
+    """What the steps of a phase change beside weights, as `fit` saves it: steps `done`, held-out losses `measured`, and the
+    facts of the `experts`; `changed` is called once these are restored."""
 
     experts: list[Expert]
     measured: list[float]
@@ -88,7 +44,7 @@ class TrainingProgress:
 
 
 def all_act(experts: Sequence[Expert], cfg: GateSettings) -> bool:
-    """Whether the mixture is dense: young experts act always, `top_k_experts` of the mature."""
+    """Whether the mixture is dense: young experts always act, and `top_k_experts` of the mature."""
     return cfg.top_k_experts + sum(e.young for e in experts) >= len(experts)
 
 
@@ -105,7 +61,7 @@ def routing_terms(
     """Terms of the loss as they enter it: the z-loss, and among the experts that learn the balance, or the entropy while all
     experts act. Means over layers; zero for what does not apply, nothing without routings or with one expert.
 
-    Young experts beside top-k act always: their share says nothing, so they stay out of the balance."""
+    Young experts beside top-k always act: their share says nothing, so they stay out of the balance."""
     if not routings or len(experts) == 1:
         return {}
     dense = all_act(experts, cfg)
@@ -128,6 +84,17 @@ def score_distance(before: Tensor, now: Tensor) -> Tensor:
     return F.kl_div(is_now, was.detach(), reduction="batchmean", log_target=True) * LWF_TEMPERATURE**2
 
 
+def distance(
+    learner: Learner, teacher: Teacher, features: Tensor, images: Tensor, first: int, on: Literal["features", "logits"]
+) -> Tensor:
+    """How far the features [B, D] of images moved from the teacher's, or the scores of the classes below `first` from the
+    teacher's scores: a scalar."""
+    before = teacher.features(images)
+    if on == "features":
+        return F.mse_loss(features, before)
+    return score_distance(teacher.head(before)[:, :first], learner.head(features)[:, :first])
+
+
 THRESHOLDS = (-0.2, 0.0, 0.2, 0.4, 0.6, 0.8)  # at which the decisions of a run are replayed after its last task
 
 
@@ -139,7 +106,7 @@ def policy_of(cfg: NoveltySettings) -> novelty.Policy:
         cfg.novelty_delta,
         cfg.novelty_min_samples,
         cfg.novelty_cooldown,
-        cfg.num_experts if cfg.grow_experts else 1,  # all that are there from the start are one skill
+        cfg.num_experts if cfg.grow_experts else 1,  # all initial experts are one skill
     )
 
 
@@ -173,7 +140,7 @@ def facts_of(
     return facts
 
 
-def told(decision: novelty.Decision, policy: novelty.Policy, facts: dict[str, Any]) -> str:
+def sentence(decision: novelty.Decision, policy: novelty.Policy, facts: dict[str, Any]) -> str:
     """A decision in a line, with the thresholds at which it would have been a spawn: any above the interval, unless
     something else stands against it."""
     free = novelty.decide(replace(policy, mode="fixed", threshold=math.inf), **facts)

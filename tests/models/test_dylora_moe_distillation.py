@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from models.families.experts import distance
 from tests.helpers.dylora import ALWAYS, NEVER, teach
 from tests.helpers.nested import images_of
 from tests.helpers.toy import toy_stream
@@ -32,11 +33,10 @@ def test_distillation_holds_what_mature_experts_knew(on, coefficient, targets, d
 
 
 def test_a_teacher_is_needed_only_where_a_mature_expert_learns(dylora_moe, monkeypatch):
-    from models.dylora_moe import Learner
+    from models import dylora_moe as method
 
     calls = []
-    original = Learner._distance
-    monkeypatch.setattr(Learner, "_distance", lambda self, *a: calls.append(1) or original(self, *a))
+    monkeypatch.setattr(method, "distance", lambda *a: calls.append(1) or distance(*a))
     teach(dylora_moe(**ALWAYS, distill_coef=1.0, train_experts="target"))
     teach(dylora_moe(**NEVER, distill_coef=0.0))
     assert not calls
@@ -44,20 +44,25 @@ def test_a_teacher_is_needed_only_where_a_mature_expert_learns(dylora_moe, monke
     assert calls
 
 
+def measured(learner, features, images, teacher):
+    """The distance while task 1 is learned, whose first class is 2."""
+    return distance(learner, teacher, features, images, 2, learner.cfg.distill_on)
+
+
 def test_the_distances_by_hand(dylora_moe):
     stream = toy_stream()
     learner = teach(dylora_moe(**NEVER, distill_coef=1.0), 1, stream=stream)
-    task, images = stream.task(1), images_of(stream)
+    images = images_of(stream)
     teacher = learner.teacher()
     with torch.no_grad():
         was = learner.features(images)
         now = was + 0.5
-        assert float(learner._distance(now, images, teacher, task)) == pytest.approx(0.25, rel=1e-5)
+        assert float(measured(learner, now, images, teacher)) == pytest.approx(0.25, rel=1e-5)
         object.__setattr__(learner, "cfg", learner.cfg.model_copy(update={"distill_on": "logits"}))
-        assert float(learner._distance(was, images, teacher, task)) == pytest.approx(0, abs=1e-6)
+        assert float(measured(learner, was, images, teacher)) == pytest.approx(0, abs=1e-6)
         p, q = ((learner.head(f)[:, :2] / 2).softmax(1) for f in (was, now * 3))
         expected = 4 * (p * (p / q).log()).sum(1).mean()
-        assert float(learner._distance(now * 3, images, teacher, task)) == pytest.approx(float(expected), rel=1e-4)
+        assert float(measured(learner, now * 3, images, teacher)) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_the_teacher_scores_with_the_head_it_had(dylora_moe):
@@ -66,6 +71,6 @@ def test_the_teacher_scores_with_the_head_it_had(dylora_moe):
     teacher, images = learner.teacher(), images_of(stream)
     with torch.no_grad():
         features = learner.features(images)
-        assert float(learner._distance(features, images, teacher, stream.task(1))) == pytest.approx(0, abs=1e-6)
+        assert float(measured(learner, features, images, teacher)) == pytest.approx(0, abs=1e-6)
         learner.head.weight[:2] *= 0.1
-        assert float(learner._distance(features, images, teacher, stream.task(1))) > 1e-4
+        assert float(measured(learner, features, images, teacher)) > 1e-4

@@ -15,9 +15,9 @@ from tests.helpers.toy import toy_settings, toy_stream
 
 
 def test_the_thresholds_ends_spawn_always_up_to_the_most_or_never(dylora_moe):
-    assert len(teach(dylora_moe(**ALWAYS)).experts) == 3
-    assert len(teach(dylora_moe(**ALWAYS, num_experts=2)).experts) == 2
-    assert len(teach(dylora_moe(**NEVER)).experts) == 1
+    assert len(teach(dylora_moe(**ALWAYS)).population.experts) == 3
+    assert len(teach(dylora_moe(**ALWAYS, num_experts=2)).population.experts) == 2
+    assert len(teach(dylora_moe(**NEVER)).population.experts) == 1
     learner = teach(dylora_moe(**ALWAYS, novelty_cooldown=1))
     assert [r["reason"] for r in rows(learner, "novelty")[-3:]] == ["first", "cooldown", "novel"]
     assert [len(r.columns) for r in routed.routers_of(learner.backbone)] == [2, 2]
@@ -101,7 +101,7 @@ def test_embeddings_are_the_class_means_of_the_prefix_and_training_does_not_move
     teach(learner, stream=stream)
     torch.testing.assert_close(learner.embeddings, torch.stack(expected), rtol=1e-5, atol=1e-6)
     assert learner.images.tolist() == [10] * 6
-    assert learner.owners == [(0, 0), (0, 0), (1, 1), (1, 1), (2, 2), (2, 2)]
+    assert learner.population.owners == [(0, 0), (0, 0), (1, 1), (1, 1), (2, 2), (2, 2)]
     assert learner.task_experts() == {0: 0, 1: 1, 2: 2}
 
 
@@ -125,7 +125,7 @@ def test_spawning_alone_scales_the_old_experts_and_adds_nothing_of_its_own(dylor
     with torch.no_grad():
         before = learner.features(images_of(stream))
         learner._spawn(stream.task(1))
-        learner._apply_modes()
+        learner.population.set_routers()
         for router in routed.routers_of(learner.backbone):
             assert router.offset.tolist() == [0, 0]
             assert torch.equal(router(torch.randn(2, 5, 16)).gates, torch.full((2, 5, 2), 0.5))
@@ -138,19 +138,19 @@ def test_spawning_alone_scales_the_old_experts_and_adds_nothing_of_its_own(dylor
 
 def test_all_experts_from_the_start_learn_together_and_none_is_added(dylora_moe):
     learner = dylora_moe(grow_experts=False, num_experts=3, top_k_experts=2, init_lr=0.2, **ALWAYS)
-    assert len(learner.experts) == 3
+    assert len(learner.population.experts) == 3
     before = [experts_of(learner, e) for e in range(3)]
     teach(learner, 1)
     assert all(not torch.equal(experts_of(learner, e), before[e]) for e in range(3))
     teach(learner, 2, first=1)
-    assert len(learner.experts) == 3
+    assert len(learner.population.experts) == 3
     assert [d.reason for d in learner.decisions] == ["first", "full"]
     assert all(columns_of(learner, e).any() for e in range(3))
 
 
 def test_fewer_experts_than_at_the_start_are_restored(dylora_moe, toy_learner):
     learner = teach(dylora_moe(grow_experts=False, num_experts=3, merge_below=1.0), 1)
-    assert len(learner.experts) < 3
+    assert len(learner.population.experts) < 3
     again = dylora_moe(grow_experts=False, num_experts=3, merge_below=1.0)
     again.restore(json.loads(json.dumps(learner.structure())))
     again.load_own_state(learner.own_state())

@@ -19,7 +19,7 @@ def test_experts_on_linear_layers_learn_as_adapters_do(targets, dylora_moe):
     assert not torch.equal(experts_of(learner, 0), start) and columns_of(learner, 2).abs().max() > 0
     losses = [r["loss"] for r in rows(learner, "epoch") if r["task"] == 2]
     assert losses[-1] < losses[0]
-    assert len(learner.experts) == 3 and learner.adapters_per_layer() == [0, 3, 3]
+    assert len(learner.population.experts) == 3 and learner.adapters_per_layer() == [0, 3, 3]
     sizes = {"qkv": 16 + 48, "proj": 16 + 16, "fc1": 16 + 64, "fc2": 64 + 16}
     expert = 2 * 2 * sum(sizes[target] for target in targets)  # 2 layers, rank 2
     head = learner.head.weight.numel() + learner.head.bias.numel()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.families.experts import herd, herd_classes
+from models.families.replay import herd, herd_classes
 from tests.helpers.dylora import ALWAYS, NEVER, teach
 from tests.helpers.nested import rows
 from tests.helpers.toy import toy_stream

@@ -35,7 +35,7 @@ def test_target_trains_its_own_expert_and_column_alone_open_trains_all(dylora_mo
 def test_young_experts_act_always_and_mature_ones_by_top_k(dylora_moe):
     learner = teach(dylora_moe(**ALWAYS, top_k_experts=1, num_experts=4), 3, stream=toy_stream())
     # in task 3 experts 0 and 1 are mature, 2 is young: one of the two and the young one act
-    assert [e.young for e in learner.experts] == [False, False, True]
+    assert [e.young for e in learner.population.experts] == [False, False, True]
     last = rows(learner, "routing")[-1]
     for share in last["share"]:
         assert share[2] == 1 and share[0] + share[1] == pytest.approx(1)
@@ -48,7 +48,7 @@ def test_maturity_by_steps_comes_within_a_task(dylora_moe):
     steps = 2 * 3  # epochs of 20 images by 8
     for limit, young in ((steps, False), (steps + 1, True)):
         learner = teach(dylora_moe(maturity_tasks=None, maturity_steps=limit), 1, stream=stream)
-        assert learner.experts[0].steps == steps and learner.experts[0].young is young
+        assert learner.population.experts[0].steps == steps and learner.population.experts[0].young is young
 
 
 def test_the_temperature_falls_over_a_task_and_its_end_is_evaluated(dylora_moe):
@@ -76,24 +76,26 @@ def test_each_loss_of_routing_acts_and_zero_takes_it_away(dylora_moe):
     p = logits.softmax(-1)
     routing = Routing(p, p, logits, p.argsort(dim=-1, descending=True)[..., :2])
     z, among = balance.z_loss(routing), torch.tensor([True, True, False])
-    for expert in learner.experts:
+    for expert in learner.population.experts:
         expert.young = True  # all act: entropy, here among two that learn
     expected = 5 * balance.entropy_loss(routing, among) + 7 * z
-    assert added([routing], learner.experts, [0, 1], learner.cfg) == pytest.approx(float(expected))
-    for expert in learner.experts:
+    assert added([routing], learner.population.experts, [0, 1], learner.cfg) == pytest.approx(float(expected))
+    for expert in learner.population.experts:
         expert.young = False  # top-k: balance
     expected = 3 * balance.balance_loss(routing, among) + 7 * z  # a mean over two equal layers
-    assert added([routing, routing], learner.experts, [0, 1], learner.cfg) == pytest.approx(float(expected))
+    assert added([routing, routing], learner.population.experts, [0, 1], learner.cfg) == pytest.approx(float(expected))
     # with one expert that learns there is nothing to balance
-    assert added([routing], learner.experts, [1], learner.cfg) == pytest.approx(float(7 * z))
-    learner.experts[2].young = True  # acts always beside the best of the others, so it stays out of their balance
-    assert not all_act(learner.experts, learner.cfg)
-    assert added([routing], learner.experts, [0, 1, 2], learner.cfg) == pytest.approx(float(expected))
-    learner.experts[2].young = False
+    assert added([routing], learner.population.experts, [1], learner.cfg) == pytest.approx(float(7 * z))
+    learner.population.experts[
+        2
+    ].young = True  # acts always beside the best of the others, so it stays out of their balance
+    assert not all_act(learner.population.experts, learner.cfg)
+    assert added([routing], learner.population.experts, [0, 1, 2], learner.cfg) == pytest.approx(float(expected))
+    learner.population.experts[2].young = False
     zero = teach(dylora_moe(router_aux_loss_coef=0.0, router_entropy_coef=0.0, router_z_loss_coef=0.0, **ALWAYS), 3)
-    assert added([routing], zero.experts, [0, 1], zero.cfg) == 0
+    assert added([routing], zero.population.experts, [0, 1], zero.cfg) == 0
     alone = teach(dylora_moe(**NEVER), 1)
-    assert routing_terms([routing], alone.experts, [0], alone.cfg) == {}
+    assert routing_terms([routing], alone.population.experts, [0], alone.cfg) == {}
 
 
 def test_without_routing_experts_add_up(dylora_moe):
