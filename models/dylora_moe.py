@@ -4,8 +4,8 @@ The frozen prefix says whether a task resembles what some expert learned (backbo
 same prefix mixes the experts of all layers in one pass (backbone/experts/routed.py). Design of this project; sources stand
 at the parts. Expert e is in every layer one adapter beside the MLP, or one LoRA on each of the linear layers
 `lora_target`, with one router column a layer. Every phase is a method of `Learner`, in order; models/families has the
-experts themselves (population.py), what they are decided and trained on (experts.py), how their use is measured
-(expert_use.py), and what is off by default (rank_growth.py, replay.py).
+experts themselves (population.py), what they are decided and trained on (experts.py), how their routers start
+(router_start.py), how their use is measured (expert_use.py), and what is off by default (rank_growth.py, replay.py).
 Shapes: B batch, N tokens, D width, E experts, L layers, C classes.
 """
 
@@ -23,7 +23,7 @@ from backbone.experts import novelty, routed
 from backbone.experts.router import temperature
 from backbone.heads.heads import LinearHead
 from backbone.vit import Activations
-from models.families.expert_use import ExpertUse, measure_use
+from models.families.expert_use import ExpertUse, log_use, mean_gates
 from models.families.experts import (
     TrainingProgress,
     distance,
@@ -38,11 +38,12 @@ from models.families.experts import (
 from models.families.population import Population
 from models.families.rank_growth import divide, grow_while_it_helps, held_out_loss
 from models.families.replay import at_rows, herd_classes
+from models.families.router_start import centre, open_columns, router_inputs
 from models.learner.base import Learner as Base
 from models.learner.copies import Teacher
 from models.learner.fit import fit
 from models.learner.groups import Group, count, planned
-from models.learner.layers import layer_range, slot_inputs
+from models.learner.layers import layer_range
 from models.learner.losses import Loss, cross_entropy_among, rows_of
 from models.settings.experts import GateSettings, LifeSettings, NoveltySettings
 from utils.data.batches import TaskData
@@ -108,11 +109,10 @@ class Learner(Base):
         self.head = self.initialise("head", LinearHead(width, self.num_classes))
         self.decisions: list[novelty.Decision] = []
         self.uses_past = cfg.replay_per_class > 0
-        self.kept: list[int] = []  # rows of the data set, of the images that are replayed
-        self.apart_from = 0  # the current task trains the scores of the classes from this one on
-        self._pending: tuple[Tensor, Tensor, list[int]] | None = (
-            None  # embeddings and rows to replay of the current task
-        )
+        self.replay_rows: list[int] = []  # rows of the data set, of the images that are replayed
+        self.apart_from = 0  # first of the classes whose scores the current task trains
+        # of the current task: embeddings, images behind each, rows to replay
+        self._pending: tuple[Tensor, Tensor, list[int]] | None = None
         self._place_embeddings(0)
 
     # 1 Embed the task ------------------------------------------------------------------------------------------------
@@ -131,8 +131,8 @@ class Learner(Base):
         if decision.spawn and task.index > 0:
             self._spawn(task)
         if task.index == 0 and self.cfg.use_moe_routing and self.cfg.router_centre:
-            self._centre(task)
-        self.population.mature(self.log)
+            centre(self.population.routers(), router_inputs(self, task, self.layers, self.cfg))
+        self.population.mature(self)
         if all(self.population.experts[e].young for e in self._learning()):
             teacher = None  # distil only while a mature expert continues to learn
         if self.cfg.distill_coef:
@@ -171,28 +171,10 @@ class Learner(Base):
         """Adds an expert in every layer. Its output is 0; its column is opened at once, since training starts now."""
         routers = self.population.routers()
         aims = routers and self.cfg.router_column_start == "prototype"
-        inputs = self._router_inputs(task) if aims else [None] * len(routers)
+        inputs = router_inputs(self, task, self.layers, self.cfg) if aims else None
         self.population.add(self.initialise)
-        for router, tokens in zip(routers, inputs, strict=True):
-            if tokens is None or not router.sees(tokens - router.center):
-                router.set_offset(len(router) - 1, 0.0)
-            else:
-                router.aim(len(router) - 1, tokens - router.center)
+        open_columns(routers, inputs)
         self.population.last_spawn = task.index
-
-    def _centre(self, task: Task) -> None:
-        """Routers read x minus the mean token of the first task: of the first layer's, or of each layer's input."""
-        for router, inputs in zip(self.population.routers(), self._router_inputs(task), strict=True):
-            router.set_center(inputs.mean(dim=0))
-
-    def _router_inputs(self, task: Task) -> list[Tensor]:
-        """What each layer's router reads of a sample of the task's images, before centring: tokens or mean tokens [n, D]."""
-        tokens = slot_inputs(self, task, self.layers)
-        if self.cfg.router_granularity == "sample":
-            count = self.backbone.tokens
-            tokens = {layer: rows.unflatten(0, (-1, count)).mean(dim=1) for layer, rows in tokens.items()}
-        shared = self.cfg.router_scope == "shared"
-        return [tokens[self.layers[0] if shared else layer] for layer in self.layers]
 
     # 3 Train: dense while young, top-k once mature -------------------------------------------------------------------
 
@@ -249,7 +231,7 @@ class Learner(Base):
             for e in learning:
                 population.experts[e].steps += 1
             if cfg.maturity_steps is not None:
-                population.mature(self.log)
+                population.mature(self)
 
         def after_epoch() -> None:
             use.end_epoch()
@@ -312,17 +294,19 @@ class Learner(Base):
     def _replayed(self, task: Task) -> list[TaskData]:
         """The stored images of earlier tasks. With them each step trains the scores of all classes seen, on new and old
         images, as iCaRL does on the union of both (Rebuffi et al. 2017, algorithm 3); without, of the task's classes alone."""
-        replayed = at_rows(task.past, self.kept) if self.kept else []
+        replayed = at_rows(task.past, self.replay_rows) if self.replay_rows else []
         self.apart_from = 0 if replayed else task.first
         return replayed
 
-    def _keep(self, task: Task, rows: Sequence[int]) -> None:
+    def _store(self, task: Task, rows: Sequence[int]) -> None:
         """Stores the rows of images for replay. Their prefix features have about the mean of their class, so the choice depends
         on no training and no random draw."""
         if self.cfg.replay_per_class:
-            self.kept += rows
-            self.log.row("replay", task=task.index, added=len(rows), kept=len(self.kept), rows=list(rows))
-            self.log.info(f"task {task.index + 1}: {len(rows)} images are kept for replay, {len(self.kept)} in all")
+            self.replay_rows += rows
+            self.log.row("replay", task=task.index, added=len(rows), kept=len(self.replay_rows), rows=list(rows))
+            self.log.info(
+                f"task {task.index + 1}: {len(rows)} images are stored for replay, {len(self.replay_rows)} in all"
+            )
 
     # 6 Freeze what converged -----------------------------------------------------------------------------------------
 
@@ -340,40 +324,21 @@ class Learner(Base):
     # 7 End of a task: use, merging, embeddings -----------------------------------------------------------------------
 
     def consolidate(self, task: Task) -> None:
-        """Measures the use of experts, merges those that no task used much, stores the task's embeddings; then freezes everything."""
-        use = self._log_use(task)
-        if use:
-            gates = torch.tensor(use["gate"])
-            self.population.merge_unused(task, gates, self.cfg.merge_below, lambda: self._gates(task), self.log)
+        """Measures the use of experts, merges those that no task used much and stores the task's embeddings.
+
+        Then everything is frozen."""
+        gates = log_use(self, task, self.population)
+        if gates is not None:
+            self.population.merge_unused(self, task, gates, self.cfg.merge_below, lambda: mean_gates(self, task))
         assert self._pending is not None, "consolidate follows learn"
         means, counts, rows = self._pending
         self._place_embeddings(0, means, counts)
         self.population.owners += [(task.index, self.population.target)] * len(means)
-        self._keep(task, rows)
+        self._store(task, rows)
         self._pending = None
         if task.total == self.num_classes:
             self._replay_decisions()
         super().consolidate(task)
-
-    def _log_use(self, task: Task) -> dict[str, Any]:
-        """Mean gate [L][E] of every expert on the task's images, its share, and the entropy; empty without a router."""
-        use = measure_use(self, task)
-        if use:
-            self.log.row(
-                "routing",
-                task=task.index,
-                target=self.population.target,
-                layers=list(self.layers),
-                **use,
-                temperature=float(self.population.routers()[0].temperature),
-                experts=self.population.facts(),
-                ranks=self.population.ranks(),
-            )
-        return use
-
-    def _gates(self, task: Task) -> Tensor:
-        """Mean gate [L, E] of every expert on the task's images."""
-        return torch.tensor(measure_use(self, task)["gate"])
 
     def _replay_decisions(self) -> None:
         """Logs at which tasks another threshold would have spawned."""
@@ -388,7 +353,7 @@ class Learner(Base):
         """The task's decision, from which `novelty.replay` derives what another threshold would have done."""
         return [{"kind": "novelty", **asdict(decision)} for decision in self.decisions[-1:]]
 
-    # Prediction is the base's; bookkeeping -------------------------------------------------------------------------
+    # Bookkeeping (prediction is the base's) ---------------------------------------------------------------------------
 
     def _place_embeddings(self, count: int, more: Tensor | None = None, images: Tensor | None = None) -> None:
         """Appends to the stored embeddings; without `more`, makes room for `count`."""
@@ -405,14 +370,14 @@ class Learner(Base):
         return {
             **super().structure(),
             **self.population.structure(),
-            "kept": self.kept,
+            "kept": self.replay_rows,
             "decisions": [asdict(decision) for decision in self.decisions],
         }
 
     def restore(self, structure: dict[str, Any]) -> None:
         super().restore(structure)
         self.population.restore(structure, self.initialise)
-        self.kept = list(structure["kept"])
+        self.replay_rows = list(structure["kept"])
         self.decisions = novelty.decisions(structure["decisions"])
         self._place_embeddings(len(self.population.owners))
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from backbone.experts import balance
 from backbone.experts.router import Routing
 from backbone.vit import Activations
+from models.families.population import Population
 from models.learner.base import Learner
 from utils.data.tasks import Task
 
@@ -98,6 +99,29 @@ def measure_use(learner: Learner, task: Task) -> dict[str, Any]:
     batches = [routings for routings, _ in passes]  # of each batch one routing a layer
     layers = [list(of_layer) for of_layer in zip(*batches, strict=True)]
     return use_of(layers) if layers else {}
+
+
+def mean_gates(learner: Learner, task: Task) -> Tensor:
+    """Mean gate [L, E] of every expert on the task's images."""
+    return torch.tensor(measure_use(learner, task)["gate"])
+
+
+def log_use(learner: Learner, task: Task, population: Population) -> Tensor | None:
+    """Logs the use of the experts on the task's images; returns mean gates [L, E], None without a router."""
+    use = measure_use(learner, task)
+    if not use:
+        return None
+    learner.log.row(
+        "routing",
+        task=task.index,
+        target=population.target,
+        layers=list(population.layers),
+        **use,
+        temperature=float(population.routers()[0].temperature),
+        experts=population.facts(),
+        ranks=population.ranks(),
+    )
+    return torch.tensor(use["gate"])
 
 
 def token_entropy(routings: Sequence[Routing]) -> Tensor:

@@ -17,9 +17,9 @@ from backbone.adapters.adapter import Adapter
 from backbone.experts import routed
 from backbone.experts.router import Router
 from backbone.vit import SlottedViT
+from models.learner.base import Learner
 from models.settings.experts import GateSettings
 from utils.data.tasks import Task
-from utils.run.log import RunLog
 
 Initialise = Callable[[str, nn.Module], Any]  # `Learner.initialise`
 
@@ -111,12 +111,12 @@ class Population:
 
     # Young and mature ------------------------------------------------------------------------------------------------
 
-    def mature(self, log: RunLog) -> None:
+    def mature(self, learner: Learner) -> None:
         """Notes and logs which experts are mature by now, and sets the routers accordingly."""
         for e, expert in enumerate(self.experts):
             is_mature = expert.is_mature(self.cfg)
             if expert.young and is_mature:
-                log.row("mature", expert=e, tasks=expert.tasks, steps=expert.steps, frozen=expert.frozen)
+                learner.log.row("mature", expert=e, tasks=expert.tasks, steps=expert.steps, frozen=expert.frozen)
             expert.young = not is_mature
         self.set_routers()
 
@@ -144,7 +144,9 @@ class Population:
         self.set_routers()
         return [ranks[renumbered(into)] for ranks in self.ranks()]
 
-    def merge_unused(self, task: Task, gates: Tensor, below: float, measure: Callable[[], Tensor], log: RunLog) -> None:
+    def merge_unused(
+        self, learner: Learner, task: Task, gates: Tensor, below: float, measure: Callable[[], Tensor]
+    ) -> None:
         """Updates each expert's peak from the mean gates [L, E] of the task; then merges, one by one from the least used,
         the experts with a peak under `below` into the most used, never the target. After each, `measure` gives the new
         gates."""
@@ -159,8 +161,8 @@ class Population:
             into = max((e for e in range(len(self.experts)) if e != gone), key=lambda e: float(mean[e]))
             ranks = self.merge(gone, into, gates)
             facts = {"expert": gone, "into": into, "peak": peaks[gone], "gates": mean.tolist(), "ranks": ranks}
-            log.row("merge", task=task.index, **facts)
-            log.info(f"task {task.index + 1}: expert {gone} was hardly used and joins expert {into}")
+            learner.log.row("merge", task=task.index, **facts)
+            learner.log.info(f"task {task.index + 1}: expert {gone} was hardly used and joins expert {into}")
             gates = measure()
 
     # Save and rebuild ------------------------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ def test_an_expert_frozen_while_young_is_mature(dylora_moe):
         2,
     )
     assert [e.frozen for e in learner.population.experts] == [True, True]
-    learner.population.mature(learner.log)
+    learner.population.mature(learner)
     assert not any(e.young for e in learner.population.experts)
     assert [row["expert"] for row in rows(learner, "mature")] == [0, 1]
 

@@ -37,7 +37,7 @@ def test_kept_images_are_training_images_of_each_earlier_class_and_reach_the_los
         teach(learner, 3, stream=stream)
     finally:
         TaskData.batches = original
-    assert len(learner.kept) == 3 * 6
+    assert len(learner.replay_rows) == 3 * 6
     per_task = [r["rows"] for r in rows(learner, "replay")]
     for index, kept in enumerate(per_task):
         own = stream.task(index).train
@@ -82,7 +82,7 @@ def test_replay_off_is_the_same_run_whether_past_data_are_handed_over_or_not(dyl
         task = stream.task(index, with_past=True)
         given.learn(task)
         given.consolidate(task)
-    assert given.kept == [] and not rows(given, "replay")
+    assert given.replay_rows == [] and not rows(given, "replay")
     assert all(torch.equal(v, given.own_state()[k]) for k, v in plain.own_state().items())
 
 
@@ -92,7 +92,7 @@ def test_a_resumed_run_replays_the_same_images(dylora_moe):
     fresh = dylora_moe(**keys)
     fresh.restore(json.loads(json.dumps(whole.structure())))
     fresh.load_own_state({k: v.clone() for k, v in whole.own_state().items()})
-    assert fresh.kept == whole.kept and fresh.decisions == whole.decisions
+    assert fresh.replay_rows == whole.replay_rows and fresh.decisions == whole.decisions
     for made in (whole, fresh):
         teach(made, 3, first=2, stream=stream)
     assert all(torch.equal(v, fresh.own_state()[k]) for k, v in whole.own_state().items())
