@@ -2,10 +2,21 @@
 
 from typing import get_args
 
+import pytest
+
 import models
 
 METHODS = models.available()
-HEADS = [(m, h) for m in METHODS for h in get_args(models.settings_of(m).model_fields["head"].annotation)]
+
+
+def _heads(method):
+    """The method with each head it takes; all but its default head are slow, as repetitions of the same test."""
+    field = models.settings_of(method).model_fields["head"]
+    for head in get_args(field.annotation):
+        yield pytest.param(method, head, marks=() if head == field.default else pytest.mark.slow)
+
+
+HEADS = [case for method in METHODS for case in _heads(method)]
 
 
 def run(learner, stream, tasks=None, first=0):
