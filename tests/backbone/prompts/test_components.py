@@ -112,7 +112,7 @@ def test_the_pool_is_shared_out_evenly_and_beyond_it_the_head_learns(toy_learner
     for index, made in enumerate((2, 4, 6, 7, 7, 7)):
         learner.begin_task()
         learner.learn(stream.task(index))
-        assert learner.made == made
+        assert learner.count == made
     with pytest.raises(ValueError, match="2 components are too few for 3 tasks"):
         toy_learner("coda_prompt", prompt_param=(2, 2, 0.0))
 

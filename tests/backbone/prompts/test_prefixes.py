@@ -13,7 +13,6 @@ from backbone.prompts import prefixes
 from backbone.prompts.prefixes import PrefixTuning, PromptPool, Queried, attend, choose, pull, scrambled
 from backbone.vit import Activations, SlottedViT
 from models.families.prompts import chosen_in_training, hand_down, mask_of, pool_recipe
-from models.learner.losses import keeping
 from tests.helpers.toy import toy_backbone, toy_settings, toy_stream
 from utils.config.resolve import resolve
 from utils.config.strict_json import read_json
@@ -190,16 +189,6 @@ def test_rows_that_cannot_learn_stay_unless_asked(method, decays, toy_learner):
         if name in before and name != "general.values":
             rows = slice(0, 2) if name.startswith(("head", "components")) else slice(0, 1)
             assert torch.equal(p[rows], before[name][rows]) != decays, name
-
-
-def test_keeping_nothing_is_no_function():
-    parameter = torch.nn.Parameter(torch.ones(3))
-    assert keeping([(parameter, range(1))], decay_other_rows=True) is None
-    restore = keeping([(parameter, range(1, 2)), (torch.nn.Parameter(torch.ones(2)), None)], decay_other_rows=False)
-    with torch.no_grad():
-        parameter.fill_(5)
-    restore()
-    assert parameter.tolist() == [1, 5, 1]
 
 
 # ---------------------------------------------------------------- the query, and L2P's tokens

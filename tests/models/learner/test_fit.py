@@ -46,6 +46,15 @@ def trained(log, groups_of, epochs=2, **cfg):
     return learner
 
 
+def test_rows_outside_the_span_stay_to_the_bit_although_decay_would_move_them(log):
+    learner = Line(log)
+    task = toy_stream(init_cls=6).task(0)
+    fit(
+        learner, task, learner.step, [learner.fast], phase="func", epochs=1, lr=0.01, rows=[(learner.fast, range(1, 2))]
+    )
+    assert learner.fast[[0, 2]].tolist() == [1.0, 1.0] and learner.fast[1] < 1
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_skipped_steps_leave_the_slow_weights_bit_identical(optimizer, log):
     """Momentum and weight decay are on: with a gradient of zero instead of None either would move them."""

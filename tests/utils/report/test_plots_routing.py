@@ -1,5 +1,7 @@
 """Pictures of routing: what they show, at all sizes without overlapping labels, and their place in the report."""
 
+import html
+
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
@@ -170,7 +172,7 @@ def test_the_report_has_pictures_captions_and_numbers(tmp_path):
     for name in NAMES:
         assert (tmp_path / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         heading, caption = page.FIGURES[name]
-        assert f"<h2>{heading}</h2>" in text and caption in text
+        assert f"<h2>{heading}</h2>" in text and caption in html.unescape(text)
     control = rows_of(rows, "routing_controls")[0]
     cells = "".join(f"<td>{100 * accuracy:.2f}</td>" for accuracy in control["accuracy"]["uniform"])
     assert f"<td>uniform</td><td>{50 * sum(control['accuracy']['uniform']):.2f}</td>{cells}" in text
