@@ -31,7 +31,7 @@ from utils.text import number, shortened
 MOST_DETAILED = 24  # rows whose settings, environments and commands are shown
 MOST_DRAWN = len(plots_compare.PALETTE)
 MOST_READ = 50  # environments of a row
-MOST_COMMANDS = 5  # of a row, where each seed had its own, as in a sweep
+MOST_COMMANDS = 5  # of a row, where they differ between seeds, as in a sweep
 
 FIGURES = {  # name: heading, caption
     "accuracy": ("Accuracy", "Test accuracy over all classes seen so far, after each task."),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PALETTE = (*COLOURS, *MORE_COLOURS)  # nine can be told apart
+PALETTE = (*COLOURS, *MORE_COLOURS)  # nine distinct colours
 Chosen = Sequence[tuple[int, Arm]]  # rows with their numbers from 1
 Series = Callable[[Mapping[str, Any]], Sequence[float | None]]  # a value a task from a run's results
 
@@ -28,16 +28,16 @@ def over_seeds(row: Arm, series: Series) -> list[metrics.Summary]:
 
 
 def _lines(axes: Axes, rows: Chosen, series: Series, xlabel: str, ylabel: str) -> None:
-    """Each row's line and band, in the row's own colour in every picture."""
+    """Each row's line and band, in a colour that is the row's in every picture."""
     longest = 0
     for (number, row), colour in zip(rows, PALETTE, strict=False):
-        found = over_seeds(row, series)
-        if not any(summary.n for summary in found):
+        summaries = over_seeds(row, series)
+        if not any(summary.n for summary in summaries):
             continue
-        longest = max(longest, len(found))
-        means = [math.nan if s.mean is None else s.mean for s in found]
+        longest = max(longest, len(summaries))
+        means = [math.nan if s.mean is None else s.mean for s in summaries]
         axes.plot(means, color=colour, marker="o", markersize=3.5, linewidth=1.4, label=_label(number, row))
-        spread = [s.std or 0.0 for s in found]
+        spread = [s.std or 0.0 for s in summaries]
         low, high = ([m + sign * d for m, d in zip(means, spread, strict=True)] for sign in (-1, 1))
         axes.fill_between(range(len(means)), low, high, color=colour, alpha=0.18, linewidth=0)
     style(axes, xlabel, ylabel)
@@ -56,13 +56,13 @@ Panel = tuple[Series, str, str]  # with the labels of x and y
 
 def _picture(rows: Chosen, panels: Sequence[Panel], limits: tuple[float, float | None] | None = None) -> Figure | None:
     """One panel below the other for each that has data, y within `limits`; None without any."""
-    kept = [panel for panel in panels if any(s.n for _, row in rows for s in over_seeds(row, panel[0]))]
-    if not kept:
+    drawn = [panel for panel in panels if any(s.n for _, row in rows for s in over_seeds(row, panel[0]))]
+    if not drawn:
         return None
-    figure = new_figure(0.4 + 2.5 * len(kept) + 0.2 * len(rows))
-    for place, (series, xlabel, ylabel) in enumerate(kept, start=1):
-        axes = figure.add_subplot(len(kept), 1, place)
-        _lines(axes, rows, series, xlabel if place == len(kept) else "", ylabel)
+    figure = new_figure(0.4 + 2.5 * len(drawn) + 0.2 * len(rows))
+    for place, (series, xlabel, ylabel) in enumerate(drawn, start=1):
+        axes = figure.add_subplot(len(drawn), 1, place)
+        _lines(axes, rows, series, xlabel if place == len(drawn) else "", ylabel)
         if limits is not None:
             axes.set_ylim(*limits)
     legend_above(figure, ncols=1)
@@ -84,7 +84,7 @@ def error_bars(rows: Chosen) -> Figure | None:
     axes = figure.add_subplot()
     base = [0.0] * len(numbers)
     for index, (label, colour) in enumerate(PARTS.values()):
-        width = [own[index] for own in parts]
+        width = [shares[index] for shares in parts]
         axes.barh(range(len(numbers)), width, left=base, color=colour, height=0.75, label=label)
         base = [b + w for b, w in zip(base, width, strict=True)]
     style(axes, "test images (%)", "row")
@@ -108,7 +108,7 @@ def draw(rows: Chosen) -> dict[str, Figure]:
         return [peak and peak / 2**20 for peak in results["peaks"]]
 
     seen, task = "tasks learned", "task"
-    made = {
+    figures = {
         "accuracy": _picture(rows, [(lambda r: r["top1_curve"], seen, "accuracy on all seen classes (%)")]),
         "forgetting": _picture(rows, [(lambda r: r["forgetting_by_task"], task, "forgetting (points)")]),
         "errors": error_bars(rows),
@@ -118,4 +118,4 @@ def draw(rows: Chosen) -> dict[str, Figure]:
         "adapters": _picture(rows, [(adapters, seen, "adapters")]),
         "cost": _picture(rows, [(seconds, task, "seconds"), (memory, task, "peak memory (MiB)")], limits=(0, None)),
     }
-    return {name: figure for name, figure in made.items() if figure is not None}
+    return {name: figure for name, figure in figures.items() if figure is not None}

@@ -28,7 +28,7 @@ class Arm:
 
 def rows_of(runs: Sequence[tuple[Run, str]]) -> list[Arm]:
     """Rows from runs and their labels (empty: what sets a row apart). The seeds of one folder stay together: where two
-    folders of equal settings share a seed, as after the same experiment in two versions, each is a row of its own."""
+    folders of equal settings share a seed, as after the same experiment in two versions, each is a separate row."""
     units: dict[Path, list[tuple[Run, str]]] = {}
     for run, label in runs:
         units.setdefault(run.folder.parent, []).append((run, label))
@@ -37,8 +37,8 @@ def rows_of(runs: Sequence[tuple[Run, str]]) -> list[Arm]:
     for folder, unit in units.items():
         seeds = {run.seed for run, _ in unit}
         for run, label in unit:
-            kept = {k: v for k, v in run.settings.items() if k not in NOT_HASHED}
-            alike = by_key.setdefault(json.dumps(kept, sort_keys=True), [])
+            settings = {k: v for k, v in run.settings.items() if k not in NOT_HASHED}
+            alike = by_key.setdefault(json.dumps(settings, sort_keys=True), [])
             row = next((r for r in alike if folder in r.folders and run.seed not in r.runs), None)
             row = row or next((r for r in alike if folder not in r.folders and not seeds & r.runs.keys()), None)
             if row is None:
@@ -73,9 +73,9 @@ def name_rows(rows: Sequence[Arm]) -> None:
     for names, alike in groups.items():
         apart = differences(alike)
         for index, row in enumerate(alike):
-            own = [f"{key}={_short(values[index])}" for key, values in apart.items()]
-            first = list(names) or ([] if own else [str(row.settings.get("model_name", "run"))])
-            row.label = printable(row.label or shortened(", ".join([*first, *own]), LABEL)).replace("\n", " ")
+            differing = [f"{key}={_short(values[index])}" for key, values in apart.items()]
+            first = list(names) or ([] if differing else [str(row.settings.get("model_name", "run"))])
+            row.label = printable(row.label or shortened(", ".join([*first, *differing]), LABEL)).replace("\n", " ")
     labels: dict[str, list[Arm]] = {}
     for row in rows:
         labels.setdefault(row.label, []).append(row)

@@ -1,6 +1,6 @@
-"""Finished runs, found in and below folders and read for a comparison.
+"""Finished runs: the search for them in and below folders, and what a comparison reads of each.
 
-Of a run, results.json and config.json alone are read, and of those only what a comparison shows is kept, so that ten thousand
+Of a run, only results.json and config.json are read, and only what a comparison shows stays in memory, so that ten thousand
 runs take seconds and little memory; environment.json is read where it is shown.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.evaluation import error_parts, metrics
-from utils.text import shortened
+from utils.report import results as report_results
 
 # numbers in percent, bytes or images a second, or null; then lists with an entry a task
 NUMBERS = (
@@ -45,37 +45,20 @@ class Run:
     def environment(self) -> dict[str, Any]:
         """Its environment.json, empty where there is none that can be read."""
         try:
-            found = json.loads((self.folder / "environment.json").read_bytes())
+            environment = json.loads((self.folder / "environment.json").read_bytes())
         except (OSError, ValueError, RecursionError):
             return {}
-        return found if isinstance(found, dict) else {}
+        return environment if isinstance(environment, dict) else {}
 
 
 def read(folder: Path) -> Run:
     """The finished run in `folder`; ValueError with the reason if there is none or its files are damaged."""
-    path = folder / "results.json"
-    try:
-        results = _load(path)
-        settings = _load(path := folder / "config.json")
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {shortened(str(error), 200)}") from None
-    try:
-        return Run(folder, _whole(results["seed"]), settings, _slim(results))
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        text = shortened(f"{type(error).__name__}: {error}", 200)
-        raise ValueError(f"{folder / 'results.json'} holds no results ({text})") from None
 
+    def of_comparison(results: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+        return _whole(results["seed"]), _slim(results)
 
-def _load(path: Path) -> dict[str, Any]:
-    def refuse(name: str) -> None:
-        raise ValueError(f"{name} is no number")
-
-    found = json.loads(path.read_bytes(), parse_constant=refuse)
-    if not isinstance(found, dict):
-        raise ValueError("an object was expected")
-    return found
+    seed, results = report_results.read_results(folder, of_comparison)
+    return Run(folder, seed, report_results.read(folder, "config.json"), results)
 
 
 def _whole(value: Any) -> int:
@@ -92,18 +75,18 @@ def _number(value: Any) -> float | None:
 
 def _slim(results: Mapping[str, Any]) -> dict[str, Any]:
     """What a comparison shows of a results.json; an exception where it is not one."""
-    kept: dict[str, Any] = {key: str(results[key]) for key in ("model_name", "dataset")}
-    kept |= {key: _number(results[key]) for key in NUMBERS}
-    kept |= {key: [_number(value) for value in results[key]] for key in LISTS}
-    tasks = len(kept["top1_curve"])
+    shown: dict[str, Any] = {key: str(results[key]) for key in ("model_name", "dataset")}
+    shown |= {key: _number(results[key]) for key in NUMBERS}
+    shown |= {key: [_number(value) for value in results[key]] for key in LISTS}
+    tasks = len(shown["top1_curve"])
     adapters = [{str(layer): _whole(n) for layer, n in entry.items()} for entry in results["adapters_per_layer"]]
     seconds = [{str(phase): _number(s) or 0.0 for phase, s in entry.items()} for entry in results["seconds"]]
     peaks = [_number(value) for value in results.get("peak_memory_by_task") or [None] * tasks]
-    if {tasks} != set(map(len, (adapters, seconds, peaks, *(kept[key] for key in LISTS)))):
+    if {tasks} != set(map(len, (adapters, seconds, peaks, *(shown[key] for key in LISTS)))):
         raise ValueError("its lists have different lengths")
     history = results.get("selection_history") or ()
     peeked = any(isinstance(entry, Mapping) and entry.get("split") == "test" for entry in history)
-    return kept | {
+    return shown | {
         "forgetting_by_task": metrics.forgetting_by_task(results["accuracy_matrix"]),
         "splits": error_parts.splits(results),
         "adapters": [sum(entry.values()) for entry in adapters],
@@ -116,7 +99,7 @@ def _slim(results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-# ------------------------------------------------------------------------------------------------ finding them
+# ------------------------------------------------------------------------------------------------ the search
 
 
 def _natural(name: str) -> list[Any]:
@@ -129,14 +112,14 @@ def below(folder: Path) -> Iterator[tuple[Path, bool]]:
     Links are not followed (`latest` names a run a second time); what `--resume never` moved aside is left out."""
     try:
         with os.scandir(folder) as entries:
-            found = list(entries)
+            inside = list(entries)
     except OSError:
         return
-    names = {entry.name for entry in found}
+    names = {entry.name for entry in inside}
     if "results.json" in names or "metrics.jsonl" in names:
         yield folder, "results.json" in names
         return
-    inner = [e.name for e in found if e.is_dir(follow_symlinks=False) and e.name not in SKIPPED]
+    inner = [e.name for e in inside if e.is_dir(follow_symlinks=False) and e.name not in SKIPPED]
     for name in sorted(inner, key=_natural):
         if not name.startswith(".") and ".old_" not in name:
             yield from below(folder / name)
@@ -154,7 +137,7 @@ def _cells(folder: Path) -> list[tuple[Path, str]]:
 
 
 @dataclass
-class Found:
+class Selection:
     """Runs with their labels from a sweep's table (else empty), and notes on what was left out."""
 
     runs: list[tuple[Run, str]] = field(default_factory=list)
@@ -170,12 +153,12 @@ class Found:
         return notes
 
 
-def find(given: Sequence[Path]) -> Found:
-    """All runs in and below the folders `given`, in their order, each once.
+def find(folders: Sequence[Path]) -> Selection:
+    """All runs in and below the `folders`, in their order, each once.
 
     Raises ValueError where one of them is not a run, not finished, damaged, or holds no finished run."""
-    found, seen = Found(), set()
-    for top in given:
+    selection, seen = Selection(), set()
+    for top in folders:
         if not top.is_dir():
             raise ValueError(f"{top}: there is no such folder; --compare takes folders of finished runs")
         of_sweep = top.resolve().name.startswith("sweep_") and (top / "cells").is_dir()
@@ -191,20 +174,20 @@ def find(given: Sequence[Path]) -> Found:
                     continue
                 seen.add(real)
                 if not done:
-                    found.unfinished.append(folder)
+                    selection.unfinished.append(folder)
                     continue
                 try:
-                    found.runs.append((read(folder), label))
+                    selection.runs.append((read(folder), label))
                 except ValueError as error:
                     if folder == top:
                         raise
-                    found.broken.append(str(error))
+                    selection.broken.append(str(error))
         if not finished:
             more = f"; {waiting} below it are not finished" if waiting else ""
             raise ValueError(f"{top} holds no finished run (a folder with results.json){more}")
-    if not found.runs:
-        raise ValueError(f"none of the runs can be read, the first: {found.broken[0]}")
-    return found
+    if not selection.runs:
+        raise ValueError(f"none of the runs can be read, the first: {selection.broken[0]}")
+    return selection
 
 
 def _count(items: Sequence[Any]) -> str:

@@ -47,11 +47,11 @@ class TableRow:
         return self.label + " (selected on TEST data)" * self.peeked
 
 
-def compare(found: Sequence[tuple[str, str, Mapping[int, Mapping[str, Any]]]]) -> list[TableRow]:
+def compare(experiments: Sequence[tuple[str, str, Mapping[int, Mapping[str, Any]]]]) -> list[TableRow]:
     """Rows from (label, settings hash, results.json by seed); the first is what the others are compared with."""
-    first = found[0][2] if found else {}
+    first = experiments[0][2] if experiments else {}
     rows = []
-    for index, (label, run, results) in enumerate(found):
+    for index, (label, run, results) in enumerate(experiments):
         summaries = {c: summarise(r[c] for r in results.values()) for c in COLUMNS}
         differences = {
             c: paired_difference({s: r[c] for s, r in results.items()}, {s: r[c] for s, r in first.items()})

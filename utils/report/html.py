@@ -22,7 +22,7 @@ class Bold(str):
 
 @dataclass(frozen=True)
 class Table:
-    """A table that scrolls sideways in its own box; `kind` "names": texts, "names across": in many columns, "rows": numbers
+    """A table that scrolls sideways; `kind` "names": texts, "names across": in many columns, "rows": numbers
     behind the name of a row."""
 
     head: Sequence[str]

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 Rows = Sequence[Mapping[str, Any]]
 
-INK = "#010203"  # stands for "the text colour": black in the PNG files, the page's own (light or dark) in report.html
-# Okabe and Ito's palette, told apart with any colour vision; the ones that show on white and on black, strongest first
+INK = "#010203"  # stands for "the text colour": black in the PNG files, light or dark as the page in report.html
+# Okabe and Ito's palette, distinct with any colour vision; the ones that show on white and on black, strongest first
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MORE_COLOURS = ("#8A63D2", "#8C564B", "#8C8C8C")  # where nine are to be told apart, such as the parts of a profile
+MORE_COLOURS = ("#8A63D2", "#8C564B", "#8C8C8C")  # where nine must be distinct, such as the parts of a profile
 
 
 # ------------------------------------------------------------------------------------------------ pictures
@@ -235,7 +235,7 @@ def detections(rows: Rows) -> Figure | None:
     figure = new_figure(0.6 + (1.9 if len(layers) <= 4 else 1.4) * len(layers))
     for panel, layer in enumerate(layers):
         of_layer = [row for row in events if row["layer"] == layer]
-        # a score is null where a record without deviation made it infinite: there is no place for it on the axis
+        # a score is null where it was infinite, for a record without deviation: the axis has no place for it
         points = [(i, score) for i, row in enumerate(of_layer) for score in row["scores"] if score is not None]
         x, y = [i for i, _ in points], [score for _, score in points]
         axes = figure.add_subplot(len(layers), 1, panel + 1)
@@ -306,7 +306,7 @@ def png(figure: Figure) -> bytes:
 
 
 def inline_svg(figure: Figure, name: str) -> str:
-    """The picture as an <svg> element that takes the page's text colour, links to nothing, and has ids of its own name."""
+    """The picture as an <svg> element that takes the page's text colour, links to nothing; its ids begin with `name`."""
     import matplotlib
 
     buffer = io.StringIO()

@@ -43,10 +43,10 @@ def selection(results: Mapping[str, Any]) -> Figure | None:
         return task + 0.64 * ((expert + 0.5) / count - 0.5)
 
     for k, colour in enumerate(colours_of(count)):
-        own = [(place(e["task"], k), e["accuracies"][k]) for e in entries if k < len(e["accuracies"])]
+        points = [(place(e["task"], k), e["accuracies"][k]) for e in entries if k < len(e["accuracies"])]
         label = f"expert {k}" if k % step == 0 else None
         many = total * count > 1000  # then, in the SVG, an embedded image instead of thousands of elements
-        x, y = [x for x, _ in own], [y for _, y in own]
+        x, y = [x for x, _ in points], [y for _, y in points]
         axes.scatter(x, y, s=size, color=colour, label=label, zorder=3, rasterized=many)
     won = [(place(e["task"], e["winner"]), e["accuracies"][e["winner"]]) for e in entries]
     axes.scatter(
@@ -85,11 +85,11 @@ def slow_and_fast(results: Mapping[str, Any], rows: Rows) -> Figure | None:
 
     def means(layer: int, key: str) -> list[float]:
         """Value of each task, NaN where there is none, so that the line breaks there."""
-        found: list[list[float]] = [[] for _ in range(total)]
+        of_task: list[list[float]] = [[] for _ in range(total)]
         for row in merges:
             if row["layer"] == layer and row.get(key) is not None:
-                found[row["task"]].append(row[key])
-        return [sum(values) / len(values) if values else math.nan for values in found]
+                of_task[row["task"]].append(row[key])
+        return [sum(values) / len(values) if values else math.nan for values in of_task]
 
     lines = (
         ("slow_output", "slow", "o", "-", COLOURS[0]),
@@ -150,9 +150,9 @@ def head_drift(results: Mapping[str, Any]) -> Figure | None:
 
 def draw(results: Mapping[str, Any], rows: Rows) -> dict[str, Figure]:
     """Every picture there are data for, by file name without ending."""
-    made = {
+    figures = {
         "selection": selection(results),
         "slow_and_fast": slow_and_fast(results, rows),
         "head_drift": head_drift(results),
     }
-    return {name: figure for name, figure in made.items() if figure is not None}
+    return {name: figure for name, figure in figures.items() if figure is not None}

@@ -25,10 +25,10 @@ def heat_map(results: Mapping[str, Any], rows: Rows) -> Figure | None:
     """Mean gate of each expert for the test images of each task after the last one, a panel a layer."""
     import numpy as np
 
-    found = [row for row in rows if row["kind"] == "gates"]
-    if not found:
+    measured = [row for row in rows if row["kind"] == "gates"]
+    if not measured:
         return None
-    last = found[-1]
+    last = measured[-1]
     gates, spans = np.array(last["gate"]), _spans(results, len(last["samples"]))
     table = np.stack([gates[span.start : span.stop].mean(axis=0) for span in spans])  # [T, L, E]
     count, experts = len(last["layers"]), len(last["experts"])
@@ -61,15 +61,15 @@ def over_time(rows: Rows) -> Figure | None:
     import numpy as np
 
     layers = sorted({row["layer"] for row in epochs})
-    own = {layer: [row for row in epochs if row["layer"] == layer] for layer in layers}
-    tasks = [row["task"] for row in own[layers[0]]]
+    of_layer = {layer: [row for row in epochs if row["layer"] == layer] for layer in layers}
+    tasks = [row["task"] for row in of_layer[layers[0]]]
     numbers = {task: routing.numbers_in(rows, task) for task in set(tasks)}
     count = 1 + max(max(known) for known in numbers.values())
     figure, top, panels = _under_a_panel(len(layers), height=1.5)
     for layer, colour in zip(layers, _ramp(len(layers)), strict=True):
-        values = [row["token_entropy"] for row in own[layer]]
+        values = [row["token_entropy"] for row in of_layer[layer]]
         top.plot(values, color=colour, marker=".", markersize=4, linewidth=1.2, label=f"layer {layer}")
-    undecided = [math.log(len(row["gate"])) for row in own[layers[0]]]
+    undecided = [math.log(len(row["gate"])) for row in of_layer[layers[0]]]
     edges = np.arange(len(tasks) + 1) - 0.5
     top.stairs(undecided, edges, baseline=None, color=INK, linestyle=":", label="undecided")
     style(top, "task, its epochs from left to right", "entropy (nats)")
@@ -79,7 +79,7 @@ def over_time(rows: Rows) -> Figure | None:
     many = count * len(tasks) * len(layers) > MANY
     for place, (layer, axes) in enumerate(zip(layers, panels, strict=True)):
         parts = np.zeros((count, len(tasks)))
-        for i, row in enumerate(own[layer]):
+        for i, row in enumerate(of_layer[layer]):
             parts[numbers[row["task"]], i] = np.array(row["gate"]) / (sum(row["gate"]) or 1)
         tops = parts.cumsum(axis=0)
         for expert, colour in enumerate(_colours(count)):
@@ -96,16 +96,16 @@ def over_time(rows: Rows) -> Figure | None:
 def drift(results: Mapping[str, Any], rows: Rows) -> Figure | None:
     """Above: how far the gates of old classes moved with each task. Below, a panel a layer: the expert that serves each class
     after each task, grey where the second has nearly the same mean gate."""
-    found = {row["task"]: row for row in rows if row["kind"] == "gates"}
-    if not found:
+    by_task = {row["task"]: row for row in rows if row["kind"] == "gates"}
+    if not by_task:
         return None
     import numpy as np
     from matplotlib.colors import to_rgba
 
-    last = found[max(found)]
-    layers, total, classes = last["layers"], max(found) + 1, len(last["samples"])
+    last = by_task[max(by_task)]
+    layers, total, classes = last["layers"], max(by_task) + 1, len(last["samples"])
     spans = _spans(results, classes)
-    count = 1 + max(expert for row in found.values() for expert in row["experts"])
+    count = 1 + max(expert for row in by_task.values() for expert in row["experts"])
     colours = [to_rgba(colour) for colour in _colours(count)]
     moves = [row for row in rows if row["kind"] == "routing_drift"]
     figure, top, panels = _under_a_panel(len(layers), height=min(2.6, 1.2 + 0.1 * classes), upper=bool(moves))
@@ -120,7 +120,7 @@ def drift(results: Mapping[str, Any], rows: Rows) -> Figure | None:
     added = [row["task"] for row in moves if row["added"]]
     for place, (layer, axes) in enumerate(zip(layers, panels, strict=True)):
         cells = np.zeros((classes, total, 4))
-        for task, row in found.items():
+        for task, row in by_task.items():
             for c, gates in enumerate(row["gate"]):
                 most, *others = sorted(gates[place], reverse=True)
                 expert = row["experts"][gates[place].index(most)]
@@ -149,12 +149,12 @@ def drift(results: Mapping[str, Any], rows: Rows) -> Figure | None:
 
 def controls(rows: Rows) -> Figure | None:
     """Left: accuracy of the finished model under each routing. Right: the same by task."""
-    found = [row for row in rows if row["kind"] == "routing_controls"]
-    if not found:
+    measured = [row for row in rows if row["kind"] == "routing_controls"]
+    if not measured:
         return None
     import numpy as np
 
-    row = found[-1]
+    row = measured[-1]
     listed = {name: (values, routing.overall(values, row["samples"])) for name, values in routing.controls(row)}
     alone = sorted((name for name in listed if name.startswith("only")), key=lambda name: -listed[name][1])
     for name in alone[MOST_ALONE:]:
@@ -203,7 +203,7 @@ def controls(rows: Rows) -> Figure | None:
 
 def _spans(results: Mapping[str, Any], classes: int) -> list[range]:
     """Positions of each task's classes among the first `classes` in order of arrival."""
-    ends = list(accumulate(len(own) for own in results["task_classes"]))
+    ends = list(accumulate(len(ids) for ids in results["task_classes"]))
     return [range(a, b) for a, b in zip([0, *ends], ends, strict=False) if b <= classes]
 
 
@@ -246,7 +246,7 @@ def _ramp(count: int) -> list[str]:
 
 
 def _colours(count: int) -> list[str]:
-    """A colour for each of `count` experts. Up to 18 are told apart; beyond, a ramp by age."""
+    """A colour for each of `count` experts. Up to 18 have distinct colours; more of them a ramp by age."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
@@ -284,10 +284,10 @@ def _colour_bar(figure: Figure, image: Any, axes: list[Axes], label: str, fracti
 
 def draw(results: Mapping[str, Any], rows: Rows) -> dict[str, Figure]:
     """Every picture there are data for, by file name without ending."""
-    made = {
+    figures = {
         "routing_heatmap": heat_map(results, rows),
         "routing_over_time": over_time(rows),
         "routing_drift": drift(results, rows),
         "routing_controls": controls(rows),
     }
-    return {name: figure for name, figure in made.items() if figure is not None}
+    return {name: figure for name, figure in figures.items() if figure is not None}

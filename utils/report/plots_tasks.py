@@ -1,4 +1,4 @@
-"""Pictures of a run task by task: what was forgotten, what the errors are made of, what each task took."""
+"""Pictures of a run task by task: what was forgotten, which kinds of errors there are, what each task took."""
 
 from __future__ import annotations
 
@@ -49,28 +49,28 @@ def forgetting(results: Mapping[str, Any]) -> Figure | None:
 
 def error_parts(results: Mapping[str, Any]) -> Figure | None:
     """Accuracy, task confusion and within-task error after each task, stacked to 100; below, the head bias."""
-    found = errors.splits(results)
-    known = [t for t, split in enumerate(found) if split.within is not None]
+    splits = errors.splits(results)
+    known = [t for t, split in enumerate(splits) if split.within is not None]
     if not known:
         return None
-    biased = [t for t, split in enumerate(found) if split.bias is not None]
+    biased = [t for t, split in enumerate(splits) if split.bias is not None]
     figure = new_figure(4.6 if biased else 3.2)
     axes = figure.add_subplot(2 if biased else 1, 1, 1)
     base = [0.0] * len(known)
     for name, (label, colour) in PARTS.items():
-        height = [getattr(found[t], name) for t in known]
+        height = [getattr(splits[t], name) for t in known]
         axes.bar(known, height, bottom=base, color=colour, width=0.8, label=label)
         base = [b + h for b, h in zip(base, height, strict=True)]
     style(axes, "" if biased else "tasks learned", "test images (%)")
-    _grid(axes, len(found))
+    _grid(axes, len(splits))
     legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0), reverse=True)
     if biased:
         below = figure.add_subplot(2, 1, 2)
-        below.bar(biased, [found[t].bias or 0.0 for t in biased], color=COLOURS[2], width=0.8)
+        below.bar(biased, [splits[t].bias or 0.0 for t in biased], color=COLOURS[2], width=0.8)
         below.axhline(0, color=INK, linewidth=0.6)
         below.set_ylim(-105, 105)
         style(below, "tasks learned", "head bias (%)")
-        _grid(below, len(found))
+        _grid(below, len(splits))
     return figure
 
 
@@ -103,5 +103,5 @@ def cost(results: Mapping[str, Any]) -> Figure | None:
 
 def draw(results: Mapping[str, Any]) -> dict[str, Figure]:
     """Every picture there are data for, by file name without ending."""
-    made = {"forgetting": forgetting(results), "errors": error_parts(results), "cost": cost(results)}
-    return {name: figure for name, figure in made.items() if figure is not None}
+    figures = {"forgetting": forgetting(results), "errors": error_parts(results), "cost": cost(results)}
+    return {name: figure for name, figure in figures.items() if figure is not None}

@@ -27,8 +27,8 @@ def shares(rows: Sequence[Row]) -> list[tuple[str, float, float | None, float | 
     """Of profile rows together: part, seconds, percent of all, images a second where images are counted; last the sum,
     with the training images shown. Parts without time are left out."""
     total = sum(row["total"] for row in rows)
-    found = [(name, *(sum(row[key][name] for row in rows) for key in ("seconds", "images"))) for name in SECTIONS]
-    shown = [entry for entry in found if entry[1] > 0]
+    measured = [(name, *(sum(row[key][name] for row in rows) for key in ("seconds", "images"))) for name in SECTIONS]
+    shown = [entry for entry in measured if entry[1] > 0]
     shown.append(("all", total, sum(row["images"]["adapters"] for row in rows)))
     return [(n, s, 100 * s / total if total else None, images / s if images and s else None) for n, s, images in shown]
 
