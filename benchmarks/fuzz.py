@@ -145,7 +145,11 @@ def swept(pairs: Pairs, draw: Random) -> Mutated:
         ways += [[sweep, sweep], str(sweep), [sweep] * 200, list(sweep)]
         ways += [{k: v + v for k, v in sweep.items()} if isinstance(sweep, dict) else sweep + sweep] * 3
     new = draw.choice(ways)
-    return json.dumps(new)[:70], [*rest.items(), ("sweep", new)], ("sweep", wrong, *rest)
+    return (
+        json.dumps(new)[:70],
+        [*rest.items(), ("sweep", new)],
+        ("sweep", wrong, *rest, *(sweep if isinstance(sweep, dict) else ())),
+    )
 
 
 def cut(pairs: Pairs, draw: Random) -> Mutated:

@@ -266,7 +266,9 @@ def picture_folder(place):
     return place
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=() if m in ("finetune", "simplecil") else pytest.mark.slow) for m in METHODS]
+)
 def test_a_whole_run_on_degenerate_classes_writes_numbers_alone(method, tmp_path, capsys):
     values = {
         "dataset": "folder",

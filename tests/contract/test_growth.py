@@ -11,6 +11,7 @@ from tests.helpers.toy import toy_dataset, toy_stream
 EAGER = {"exp_threshold": 0.0, "novelty_threshold_mode": "fixed", "novelty_threshold": 2.0}  # grow as often as may be
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_between_tasks_only_the_model_is_in_memory(method, toy_learner):
     """Tensors alive beyond the model are as many bytes after every task: no gradient, optimizer, graph or batch is left.

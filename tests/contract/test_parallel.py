@@ -97,6 +97,7 @@ def test_two_processes_learn_as_one(name, both, tmp_path, monkeypatch):
         assert a["loss"] == pytest.approx(b["loss"], rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_full_batches_give_the_same_parameters(method, states, tmp_path):
     with RunLog(tmp_path / "log", console=False) as log:

@@ -177,6 +177,7 @@ def test_a_bf16_run_comes_back_bit_for_bit_and_is_exported_as_it_is(method, tiny
         assert not torch.equal(again.logits(images), scores)
 
 
+@pytest.mark.slow
 def test_a_stopped_bf16_run_ends_the_same(tiny, tmp_path, monkeypatch, capsys):
     run, reference = tiny("sema", epochs=2, func_epoch=2, rd_epoch=2)
     code, stops = stopped_again_and_again(run, tmp_path / "cut", monkeypatch)

@@ -227,7 +227,7 @@ def test_a_preempted_job_saves_its_run_and_goes_on(tmp_path):
 
 @needs_submitit
 def test_ctrl_c_leaves_the_jobs_and_the_same_command_looks_again(tmp_path, capfd):
-    jobs = jobs_of(tmp_path, 60, 60, 2, slurm_cluster="local")
+    jobs = jobs_of(tmp_path, 200, 200, 2, slurm_cluster="local")
     notice = when(lambda: count(jobs[0]) > 5 and count(jobs[1]) > 5, interrupt)
     with pytest.raises(KeyboardInterrupt):
         engine_slurm.run(jobs, 2, accuracy_of)
@@ -235,7 +235,7 @@ def test_ctrl_c_leaves_the_jobs_and_the_same_command_looks_again(tmp_path, capfd
     printed = capfd.readouterr().out
     assert "continue without this window; run the same command to watch them again; to end them: kill " in printed
     assert "1 runs are not submitted yet" in printed and not starts(jobs[2])
-    again = jobs_of(tmp_path, 60, 60, 2, slurm_cluster="local")
+    again = jobs_of(tmp_path, 200, 200, 2, slurm_cluster="local")
     engine_slurm.run(again, 2, accuracy_of)
     assert "2 of the runs are in the queue already" in capfd.readouterr().out
     assert [(job.state, len(starts(job))) for job in again] == [("done", 1)] * 3
