@@ -75,14 +75,20 @@ def one_query(attention: nn.Module, x: Tensor) -> Tensor:
 
     (q,) = heads(x[:, :1], slice(0, width))
     k, v = heads(x, slice(width, None))
-    q, k = layer.q_norm(q), layer.k_norm(k)
-    if layer.fused_attn:
+    return attended(layer, layer.q_norm(q), layer.k_norm(k), v, x[:, :1])
+
+
+def attended(attention: Attention, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> Tensor:
+    """The rest of timm's Attention.forward, for normed queries q [B, H, n, D / H], keys k and values v [B, H, N, D / H].
+
+    `x` [B, n, D]: the inputs of the queries, for a gate. Returns [B, n, D]."""
+    if attention.fused_attn:
         y = F.scaled_dot_product_attention(q, k, v)  # frozen and in evaluation mode: no dropout
     else:
-        y = (q * layer.scale @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+        y = (q * attention.scale @ k.transpose(-2, -1)).softmax(dim=-1) @ v
     y = y.transpose(1, 2).flatten(2)
-    if (norm := getattr(layer, "norm", None)) is not None:
+    if (norm := getattr(attention, "norm", None)) is not None:
         y = norm(y)
-    if (gate := getattr(layer, "gate", None)) is not None:
-        y = y * torch.sigmoid(gate(x[:, :1]))
-    return layer.proj(y)
+    if (gate := getattr(attention, "gate", None)) is not None:
+        y = y * torch.sigmoid(gate(x))
+    return attention.proj(y)

@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from backbone.adapters.adapter import Adapter
 from backbone.adapters.nested import Active, NestedLoRAAdapter
@@ -23,20 +23,23 @@ from backbone.experts.descriptor import Descriptor, finite, lowest, shift_scores
 from backbone.experts.expandable import ExpandableLayer
 from backbone.experts.router import RouterColumn
 from backbone.heads.heads import LinearHead
+from models.families import detection
 from models.families import nested as nesting
 from models.learner.base import Learner as Base
 from models.learner.fit import fit
 from models.learner.groups import Group, count
 from models.learner.layers import layer_range, slot_inputs
 from models.learner.losses import Loss, cross_entropy_among, rows_of
-from models.learner.table import Table
+from models.settings.detection import DetectionSettings
 from models.settings.nested import NestedSettings
 from utils.data.tasks import Task
 from utils.process import stopwatch
 
 
-class Settings(NestedSettings):
-    """Keys of SEMA. Those at the end correct faults of the original one by one; the defaults reproduce it.
+class Settings(DetectionSettings, NestedSettings):
+    """Keys of SEMA, beside those of detection in models/settings/detection.py and of rates and merging in nested.py there.
+
+    Some correct faults of the original one by one; the defaults reproduce it.
 
     The keys of slow and fast adapters need ffn_adapter_type nested_lora, and are refused without it."""
 
@@ -46,25 +49,6 @@ class Settings(NestedSettings):
     router_lr: float | None = Field(None, ge=0, le=100, description="learning rate of router columns; null: init_lr")
     ffn_num: int = Field(16, ge=1, le=4096, description="rank of each functional adapter")
     func_epoch: int = Field(20, ge=0, description="epochs of each phase that trains adapters, router and head")
-    rd_epoch: int = Field(20, ge=0, description="epochs of each phase that trains descriptors")
-    rd_lr: float = Field(0.01, gt=0, le=100, description="learning rate of descriptors")
-    rd_views: int = Field(
-        0,
-        ge=0,
-        le=100,
-        description="augmented views of an image whose mean tokens are stored and reused; 0: a new one in each epoch",
-    )
-    rd_dim: int = Field(128, ge=1, le=16384, description="code size of a descriptor")
-    buffer_size: int = Field(
-        500, ge=3, le=10_000_000, description="number of reconstruction losses a descriptor records"
-    )
-    detect_batch_size: int = Field(128, ge=1, description="images per batch of the scan for distribution shift")
-    exp_threshold: float = Field(
-        2.0,
-        ge=0,
-        le=1e30,
-        description="score above which a layer adds an adapter, in standard deviations of the recorded losses",
-    )
     adapt_start_layer: int | None = Field(
         None,
         ge=0,
@@ -73,7 +57,6 @@ class Settings(NestedSettings):
     adapt_end_layer: int | None = Field(
         None, ge=0, description="last layer that may add adapters; null: the backbone's last"
     )
-
     ffn_adapter_scalar: float = Field(
         1.0,
         gt=0,
@@ -89,25 +72,6 @@ class Settings(NestedSettings):
     train_first_router_column: bool = Field(
         False,
         description="train the first adapter's router column from the second adapter on; the original never trains it",
-    )
-    detect_scope: Literal["batch", "task"] = Field(
-        "batch",
-        description="images over which a score is averaged: a batch, as the original, where any one batch, even a "
-        "partial last one, can add an adapter; or the whole task",
-    )
-    detect_sign: Literal["absolute", "signed"] = Field(
-        "absolute", description="absolute, as the original, counts better reconstruction as shift too; signed does not"
-    )
-    detect_std_floor: float = Field(
-        0.0,
-        ge=0,
-        le=1e6,
-        description="lower bound on the standard deviation in the score, as a fraction of the mean loss; the "
-        "original divides by 0",
-    )
-    record_when: Literal["training", "end"] = Field(
-        "training",
-        description="losses recorded: in all training steps of both phases, as the original, or in one pass at the end",
     )
     decay_other_rows: bool = Field(
         True,
@@ -126,7 +90,6 @@ class Settings(NestedSettings):
                 ("adapt_start_layer", "adapt_end_layer"),
                 f"adapt_start_layer: {self.adapt_start_layer} lies above adapt_end_layer {self.adapt_end_layer}",
             )
-        yield from self.must_not_rise("rd_lr", self.rd_lr)
         yield from self.must_not_rise("router_lr", self.router_lr)
         plain = self.ffn_adapter_type == "adaptmlp"
         for key in filter(self.is_set, type(self).model_fields):
@@ -260,13 +223,13 @@ class Learner(Base):
         descriptors = self._newest_descriptors(layers)
         if descriptors:
             with stopwatch.section("detection"):
-                later = self._train_rd(task, descriptors, f"rd{suffix}")
+                later = detection.train(self, task, descriptors, self.cfg, f"rd{suffix}")
                 for layer, descriptor in descriptors.items():
                     if self.cfg.record_when == "training":
                         name = f"rd.{layer}"
                         descriptor.observe([*losses.get(name, ()), *later.get(name, ())])
                 if self.cfg.record_when == "end":
-                    self._record_at_end(task, descriptors, f"record{suffix}")
+                    detection.record(self, task, descriptors, self.cfg, f"record{suffix}")
         self.requires_grad_(False)
 
     def _newest_descriptors(self, layers: Sequence[int]) -> dict[int, Descriptor]:
@@ -308,58 +271,6 @@ class Learner(Base):
             rate = cfg.init_lr if cfg.router_lr is None else cfg.router_lr
             groups.append(Group("router", [p for c in columns for p in c.parameters()], rate))
         return [*groups, Group("head", list(self.head.parameters()), cfg.rate_head)]
-
-    def _train_rd(self, task: Task, descriptors: dict[int, Descriptor], phase: str) -> dict[str, list[Tensor]]:
-        """Trains new descriptors on the mean tokens, all else fixed (paper eq. 4). Returns their losses at every step.
-
-        The original back-propagates through the network as well; that changes nothing, so it is left out. With `rd_views` the
-        mean tokens of that many views are computed once and the epochs run on them alone."""
-        layers = list(descriptors)
-
-        @torch.no_grad()
-        def mean_tokens(images: Tensor) -> Tensor:
-            """[B, layers, D]"""
-            means = self.backbone.mean_tokens(images, layers)
-            return torch.stack([means[n] for n in layers], dim=1)
-
-        def view(number: int) -> Table:
-            """The mean tokens of one augmented view of each image, in the order of that epoch."""
-            batches = list(self.outputs(mean_tokens, task.train, self.cfg.batch_size, epoch=number, draw=phase))
-            tokens, labels = zip(*batches, strict=True)
-            order = torch.arange(len(task.train))
-            return Table(torch.cat(tokens), torch.cat(labels), order, are_images=True)
-
-        views = [view(number) for number in range(min(self.cfg.rd_views, self.cfg.rd_epoch))]
-        self.eval()
-
-        def step(images: Tensor, labels: Tensor) -> Loss:
-            means = images if views else mean_tokens(images)
-            losses = {f"rd.{n}": d(means[:, i]) for i, (n, d) in enumerate(descriptors.items())}
-            return Loss(torch.stack([loss.mean() for loss in losses.values()]).sum(), remember=losses)
-
-        parameters = self._descriptor_parameters(descriptors)
-        data = (lambda epoch: views[epoch % len(views)]) if views else None
-        return fit(
-            self, task, step, parameters, phase=phase, epochs=self.cfg.rd_epoch, lr=self.cfg.rd_lr, data=data
-        ).remembered
-
-    def _descriptor_parameters(self, descriptors: dict[int, Descriptor]) -> list[nn.Parameter]:
-        return [p for descriptor in descriptors.values() for p in descriptor.parameters()]
-
-    @torch.no_grad()
-    def _record_at_end(self, task: Task, descriptors: dict[int, Descriptor], draw: str) -> None:
-        """One pass over the task with the trained descriptors fills their records (`record_when`)."""
-        batches: dict[int, list[Tensor]] = {n: [] for n in descriptors}
-
-        def losses(images: Tensor) -> dict[int, Tensor]:
-            means = self.backbone.mean_tokens(images, descriptors)
-            return {layer: descriptor(means[layer]) for layer, descriptor in descriptors.items()}
-
-        for losses_by_layer, _ in self.outputs(losses, task.train, self.cfg.detect_batch_size, draw=draw):
-            for layer, losses_of_layer in losses_by_layer.items():
-                batches[layer].append(losses_of_layer)
-        for layer, descriptor in descriptors.items():
-            descriptor.observe(batches[layer])
 
     def consolidate(self, task: Task) -> None:
         """Merges fast into slow, where it is due, in the nested adapters trained since the last merge; freezes everything."""
@@ -422,7 +333,7 @@ class Learner(Base):
     def planned_parameters(self) -> list[tuple[str, int]]:
         def size(learner: Learner, layers: Sequence[int]) -> int:
             descriptors = learner._newest_descriptors(layers)
-            return count(learner._groups(layers)) + count(learner._descriptor_parameters(descriptors))
+            return count(learner._groups(layers)) + count(detection.parameters_of(descriptors))
 
         later, layer, head = self.sketch(), self.expandable[0], size(self, [])
         for _ in range(2):  # the second one may train the first one's router column as well

@@ -60,17 +60,7 @@ def attend(attention: Attention, x: Tensor, prefix: Tensor) -> Tensor:
         prefix.unflatten(-1, (heads, width // heads)).permute(1, 0, 3, 2, 4).to(v.dtype)
     )  # [2, B, H, L, D / H]
     q, k = attention.q_norm(q), torch.cat([keys, attention.k_norm(k).to(v.dtype)], dim=2)
-    v = torch.cat([values, v], dim=2)
-    if attention.fused_attn:
-        y = F.scaled_dot_product_attention(q, k, v)  # frozen and in evaluation mode: no dropout
-    else:
-        y = (q * attention.scale @ k.transpose(-2, -1)).softmax(dim=-1) @ v
-    y = y.transpose(1, 2).flatten(2)
-    if (norm := getattr(attention, "norm", None)) is not None:
-        y = norm(y)
-    if (gate := getattr(attention, "gate", None)) is not None:
-        y = y * torch.sigmoid(gate(x))
-    return attention.proj(y)
+    return last_block.attended(attention, q, k, torch.cat([values, v], dim=2), x)
 
 
 def fill(backbone: SlottedViT, layers: Sequence[int], key: str) -> None:

@@ -46,27 +46,22 @@ class PromptLearner(Base):
             self._queries.forget_views()
 
     def _batches(
-        self,
-        data: TaskData,
-        size: int,
-        *,
-        epoch: int = 0,
-        draw: str = "train",
-        augment: bool = True,
-        shuffle: bool = True,
-        shard: bool = False,
-        keep: bool = True,
+        self, data: TaskData, size: int, *, augment: bool = True, shard: bool = False, keep: bool = True, **how: Any
     ) -> Iterable[tuple[Any, Tensor, Tensor]]:
         """Like the base's; yields Queried where the query is cached."""
-        how: dict[str, Any] = {"epoch": epoch, "draw": draw, "augment": augment, "shuffle": shuffle}
-        batches, views = super()._batches(data, size, **how, shard=shard, keep=keep), self.cfg.train_views
+        batches, views = (
+            super()._batches(data, size, augment=augment, shard=shard, keep=keep, **how),
+            self.cfg.train_views,
+        )
         if not keep or not isinstance(data, TaskData) or self.cfg.prefix_cache == "off" or (augment and not views):
             return batches
         if self._queries is None:
             self._queries = self._new_cache(self.backbone.without_slots(), "cache_queries")
+        several = shard and parallel.world() > 1
         with stopwatch.section("prefix"):
-            several = shard and parallel.world() > 1
-            queries = self._queries.batches(data, size, self.backbone.depth, **how, views=views, shard=several)
+            queries = self._queries.batches(
+                data, size, self.backbone.depth, augment=augment, views=views, shard=several, **how
+            )
         return batches if isinstance(queries, Batches) else _beside(batches, queries)
 
     def begin(self, images: Tensor | Activations | Queried) -> tuple[Activations, Tensor]:
