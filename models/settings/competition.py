@@ -14,7 +14,7 @@ from models.settings.nested import SharedAdapterSettings
 
 
 class CompetitionSettings(SharedAdapterSettings):
-    """Keys of the competition; rates, time scales and merging are in models/settings/nested.py."""
+    """Fast experts that compete. Rates, time scales and merging are keys of slow and fast adapters."""
 
     num_experts: int = Field(
         4, ge=1, le=64, description="number K of fast experts in each layer (nb_tasks in Nested-LoRA's files)"
