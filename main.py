@@ -87,6 +87,7 @@ def run_seed(
 
     `built` is the backbone as `weights.build` gives it; the run fills its slots. `profiled`: measure where the time goes."""
     import models
+    from utils.config.split import Split
     from utils.data.tasks import TaskStream
     from utils.process import interrupt
     from utils.report import console, page, profile
@@ -99,6 +100,8 @@ def run_seed(
     learner = models.build(cfg, backbone.to(device), len(stream.order), seed, log)
     settings, machine = folder.describe(log, cfg, {**experiment.values, "seed": [seed]}, facts, device)
     log.info(console.run_banner(cfg, stream, learner, facts, device, log.folder))
+    for text in cfg.remarks_on(Split(stream.sizes, stream.train_images())):
+        log.warn(text)
     if (workers := stream.measure_workers(cfg, learner.backbone, device)) is not None:
         log.info(workers)
     run = RunState(log, cfg, stream, learner, seed, facts.weight_hash)

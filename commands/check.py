@@ -38,7 +38,7 @@ def check(loaded: sweep.Sweep, engine: str = "local") -> None:
     if lacks_package := engines.missing(engine, loaded.cells[0].resolved.all_values):
         missing = [[*texts, lacks_package] for texts in missing]
     notes = [
-        [*cell.resolved.notes, *engines.remarks(engine, cell.resolved.all_values), *texts]
+        [*cell.resolved.notes, *foreseen(cell.resolved), *engines.remarks(engine, cell.resolved.all_values), *texts]
         for cell, texts in zip(loaded.cells, missing, strict=True)
     ]
     print(printable("\n".join(f"note: {line}" for line in loaded.gather(notes))))
@@ -67,7 +67,8 @@ def show(resolved: Resolved) -> None:
         learner = load.outline(resolved, count)
         print(settings_table(resolved.stated, resolved.given, resolved.descriptions()))
         print(split_table(sizes, order, source))
-        print(parameter_table(learner.planned_parameters(), sum(p.numel() for p in learner.parameters())))
+        planned = learner.planned_parameters() if learner.says_what_it_trains else None
+        print(parameter_table(planned, sum(p.numel() for p in learner.parameters())))
     else:
         print(settings_table(resolved.stated, resolved.given, resolved.descriptions()))
 
@@ -84,12 +85,25 @@ def fitted(swept: sweep.Sweep) -> list[int | None]:
             if (
                 count := data.count_classes(cell.resolved.settings.dataset, **load.data_paths(cell.resolved))
             ) is not None:
-                planned = load.outline(cell.resolved, count).planned_parameters()
-                counts[-1] = planned[0][1] if planned else 0
+                learner = load.outline(cell.resolved, count)
+                planned = learner.planned_parameters()
+                if learner.says_what_it_trains:
+                    counts[-1] = planned[0][1] if planned else 0
         except ValueError as error:
             faults[-1] = [str(error)]
     swept.refuse(faults)
     return counts
+
+
+def foreseen(resolved: Resolved) -> list[str]:
+    """Keys that will not do what they say with the tasks of this run, where the number of classes is known here."""
+    from utils.config.split import Split
+    from utils.data.tasks import task_sizes
+
+    cfg = resolved.settings
+    if (count := data.count_classes(cfg.dataset, **load.data_paths(resolved))) is None:
+        return []
+    return list(cfg.remarks_on(Split(task_sizes(count, cfg.init_cls, cfg.increment))))
 
 
 def lacking(resolved: Resolved) -> list[str]:
@@ -138,10 +152,12 @@ def cell_table(cells: Sequence[tuple[str, str, int | None]], seeds: int) -> str:
     return "\n".join([*lines, f"{len(cells)} cells of {each}: {len(cells) * seeds} runs"])
 
 
-def parameter_table(planned: Sequence[tuple[str, int]], total: int) -> str:
-    """Trainable parameters by occasion, and all parameters at the start."""
-    lines = [
-        "trainable parameters",
-        *(f"  {count:>12,}  {what}" for what, count in planned or [("nothing is trained", 0)]),
-    ]
+def parameter_table(planned: Sequence[tuple[str, int]] | None, total: int) -> str:
+    """Trainable parameters by occasion, None if the method does not say, and all parameters at the start."""
+    if planned is None:
+        why = "the method defines neither `trainable` nor `planned_parameters`"
+        lines = ["trainable parameters", f"  not known before training, since {why}"]
+    else:
+        rows = planned or [("nothing is trained", 0)]
+        lines = ["trainable parameters", *(f"  {count:>12,}  {what}" for what, count in rows)]
     return "\n".join([*lines, f"  {total:>12,}  all parameters at the start, the frozen backbone included"])

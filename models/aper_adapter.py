@@ -8,7 +8,7 @@ Shapes: B batch, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
@@ -31,6 +31,10 @@ class Settings(SessionSettings):
         description="what predicts from both models' features, concatenated: the nearest class mean, which is APER, or "
         "ridge regression on class statistics",
     )
+
+    def classes_in_loss(self, classes: Sequence[int]) -> Sequence[int]:
+        """None with tuned_epoch 0, where nothing is trained."""
+        return super().classes_in_loss(classes) if self.tuned_epoch else ()
 
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()

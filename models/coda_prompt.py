@@ -25,6 +25,7 @@ from models.learner.fit import fit
 from models.learner.groups import Recipe
 from models.learner.losses import Loss, cross_entropy_among, rows_of
 from models.settings.prompts import PromptSettings
+from utils.config.split import Split, named
 from utils.data.tasks import Task, task_sizes
 
 
@@ -56,6 +57,15 @@ class Settings(PromptSettings):
         yield from super().remarks()
         yield from self.has_no_effect("coda_prompt, whose cosine has a fixed end", True, "min_lr")
         yield from self.has_no_effect("scheduler constant", self.scheduler == "constant", "cosine_off_by_one")
+
+    def remarks_on(self, split: Split) -> Iterator[str]:
+        yield from super().remarks_on(split)
+        empty = [task for task, images in enumerate(split.images or ()) if images < self.batch_size]
+        if self.drop_last and empty:
+            yield (
+                f"drop_last: {named(empty, len(split))} {'have' if len(empty) > 1 else 'has'} no full batch of "
+                f"{self.batch_size} images, and nothing is trained there; lower batch_size or set drop_last to false"
+            )
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()

@@ -70,6 +70,10 @@ class Settings(LifeSettings, GateSettings, NoveltySettings):
         if self.replay_per_class:
             yield f"replay_per_class {self.replay_per_class}: training images are stored, so the run is not rehearsal-free"
 
+    def classes_in_loss(self, classes: Sequence[int]) -> Sequence[int]:
+        """Those of the task; with replay later tasks train on all classes seen."""
+        return () if self.replay_per_class else classes
+
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()
         if not self.grow_experts and self.train_experts == "target":

@@ -9,7 +9,7 @@ tests/contract/parity holds it to the authors' code. Shapes: B batch, D width, S
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -67,6 +67,10 @@ class Settings(SessionSettings):
     head: Literal["ncm"] = Field(
         "ncm", description="the nearest class mean over all subspaces, weighted by alpha and beta"
     )
+
+    def classes_in_loss(self, classes: Sequence[int]) -> Sequence[int]:
+        """Each task has a session with a cosine head of its classes."""
+        return classes
 
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()

@@ -7,7 +7,8 @@ checkpoint must know). Shapes: B batch, D width, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any, Literal
 
 from pydantic import Field
@@ -34,6 +35,10 @@ class Settings(Trained):
         False,
         description="cross-entropy over the classes of the task only; false, the naive form: over all classes seen",
     )
+
+    def classes_in_loss(self, classes: Sequence[int]) -> Sequence[int]:
+        """All classes seen, or with `mask_old_classes` those of the task."""
+        return classes if self.mask_old_classes else list(accumulate(classes))
 
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()

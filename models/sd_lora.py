@@ -60,6 +60,8 @@ class Settings(TaskRateSettings, SteppedSettings):
         yield from super().remarks()
         steps = self.milestones if self.init_milestones is None else self.init_milestones
         yield from self.has_no_effect("no milestones in the first task", steps is None, "init_lr_decay")
+        yield from self.never_reached("milestones", self.milestones, self.epochs)
+        yield from self.never_reached("init_milestones", self.init_milestones, self.passes(0))
 
 
 class Magnitudes(nn.Module):

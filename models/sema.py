@@ -32,6 +32,7 @@ from models.learner.layers import layer_range, slot_inputs
 from models.learner.losses import Loss, cross_entropy_among, rows_of
 from models.settings.detection import DetectionSettings
 from models.settings.nested import NestedSettings
+from utils.config.split import Split
 from utils.data.tasks import Task
 from utils.process import stopwatch
 
@@ -82,6 +83,11 @@ class Settings(DetectionSettings, NestedSettings):
         yield from super().remarks()
         why = "ffn_adapter_type nested_lora, whose rank is nested_lora_rank"
         yield from self.has_no_effect(why, self.ffn_adapter_type == "nested_lora", "ffn_num")
+
+    def remarks_on(self, split: Split) -> Iterator[str]:
+        yield from super().remarks_on(split)
+        if self.ffn_adapter_type == "nested_lora":
+            yield from self.never_due(split, self.func_epoch)
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()

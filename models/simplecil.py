@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from pydantic import Field
+from torch import nn
 
 from models.learner.base import Learner as Base
 from utils.config.schema import Experiment
@@ -47,6 +48,9 @@ class Learner(Base):
 
     cfg: Settings
     trains_features: ClassVar[bool] = False
+
+    def trainable(self) -> list[nn.Parameter]:
+        return []
 
     def learn(self, task: Task) -> None:
         """Trains nothing; `consolidate` reads each image once."""

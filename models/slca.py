@@ -66,11 +66,16 @@ class Settings(SteppedSettings):
             slow = self.rate * self.bcb_lrscale
             yield from self.must_not_rise("bcb_lrscale", slow, f"{slow:g}, the backbone's rate (bcb_lrscale)")
 
+    def classes_in_loss(self, classes: Sequence[int]) -> Sequence[int]:
+        """Those of the task; with the linear head the alignment makes up for it, on all classes seen."""
+        return () if self.head == "linear" and self.ca_epochs else classes
+
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()
         yield from self.has_no_effect("lrate", self.lrate is not None, "init_lr")
         alignment = ("ca_samples", "ca_with_logit_norm", "ca_task_by_size")
         yield from self.has_no_effect("ca_epochs 0", not self.ca_epochs, *alignment)
+        yield from self.never_reached("milestones", self.milestones, self.epochs)
         if self.head != "linear":
             yield f"the classifier alignment is skipped with head {self.head}: class statistics predict, not the linear head"
 

@@ -24,6 +24,7 @@ from models.learner.groups import Group
 from models.learner.layers import layer_range, slot_inputs
 from models.learner.losses import Loss, cross_entropy_among, rows_of
 from models.settings.rates import RoutedSettings
+from utils.config.split import Split, named
 from utils.data.tasks import Task
 
 
@@ -119,6 +120,15 @@ class Settings(RoutedSettings):
             f"fixed_routing {self.fixed_routing}", self.fixed_routing != "expert", "fixed_expert"
         )
         yield from self.has_no_effect("expert_hidden", self.expert_hidden is not None, "ffn_num")
+
+    def remarks_on(self, split: Split) -> Iterator[str]:
+        yield from super().remarks_on(split)
+        steps = split.steps(self.epochs, self.batch_size) or ()
+        if short := [task for task, count in enumerate(steps) if count < self.router_warmup]:
+            yield (
+                f"router_warmup: {self.router_warmup} is more than the {max(steps[t] for t in short)} training steps of "
+                f"{named(short, len(split))}: the router's rate never rises to its full value there; lower it"
+            )
 
 
 class Learner(Base):

@@ -113,6 +113,11 @@ class Learner(ClassStatistics):
         A method that grows lets its `sketch()` grow and counts the parameters in `trainable` of that sketch."""
         return planned(self.trainable())
 
+    @property
+    def says_what_it_trains(self) -> bool:
+        """Whether the method defines `trainable` or `planned_parameters`; else what it trains is not known before `fit`."""
+        return (type(self).trainable, type(self).planned_parameters) != (Learner.trainable, Learner.planned_parameters)
+
     def selections(self) -> list[dict[str, Any]]:
         """Choices of the current task on held-out training data, for results.json; empty without any."""
         return []

@@ -145,7 +145,12 @@ def grouped(parameters: Sequence[nn.Parameter] | Sequence[Group], phase: str, lr
 
 
 def log_groups(learner: Any, groups: Sequence[Group], task: Task, phase: str) -> None:
-    """Logs each group with its rate and size, in the first task also on the console."""
+    """Logs each group with its rate and size, in the first task also on the console.
+
+    Of a method that did not say before what it trains, the number of parameters is logged now."""
+    if task.index == 0 and not learner.says_what_it_trains:
+        total = sum(p.numel() for p in learner.parameters())
+        learner.log.info(f"phase {phase} trains {count(groups):,} of {total:,} parameters")
     if len(groups) < 2:
         return
     facts: list[dict[str, Any]] = [

@@ -56,6 +56,10 @@ class CompetitionSettings(SharedAdapterSettings):
     def multipliers(self) -> tuple[float, ...]:
         return self.fast_lr_multipliers or tuple(0.5**k for k in range(self.num_experts))
 
+    @property
+    def held_out(self) -> float:
+        return self.moe_val_ratio if self.moe_mode == "parallel" and self.selection_split != "test" else 0.0
+
     def remarks(self) -> Iterator[str]:
         yield from super().remarks()
         keys = ("moe_val_ratio", "moe_loss", "moe_reset", "fast_lr_multipliers")

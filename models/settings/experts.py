@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from models.settings.rates import RoutedSettings
+from utils.config.split import Split
 
 
 class ExpertSettings(RoutedSettings):
@@ -85,6 +86,22 @@ class NoveltySettings(ExpertSettings):
         grows = self.num_experts > 1 and self.grow_experts
         yield from self.has_no_effect(why, not grows, *self._named("novelty_"))
 
+    def remarks_on(self, split: Split) -> Iterator[str]:
+        yield from super().remarks_on(split)
+        if self.num_experts == 1 or not self.grow_experts or len(split) == 1:
+            return
+        if self.novelty_cooldown >= len(split) - 1:
+            yield (
+                f"novelty_cooldown: after the expert of the first task none is added for {self.novelty_cooldown} tasks, and "
+                f"only {len(split) - 1} follow: no expert is ever added; lower it"
+            )
+        largest = max(split.images[1:]) if split.images else self.novelty_min_samples
+        if largest < self.novelty_min_samples:
+            yield (
+                f"novelty_min_samples: {self.novelty_min_samples} images are needed, and no task after the first has more "
+                f"than {largest}: no expert is ever added; lower it"
+            )
+
 
 class GateSettings(ExpertSettings):
     """Router and gates. How experts are mixed, and when an expert is mature enough to be left out."""
@@ -154,6 +171,30 @@ class GateSettings(ExpertSettings):
             yield from self.has_no_effect("num_experts 1", True, *self._named("router_"), "train_columns")
         elif self.maturity_tasks is None and self.maturity_steps is None:
             yield from self.has_no_effect("maturity_tasks and maturity_steps null", True, "top_k_experts")
+
+    def remarks_on(self, split: Split) -> Iterator[str]:
+        yield from super().remarks_on(split)
+        limited = self.use_moe_routing and self.num_experts > 1 and (self.maturity_tasks or self.maturity_steps)
+        if not limited or len(split) == 1:
+            return
+        most = min(self.num_experts, len(split)) if self.grow_experts else self.num_experts
+        if self.is_set("top_k_experts") and most <= self.top_k_experts < self.num_experts:
+            yield (
+                f"top_k_experts: {self.top_k_experts} never chooses, since {len(split)} tasks add up to {most} experts at most"
+            )
+        steps = split.steps(self.epochs, self.batch_size)
+        tasks = self.maturity_tasks is None or self.maturity_tasks >= len(split)
+        if tasks and (self.maturity_steps is None or (steps is not None and self.maturity_steps > sum(steps))):
+            lengths = {
+                "maturity_tasks": (self.maturity_tasks, f"{len(split)} tasks"),
+                "maturity_steps": (self.maturity_steps, f"{sum(steps or ())} training steps"),
+            }
+            for key, (needed, there) in lengths.items():
+                if needed is not None:
+                    yield (
+                        f"{key}: an expert needs {needed}, and the run has {there}: until it is frozen no expert is mature, "
+                        "and all act; lower it"
+                    )
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from models.settings.rates import LayerSettings
 from utils.config.schema import Trained
+from utils.config.split import Split, named
 
 
 class NestedSettings(Trained):
@@ -114,6 +115,36 @@ class NestedSettings(Trained):
         every = self.nested_lora_update_interval_slow == 1 and self.nested_lora_level_intervals is None
         yield from self.has_no_effect("nested_lora_update_interval_slow 1", every, "nested_lora_skipped_gradients")
 
+    def classes_in_loss(self, classes: Sequence[int]) -> Sequence[int]:
+        """The cross-entropy is among a task's classes alone."""
+        return classes
+
+    def never_due(self, split: Split, epochs: int, held_out: float = 0.0) -> Iterator[str]:
+        """For `remarks_on`: notes on intervals that are longer than a task's steps, or than the run's tasks.
+
+        `epochs` that a task trains adapters; `held_out`: share of its images that is not trained on."""
+        steps = split.steps(epochs, self.batch_size, held_out) if epochs else None
+        intervals = {"nested_lora_update_interval_slow": [self.nested_lora_update_interval_slow]}
+        intervals["nested_lora_level_intervals"] = list(self.nested_lora_level_intervals or ())
+        for key, values in intervals.items():
+            short = [task for task, count in enumerate(steps or ()) if count < max(values, default=0)]
+            if steps and short:
+                adapter = "the slow adapter is" if key.endswith("slow") else "an adapter between slow and fast is"
+                fewest, most = min(steps[t] for t in short), max(steps[t] for t in short)
+                counted = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+                yield (
+                    f"{key}: {max(values)} is more than the {counted} training steps of {named(short, len(split))}: "
+                    f"{adapter} never updated there; set it to at most {min(steps)}"
+                )
+        every, levels = self.nested_lora_consolidation_interval, self.nested_lora_levels
+        if self.nested_lora_use_consolidation and levels > 1 and every ** (levels - 1) > len(split) and every > 1:
+            never = "fast is never merged" if every > len(split) else "nothing is ever merged into slow"
+            powers = f", and into slow {every}^{levels - 1}" if every <= len(split) else ""
+            yield (
+                f"nested_lora_consolidation_interval: {every} tasks lie between two merges{powers}, and there are {len(split)} "
+                f"tasks: {never}; lower it, or set nested_lora_use_consolidation to false"
+            )
+
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()
         method, activation = self.nested_lora_consolidation_method, self.nested_lora_activation
@@ -176,3 +207,12 @@ class SharedAdapterSettings(NestedSettings, LayerSettings):
         {"ffn_adapter_type", "ffn_num", "func_epoch", "rd_epoch", "rd_lr", "rd_dim", "buffer_size"}
         | {"detect_batch_size", "exp_threshold"}
     )
+
+    def remarks_on(self, split: Split) -> Iterator[str]:
+        yield from super().remarks_on(split)
+        yield from self.never_due(split, self.epochs, self.held_out)
+
+    @property
+    def held_out(self) -> float:
+        """Share of each class's training images that is not trained on."""
+        return 0.0

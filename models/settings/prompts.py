@@ -5,12 +5,13 @@ Imports nothing heavy, so that bad input is refused before torch is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from utils.config.schema import Trained
+from utils.config.split import Split
 
 
 class PromptSettings(Trained):
@@ -40,6 +41,10 @@ class PromptSettings(Trained):
         description="weight decay also moves the rows of head and prompts that get no gradient in a task, as in LAMDA-PILOT; "
         "with adam by about init_lr a step",
     )
+
+    def classes_in_loss(self, classes: Sequence[int]) -> Sequence[int]:
+        """The cross-entropy is among a task's classes alone."""
+        return classes
 
 
 class PoolSettings(PromptSettings):
@@ -81,6 +86,15 @@ class PoolSettings(PromptSettings):
         yield from super().remarks()
         yield from self.has_no_effect("scheduler constant", self.scheduler == "constant", "min_lr")
         yield from self.has_no_effect("pull_constraint false", not self.pull_constraint, "pull_constraint_coeff")
+
+    def remarks_on(self, split: Split) -> Iterator[str]:
+        yield from super().remarks_on(split)
+        served = self.size // self.top_k
+        if self.use_prompt_mask and served < len(split):
+            yield (
+                f"size: {self.size} prompts are enough for {served} tasks of top_k {self.top_k}, and there are {len(split)}: "
+                f"from task {served + 1} on a task trains prompts of earlier tasks; set size to {len(split) * self.top_k}"
+            )
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()

@@ -5,7 +5,7 @@ Imports nothing heavy, so that bad input is refused before torch is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pydantic import Field
 
@@ -18,6 +18,10 @@ class TaskRateSettings(Trained):
     epochs: int = Field(20, ge=0, description="epochs: passes over the training images of each task")
     init_epoch: int | None = Field(None, ge=0, description="epochs of the first task; null: as epochs")
     lrate: float | None = Field(None, gt=0, le=100, description="learning rate of later tasks; null: init_lr")
+
+    def classes_in_loss(self, classes: Sequence[int]) -> Sequence[int]:
+        """The cross-entropy is among a task's classes alone."""
+        return classes
 
     def passes(self, task: int) -> int:
         """Epochs of task `task`, counted from 0."""
@@ -48,6 +52,12 @@ class SteppedSettings(Trained):
         )
         yield from self.has_no_effect("milestones null", self.milestones is None, "lrate_decay")
 
+    def never_reached(self, key: str, milestones: Sequence[int] | None, epochs: int) -> Iterator[str]:
+        """For `remarks`: a note on those `milestones`, set by `key`, that training of so many `epochs` never reaches."""
+        if milestones and (late := [m for m in milestones if m >= epochs]):
+            what = f"milestone{'s' * (len(late) > 1)} {', '.join(map(str, late))}"
+            yield f"{key}: the rate never falls at {what}, since {epochs} epochs are numbered 0 to {epochs - 1}"
+
 
 class LayerSettings(Trained):
     """Adapted layers. The method trains adapters in a range of layers, which all tasks share."""
@@ -60,6 +70,10 @@ class LayerSettings(Trained):
     decay_other_rows: bool = Field(
         False, description="weight decay also shrinks the head's rows of other tasks, as in the originals"
     )
+
+    def classes_in_loss(self, classes: Sequence[int]) -> Sequence[int]:
+        """The cross-entropy is among a task's classes alone."""
+        return classes
 
 
 class RoutedSettings(LayerSettings):

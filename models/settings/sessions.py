@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import Field
 
 from utils.config.schema import Trained
@@ -35,3 +37,7 @@ class SessionSettings(Trained):
         lt=1,
         description="dropout probability in the bottleneck during training; 0.1 is fixed in the originals' code",
     )
+
+    def classes_in_loss(self, classes: Sequence[int]) -> Sequence[int]:
+        """The cosine head of the first task's session has its classes alone; later tasks train nothing."""
+        return classes[:1]

@@ -6,11 +6,12 @@ The file is flat and uses SEMA-CL's key names. `Experiment` has the keys of ever
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from utils.config.split import Split, named
 from utils.text import shown
 
 # Keys of SEMA-CL and LAMDA-PILOT files that have no effect in a method without rehearsal: accepted, and named in one note.
@@ -210,6 +211,12 @@ class Experiment(BaseModel):
         """Yields notes on keys that are set but have no effect beside the others: not an error, but the user should know."""
         yield from ()
 
+    def remarks_on(self, split: Split) -> Iterator[str]:
+        """Yields notes on keys that will not do what they say in a run with these tasks, each with the way out.
+
+        --check and the start of a run show them. What counts steps waits until the images of the tasks are counted."""
+        yield from ()
+
     def has_no_effect(self, why: str, holds: bool, *keys: str) -> Iterator[str]:
         """For `remarks`: if `holds`, one note that names those of `keys` that are set; `why` is the cause, such as
         "num_experts 1"."""
@@ -272,6 +279,30 @@ class Trained(Experiment):
         description="augmented views of an image in a task: epoch e shows view e mod n, and prefix_cache stores them; 0: a "
         "new one in every epoch, as the originals",
     )
+
+    def classes_in_loss(self, classes: Sequence[int]) -> Sequence[int]:
+        """How many classes the cross-entropy of each task that trains chooses among, of tasks with so many `classes`.
+
+        A method that does not say gives none: the loss that is 0 is then noticed when it was measured."""
+        return ()
+
+    def remarks_on(self, split: Split) -> Iterator[str]:
+        """One class in a task: the cross-entropy among one class is 0 whatever the scores, and so is its gradient."""
+        yield from super().remarks_on(split)
+        trained = self.classes_in_loss(split.classes)
+        alone = [task for task, among in enumerate(trained) if among == 1]
+        if not alone or sum(split.classes) == 1:
+            return
+        zero = f"{named(alone, len(trained))} {'have' if len(alone) > 1 and len(alone) < len(trained) else 'has'} one class"
+        zero += ", and a cross-entropy among one class is 0: "
+        larger = "larger init_cls and increment"
+        if self.head == "linear":
+            yield (
+                f"{zero}the linear head learns nothing there and does not know these classes; "
+                f'set head to "ncm" or "ridge", or take {larger}'
+            )
+        elif len(alone) == len(trained):
+            yield f"{zero}nothing is learned before head {self.head} predicts, as simplecil does at once; take {larger}"
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         yield from super().cross_checks()

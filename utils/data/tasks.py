@@ -115,6 +115,12 @@ class TaskStream:
     def __len__(self) -> int:
         return len(self.sizes)
 
+    def train_images(self) -> list[int]:
+        """The number of training images of each task."""
+        counts = np.bincount(self._train.images.labels, minlength=len(self.order))[self.order]
+        ends = np.cumsum(self.sizes)
+        return [int(counts[end - size : end].sum()) for size, end in zip(self.sizes, ends, strict=True)]
+
     def task(self, index: int, with_past: bool = False, with_test: bool = False) -> Task:
         """Task `index` (from 0) with its training data; if asked, also that of earlier tasks, or all test data so far."""
         span = self._span(index)

@@ -28,19 +28,24 @@ def banner(
     weights: str,
     device: str,
     seeds: Iterable[int],
-    trainable: int,
+    trainable: int | None,
     total: int,
     folder: Path,
 ) -> str:
-    """Start of a run: what is trained on what, with which weights (name and hash), where, and where it is written."""
-    share = f" ({100 * trainable / total:.2f} %)" if total else ""
+    """Start of a run: what is trained on what, with which weights (name and hash), where, and where it is written.
+
+    `trainable` parameters of the first task, None if the method does not say."""
+    if trainable is None:
+        parameters = f"{total:,}; how many of them are trained is not known before training"
+    else:
+        parameters = f"{trainable:,} of {total:,} trainable" + (f" ({100 * trainable / total:.2f} %)" if total else "")
     lines = [
         *_block("method", method),
         *_block("data", data),
         *_block("backbone", f"{backbone}, weights {weights}"),
         *_block("device", device),
         *_block("seeds", " ".join(str(seed) for seed in seeds)),
-        *_block("parameters", f"{trainable:,} of {total:,} trainable{share}"),
+        *_block("parameters", parameters),
         f"{'run folder':<12}{folder}",
     ]
     return "\n".join(["=" * WIDTH, *lines, "=" * WIDTH])
@@ -56,7 +61,7 @@ def run_banner(cfg: Any, stream: TaskStream, learner: Any, facts: Any, device: A
         weights=f"{facts.source}, hash {facts.weight_hash}",
         device=str(device),
         seeds=cfg.seed,
-        trainable=planned[0][1] if planned else 0,
+        trainable=(planned[0][1] if planned else 0) if learner.says_what_it_trains else None,
         total=sum(p.numel() for p in learner.parameters()),
         folder=folder,
     )

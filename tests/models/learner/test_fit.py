@@ -18,7 +18,7 @@ from utils.run.journal import Journal
 class Line(nn.Module):
     """As much of a learner as `fit` needs: two weights, y = (slow + fast) x."""
 
-    unchanged_while_training = ("statistics.",)
+    unchanged_while_training, says_what_it_trains = ("statistics.",), True
 
     def __init__(self, log, **cfg):
         super().__init__()
