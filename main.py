@@ -63,7 +63,7 @@ def run(experiment: Resolved, args: argparse.Namespace) -> None:
             print(f"seed {seed} is finished: {path / 'results.json'}{options.PROFILED_NOTHING * args.profile}")
             continue
         backbone = load.backbone(cfg)  # before the run has a folder: bad weights are bad input
-        with folder.open_log(path, args.out / "latest", afresh, notes, shown) as log:
+        with folder.open_log(path, args.out / "latest", afresh, [*notes, *backbone[1].notes], shown) as log:
             try:
                 results[seed] = run_seed(experiment, seed, dataset, backbone, device, log, args.profile)
             except journal.Differs as difference:  # this device does not compute the same numbers twice

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -25,6 +26,7 @@ SEMA_CL_NAMES = {
 }
 # The files of timm that define VisionTransformer models; other families have other blocks.
 _TIMM_FILES = ("vision_transformer.py", "deit.py")
+_VIT_DEFAULTS = {"patch_size": 16, "embed_dim": 768, "depth": 12}  # of timm's VisionTransformer
 
 
 def timm_tag(name: str) -> str:
@@ -38,11 +40,29 @@ def names() -> list[str]:
 
     timm's are read from its source text: importing it would take seconds."""
     accepted = [EMBEDDED, *SEMA_CL_NAMES]
+    for text in _sources():
+        models = re.findall(r"^def (\w+)\(pretrained", text, re.MULTILINE)
+        tagged = re.findall(r"^\s*['\"]([\w]+\.[\w.]+)['\"]: _cfg\(", text, re.MULTILINE)
+        accepted += models + [tag for tag in tagged if tag.split(".")[0] in set(models)]
+    return sorted(set(accepted), key=lambda n: (n not in (EMBEDDED, *SEMA_CL_NAMES), n))
+
+
+@cache
+def architectures() -> dict[str, tuple[int, ...]]:
+    """(patch size in pixels, width, depth) of timm's ViTs by name, read from its source text; tags are left out."""
+    sizes = {}
+    for text in _sources():
+        for name, values in re.findall(
+            r"^def (\w+)\(pretrained.*?model_args = dict\((.*?)\)", text, re.MULTILINE | re.DOTALL
+        ):
+            stated = dict(re.findall(r"(patch_size|embed_dim|depth)=(\d+)", values))
+            sizes[name] = tuple(int(stated.get(key, default)) for key, default in _VIT_DEFAULTS.items())
+    return sizes
+
+
+def _sources() -> Iterator[str]:
+    """The text of timm's files of VisionTransformer models."""
     spec = importlib.util.find_spec("timm")
     for location in spec.submodule_search_locations or [] if spec else []:
         for file in _TIMM_FILES:
-            text = (Path(location) / "models" / file).read_text(encoding="utf-8")
-            models = re.findall(r"^def (\w+)\(pretrained", text, re.MULTILINE)
-            tagged = re.findall(r"^\s*['\"]([\w]+\.[\w.]+)['\"]: _cfg\(", text, re.MULTILINE)
-            accepted += models + [tag for tag in tagged if tag.split(".")[0] in set(models)]
-    return sorted(set(accepted), key=lambda n: (n not in (EMBEDDED, *SEMA_CL_NAMES), n))
+            yield (Path(location) / "models" / file).read_text(encoding="utf-8")

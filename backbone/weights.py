@@ -6,12 +6,10 @@ import hashlib
 import json
 import math
 import os
-import struct
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,36 +18,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from backbone import hub, weight_files, weight_fit
 from backbone.catalogue import EMBEDDED, SEMA_CL_NAMES, timm_tag
-from backbone.timm_vit import PretrainedCfg, VisionTransformer, checkpoint_filter_fn, timm_version
+from backbone.timm_vit import PretrainedCfg, VisionTransformer, timm_version
 from backbone.vit import SlottedViT
 from utils.config.schema import Experiment
 from utils.process.seeds import named_seed
-from utils.text import nearest, shortened
+from utils.text import first_line, nearest, shortened
 
 EMBEDDED_FILE = Path(__file__).with_name("embedded.safetensors")
 WORDS = ("pretrained", "random")  # what backbone_weights may be besides a file
-# Whatever the reader of a .pth file stumbles over when its bytes are no tensors.
-TORCH_LOAD_ERRORS = (
-    torch.serialization.pickle.UnpicklingError,
-    RuntimeError,
-    ValueError,
-    EOFError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    AssertionError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-# A classifier in the file is not part of a feature extractor; nothing else may be missing or left over.
-CLASSIFIER = ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias")
 
 
 @dataclass(frozen=True)
 class BackboneFacts:
-    """What a run records about its backbone. `weight_hash`: 16 hex digits of SHA-256 over names, shapes and values."""
+    """What a run records about its backbone. `weight_hash`: 16 hex digits of SHA-256 over names, shapes and values; `notes`:
+    what was taken off a weight file before it fitted."""
 
     tag: str
     source: str
@@ -57,6 +41,7 @@ class BackboneFacts:
     image_size: int
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
+    notes: tuple[str, ...] = ()
 
 
 def input_size(cfg: Experiment) -> int:
@@ -85,16 +70,21 @@ def build(cfg: Experiment, *, with_weights: bool = True) -> tuple[SlottedViT, Ba
         mean, std = _timm_facts(cfg.backbone_type).mean, _timm_facts(cfg.backbone_type).std
         path = _local_file(cfg)
     if with_weights:
+        if source == "pretrained" and missing(cfg) and (cause := hub.unreachable(_timm_facts(cfg.backbone_type))):
+            raise ValueError(hub.failed(tag, cause))
         vit = _create(tag, size, pretrained=source == "pretrained")
-    state = read_weights(path) if path and with_weights else None
-    if state is not None:
-        load_strictly(vit, state, source)
+    notes: list[str] = []
+    if with_weights and cfg.backbone_type == EMBEDDED and path:
+        weight_fit.load_strictly(vit, load_file(path), source, EMBEDDED)
+    elif with_weights and path:
+        notes = _load_file(vit, path, cfg.backbone_type)
     normalise = cfg.input_normalisation
     if normalise == "auto":
         normalise = "none" if cfg.backbone_type in SEMA_CL_NAMES else "backbone"
     used_mean, used_std = (tuple(mean), tuple(std)) if normalise == "backbone" else (None, None)
     weight_hash = hash_weights(vit) if with_weights else ""
-    return SlottedViT(vit, used_mean, used_std), BackboneFacts(tag, source, weight_hash, size, used_mean, used_std)
+    facts = BackboneFacts(tag, source, weight_hash, size, used_mean, used_std, tuple(notes))
+    return SlottedViT(vit, used_mean, used_std), facts
 
 
 def missing(cfg: Experiment) -> str | None:
@@ -105,56 +95,47 @@ def missing(cfg: Experiment) -> str | None:
         return None
     if path := _local_file(cfg):
         return None if os.path.isfile(path) else _no_file(path)  # False where `path.is_file` raises: a name too long
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    pretrained = _timm_facts(cfg.backbone_type)
-    if not pretrained.hf_hub_id:  # a few are at their makers' only
-        folder, url = Path(torch.hub.get_dir()) / "checkpoints", str(pretrained.url)
-        if (folder / url.rpartition("/")[2]).is_file():
-            return None
-        return f"weights of {timm_tag(cfg.backbone_type)}: not in {folder}; they are downloaded from {url} on the first run"
-    repository = pretrained.hf_hub_id
-    repository += f"{pretrained.architecture}.{pretrained.tag}" if repository.endswith("/") else ""
-    for file in ("model.safetensors", "pytorch_model.bin"):
-        if isinstance(try_to_load_from_cache(repository, file), str):
-            return None
-    return (
-        f"weights of {timm_tag(cfg.backbone_type)}: not in {constants.HF_HUB_CACHE}; they are downloaded from the Hugging Face "
-        f"hub ({repository}) on the first run, or fetch model.safetensors elsewhere and set backbone_weights to its path"
-    )
+    return hub.missing(_timm_facts(cfg.backbone_type), timm_tag(cfg.backbone_type))
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a .safetensors or .pth/.bin file. Raises ValueError with the path if it is missing or damaged."""
+    """Tensors of the ViT in a weight file, out of their wrappings. Raises ValueError with the path if there are none."""
     if not os.path.isfile(path):
         raise ValueError(_no_file(path))
+    return weight_fit.converted(weight_files.read(path)[0])[0]
+
+
+def fit(cfg: Experiment) -> list[str]:
+    """Reads the local weight file that `cfg` names, if any, and fits it to the backbone's shapes without building it.
+
+    Returns a line for each wrapping taken off. Raises ValueError with what does not fit."""
+    path = _local_file(cfg)
+    if path is None or cfg.backbone_type == EMBEDDED:
+        return []
+    if not os.path.isfile(path):
+        raise ValueError(_no_file(path))
+    now = os.stat(path)
+    notes, fault = _fitted(cfg.backbone_type, input_size(cfg), path, now.st_mtime_ns, now.st_size)
+    if fault:
+        raise ValueError(fault)
+    return list(notes)
+
+
+@lru_cache(maxsize=100)  # the cells of a sweep mostly have one file, which may be large
+def _fitted(backbone_type: str, size: int, path: Path, *_: int) -> tuple[tuple[str, ...], str]:
+    """(lines on wrappings, what does not fit or "") of a file with this time and length."""
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        _check_sums(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError) as error:
-        cause = str(error).splitlines()[0][:150] if str(error) else type(error).__name__
-        raise ValueError(f"backbone_weights: {path} is damaged or cannot be read ({cause})") from None
-    except TORCH_LOAD_ERRORS:  # torch's text advises to switch the protection off
-        raise ValueError(
-            f"backbone_weights: {path} is damaged or foreign: it is no plain tensor file; pickled code is never run"
-        ) from None
-    state = state.get("model", state.get("state_dict", state)) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(
-        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()
-    ):
-        raise ValueError(f"backbone_weights: {path} holds no mapping of names to tensors")
-    return state
+        return tuple(_load_file(_create(timm_tag(backbone_type), size, meta=True), path, backbone_type)), ""
+    except ValueError as error:
+        return (), str(error)
 
 
-def _check_sums(path: Path) -> None:
-    """ValueError if a part of a .pth archive is not as it was written: torch does not look at the checksums it stores."""
-    if not zipfile.is_zipfile(path):
-        return  # the format before torch 1.6 has none
-    with zipfile.ZipFile(path) as archive:
-        if any(part.CRC for part in archive.infolist()) and (bad := archive.testzip()):  # all 0: written without them
-            raise ValueError(bad)
+def _load_file(vit: VisionTransformer, path: Path, name: str) -> list[str]:
+    """Loads a weight file into `vit`, the backbone `name`, strictly; returns a line for each wrapping taken off."""
+    if not os.path.isfile(path):
+        raise ValueError(_no_file(path))
+    state, notes = weight_files.read(path, lambda state: weight_fit.shapes_fit(state, vit))
+    return notes + weight_fit.load_strictly(vit, state, str(path), name)
 
 
 def _local_file(cfg: Experiment) -> Path | None:
@@ -185,28 +166,6 @@ def _no_such_weights(cfg: Experiment) -> str | None:
     if cfg.backbone_weights != "pretrained" or (facts is not None and facts.has_weights):
         return None
     return f"timm has no pretrained weights called {tag}; set backbone_weights to a file or 'random'"
-
-
-def load_strictly(vit: VisionTransformer, state: dict[str, torch.Tensor], source: str) -> None:
-    """Loads `state` into `vit`; only a classifier may be left over. Raises ValueError with the full lists otherwise."""
-    state = {k: v.float() for k, v in state.items() if k not in CLASSIFIER}
-    expected = vit.state_dict()
-    if set(state) == set(expected):
-        state = checkpoint_filter_fn(
-            state, vit
-        )  # timm's: resamples position and patch embeddings to another image size
-    lines = [f"missing: {', '.join(sorted(set(expected) - set(state)))}"] if set(expected) - set(state) else []
-    lines += [f"unexpected: {', '.join(sorted(set(state) - set(expected)))}"] if set(state) - set(expected) else []
-    strange = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
-    lines += [f"not finite (NaN or infinity), so damaged: {', '.join(sorted(strange))}"] if strange else []
-    lines += [
-        f"shape of {k}: file {tuple(v.shape)}, model {tuple(expected[k].shape)}"
-        for k, v in state.items()
-        if k in expected and v.shape != expected[k].shape
-    ]
-    if lines:
-        raise ValueError(f"weights from {source} do not fit {type(vit).__name__}:\n  " + "\n  ".join(lines))
-    vit.load_state_dict(state, strict=True)
 
 
 def hash_weights(module: nn.Module) -> str:
@@ -258,7 +217,7 @@ def _create(tag: str, size: int, *, pretrained: bool = False, meta: bool = False
     if meta:  # drawing start values takes most of the time even where there is nothing to fill
         sizes["weight_init"] = "skip"
     try:
-        with _seeded(), torch.device("meta" if meta else "cpu"):
+        with _seeded(), hub.quiet(), torch.device("meta" if meta else "cpu"):
             if tag == EMBEDDED:
                 return VisionTransformer(**{**_embedded_facts()["architecture"], **sizes})
             import timm
@@ -267,14 +226,10 @@ def _create(tag: str, size: int, *, pretrained: bool = False, meta: bool = False
     except TypeError as error:
         raise ValueError(f"backbone {tag} cannot be built at {size} px: {error}") from None
     except (OSError, RuntimeError, SafetensorError) as error:  # the hub client's, and a damaged copy in its cache
+        cause = first_line(str(error))
         if not pretrained:
-            raise ValueError(
-                f"backbone {tag} cannot be built at {size} px: {str(error).splitlines()[0][:150]}"
-            ) from None
-        raise ValueError(
-            f"the weights of {tag} could not be loaded from the Hugging Face hub ({str(error).splitlines()[0][:150]}); on a "
-            f"machine without internet set backbone_weights to a local .safetensors file, or backbone_type to 'embedded'"
-        ) from None
+            raise ValueError(f"backbone {tag} cannot be built at {size} px: {cause}") from None
+        raise ValueError(hub.failed(tag, cause)) from None
 
 
 @contextmanager

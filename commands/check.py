@@ -38,7 +38,13 @@ def check(loaded: sweep.Sweep, engine: str = "local") -> None:
     if lacks_package := engines.missing(engine, loaded.cells[0].resolved.all_values):
         missing = [[*texts, lacks_package] for texts in missing]
     notes = [
-        [*cell.resolved.notes, *foreseen(cell.resolved), *engines.remarks(engine, cell.resolved.all_values), *texts]
+        [
+            *cell.resolved.notes,
+            *foreseen(cell.resolved),
+            *weight_notes(cell.resolved),
+            *engines.remarks(engine, cell.resolved.all_values),
+            *texts,
+        ]
         for cell, texts in zip(loaded.cells, missing, strict=True)
     ]
     print(printable("\n".join(f"note: {line}" for line in loaded.gather(notes))))
@@ -74,7 +80,8 @@ def show(resolved: Resolved) -> None:
 
 
 def fitted(swept: sweep.Sweep) -> list[int | None]:
-    """Parameters that each cell trains in its first task, None without its data. ConfigError if one does not fit."""
+    """Parameters that each cell trains in its first task, None without its data. ConfigError if a method or a weight file does
+    not fit the backbone."""
     check_torchvision()
     faults: list[list[str]] = []
     counts: list[int | None] = []
@@ -89,6 +96,7 @@ def fitted(swept: sweep.Sweep) -> list[int | None]:
                 planned = learner.planned_parameters()
                 if learner.says_what_it_trains:
                     counts[-1] = planned[0][1] if planned else 0
+            weight_notes(cell.resolved)
         except ValueError as error:
             faults[-1] = [str(error)]
     swept.refuse(faults)
@@ -117,6 +125,13 @@ def lacking(resolved: Resolved) -> list[str]:
         tracker.missing(cfg.tracker),
     )
     return [text for text in missing if text]
+
+
+def weight_notes(resolved: Resolved) -> list[str]:
+    """Lines on the wrappings of a local weight file, empty where it is not there. Raises ValueError if it does not fit."""
+    from backbone import weights
+
+    return weights.fit(resolved.settings) if weights.missing(resolved.settings) is None else []
 
 
 def settings_table(values: Mapping[str, Any], stated: Iterable[str], descriptions: Mapping[str, str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import textwrap
 from collections.abc import Iterable
 from typing import Any
 
@@ -35,6 +36,12 @@ def shown(value: Any) -> str:
 def shortened(text: str, most: int) -> str:
     """`text` with at most about `most` characters: the middle of a longer text is left out."""
     return text if len(text) <= most else f"{text[: most * 2 // 3]} ... {text[-most // 3 :]}"
+
+
+def first_line(text: str, most: int = 300) -> str:
+    """The first line of another program's message, cut after a word if it has more than `most` characters."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return textwrap.shorten(lines[0], most, placeholder=" ...") if lines else "no reason given"
 
 
 def printable(text: str) -> str:

@@ -7,7 +7,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from backbone import catalogue, weights
+from backbone import catalogue, hub, weights
 from utils.config.schema import Experiment
 
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2, "img_size": 32, "num_classes": 10}
@@ -105,8 +105,6 @@ def test_damaged_and_foreign_files_are_refused_with_their_path(tiny, tmp_path):
     path = tmp_path / "w.safetensors"
     save_file(tiny.state_dict(), path)
     path.write_bytes(path.read_bytes()[:1000])
-    code = tmp_path / "evil.pth"
-    torch.save({"model": print}, code)  # a pickle that refers to code
     listed = tmp_path / "list.pth"
     torch.save([1, 2], listed)
     numbered = tmp_path / "numbered.pth"
@@ -115,7 +113,6 @@ def test_damaged_and_foreign_files_are_refused_with_their_path(tiny, tmp_path):
     junk.write_bytes(b"hello, world")
     for file, cause in (
         (path, "damaged"),
-        (code, "is no plain tensor file; pickled code is never run"),
         (junk, "is no plain tensor file; pickled code is never run"),
         (numbered, "no mapping of names"),
         (listed, "no mapping"),
@@ -249,9 +246,29 @@ def test_a_failed_download_says_what_to_do(monkeypatch):
         raise OSError("We couldn't connect to the hub\nlong trace")
 
     monkeypatch.setattr(timm, "create_model", refuse)
+    monkeypatch.setattr(hub, "unreachable", lambda pretrained: None)
     with pytest.raises(ValueError, match="set backbone_weights to a local") as error:
         weights.build(settings(backbone_type="vit_tiny_patch16_224"))
     assert "couldn't connect" in str(error.value) and "long trace" not in str(error.value)
+
+
+def test_without_a_connection_no_download_is_tried(monkeypatch):
+    monkeypatch.setattr(hub, "getproxies", dict)
+    monkeypatch.setattr(hub, "missing", lambda *names: "not here")
+    monkeypatch.setattr(
+        weights, "_create", lambda *args, pretrained=False, real=weights._create, **kw: real(*args, **kw)
+    )
+
+    def refuse(place, patience):
+        raise OSError(-2, "Name or service not known")
+
+    monkeypatch.setattr(hub.socket, "create_connection", refuse)
+    with pytest.raises(
+        ValueError, match=r"\(no connection to [\w.]+: Name or service not known\); on a machine without"
+    ):
+        weights.build(settings(backbone_type="vit_tiny_patch16_224"))
+    monkeypatch.setattr(hub, "getproxies", lambda: {"https": "proxy"})
+    assert weights.build(settings(backbone_type="vit_tiny_patch16_224"))
 
 
 def test_missing_weights_are_named_with_the_folder_looked_in(monkeypatch, tmp_path):
