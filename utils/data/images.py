@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 # Exceptions that Pillow raises on damaged files, from its checks or from the parsers it calls.
 _DAMAGE = (
@@ -43,8 +45,19 @@ class ImageArray:
         return self.images[index]
 
 
+class Watch(Protocol):
+    """Reads image files for an ImageFiles: `read` gives a file's bytes, None to have the path opened instead."""
+
+    def read(self, index: int, path: str) -> bytes | None: ...
+    def decoded(self, index: int) -> None: ...
+
+
 class ImageFiles:
-    """Images on disk, decoded on every access: `paths` [N], `labels` int64 [N]."""
+    """Images on disk, decoded on every access: `paths` [N], `labels` int64 [N].
+
+    `watch`, if set, reads the files and compares them with what the run read before (utils/data/manifest.py)."""
+
+    watch: Watch | None = None
 
     def __init__(self, paths: Sequence[str | Path], labels: np.ndarray | Sequence[int]):
         self.paths = [str(p) for p in paths]
@@ -55,11 +68,15 @@ class ImageFiles:
         return len(self.labels)
 
     def image(self, index: int) -> torch.Tensor:
-        return decode(self.paths[index])
+        if self.watch is None:
+            return decode(self.paths[index])
+        pixels = decode(self.paths[index], self.watch.read(index, self.paths[index]))
+        self.watch.decoded(index)  # a damaged file does not count as read: it may be repaired
+        return pixels
 
 
-def decode(path: str | Path) -> torch.Tensor:
-    """Reads an image file as RGB, uint8 [3, H, W], upright.
+def decode(path: str | Path, content: bytes | None = None) -> torch.Tensor:
+    """Reads an image file as RGB, uint8 [3, H, W], upright. `content`: its bytes, if they were read before.
 
     It is rotated as its EXIF tag says. Transparent pixels become white (LAMDA-PILOT drops the alpha channel, which turns a
     drawing in black on transparent into a black square). 16-bit grey is scaled to 8 bits, not clipped. Of an animation the
@@ -67,7 +84,7 @@ def decode(path: str | Path) -> torch.Tensor:
     Raises ValueError with the path if the file is damaged, empty or has pixels without a defined range, FileNotFoundError if
     it has been removed."""
     try:
-        with Image.open(path) as opened:
+        with Image.open(path if content is None else io.BytesIO(content)) as opened:
             opened.load()
             pixels = np.array(_rgb(ImageOps.exif_transpose(opened)))
     except FileNotFoundError:
@@ -75,7 +92,8 @@ def decode(path: str | Path) -> torch.Tensor:
     except (*_DAMAGE, Image.DecompressionBombError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # an error of the system, not of the decoder
             raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
-        reason = " ".join(str(error).split()) or type(error).__name__
+        text = "cannot identify image file" if isinstance(error, UnidentifiedImageError) else str(error)
+        reason = " ".join(text.split()) or type(error).__name__
         raise ValueError(f"{path}: is not a readable image ({reason}); replace or remove the file") from None
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 

@@ -83,6 +83,35 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (text + "\n").encode(errors="backslashreplace"))
 
 
+# A digest within a file -------------------------------------------------------------------------------------------------
+
+
+def digest_of(values: Mapping[str, Any]) -> str:
+    """32 hex digits of SHA-256 over JSON values, the key `digest` apart, whatever their order and the file's layout."""
+    rest = plain({key: value for key, value in values.items() if key != "digest"})
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def with_digest(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with their `digest_of` under the key `digest`, last."""
+    rest = {key: value for key, value in values.items() if key != "digest"}
+    return {**rest, "digest": digest_of(rest)}
+
+
+def write_sealed(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Writes `data` behind its SHA-256, so that `read_sealed` tells whether it is as it was written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, hashlib.sha256(data).digest() + data, durable=durable)
+
+
+def read_sealed(path: Path) -> bytes:
+    """The data of `write_sealed`. Raises Damaged if a bit differs, OSError if the file cannot be read."""
+    content = path.read_bytes()
+    if hashlib.sha256(content[32:]).digest() != content[:32]:
+        raise Damaged(f"{path} is damaged: its checksum does not match")
+    return content[32:]
+
+
 def clear_temporary(folder: Path) -> None:
     """Removes what a killed process was about to write in `folder`; its writer must be gone."""
     for path in folder.rglob(".*.tmp"):

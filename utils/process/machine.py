@@ -17,6 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from utils.process import sources
+
 if TYPE_CHECKING:
     import torch
 
@@ -153,25 +155,27 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit of this program and whether tracked files differ from it; None if it is not in a git repository."""
-
-    def git(*words: str) -> str:
-        # GIT_OPTIONAL_LOCKS=0: `git status` must not write to the index beside a user's own git command
-        return subprocess.run(
-            ["git", "-C", str(ROOT), *words],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
-        ).stdout.strip()
-
+    """Commit of this program, whether its files differ from it, and those of its Python files and the experiment file that
+    git does not track; None if it is not in a git repository."""
     try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:  # unpacked inside another repository
+        top = os.fsdecode(sources.git("rev-parse", "--show-toplevel", root=ROOT).strip())
+        if Path(top).resolve() != ROOT:  # unpacked inside another repository
             return None
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+        commit = sources.git("rev-parse", "HEAD", root=ROOT).decode().strip()
+        changed, untracked = sources.uncommitted(ROOT, _named_files())
+        return {"commit": commit, "dirty": bool(changed or untracked), "untracked": untracked}
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _named_files() -> list[str]:
+    """Arguments of the command line that are files below the program's folder, such as an experiment file."""
+    paths = [Path(argument) for argument in sys.argv[1:] if argument.endswith(".json")]
+    return [
+        path.resolve().relative_to(ROOT).as_posix()
+        for path in paths
+        if path.is_file() and path.resolve().is_relative_to(ROOT)
+    ]
 
 
 def _cpu_name() -> str:
