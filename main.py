@@ -47,12 +47,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(experiment: Resolved, args: argparse.Namespace) -> None:
     """Runs every seed in turn, then prints their mean and standard deviation."""
-    from commands import load
+    from commands import load, present
     from utils.report import console
 
     cfg, afresh = experiment.settings, args.resume == "never"
     folders = {seed: args.out / args.config.stem / experiment.hash / f"seed_{seed}" for seed in cfg.seed}
-    results = load.finished_results(folders, cfg.device, afresh)
+    results = present.finished_results(experiment, folders, afresh)
     if None in results.values():
         from utils.run import folder, journal
 
@@ -69,8 +69,9 @@ def run(experiment: Resolved, args: argparse.Namespace) -> None:
             except journal.Differs as difference:  # this device does not compute the same numbers twice
                 folder.discard_task_in_progress(log, difference)
                 results[seed] = run_seed(experiment, seed, dataset, load.backbone(cfg), device, log, args.profile)
-    by_seed = [results_of_seed for results_of_seed in results.values() if results_of_seed is not None]
-    print("\n" + console.seed_table(by_seed, folders[cfg.seed[0]].parent))
+    by_seed = {seed: results_of_seed for seed, results_of_seed in results.items() if results_of_seed is not None}
+    present.refuse_mixed(by_seed)
+    print("\n" + console.seed_table([*by_seed.values()], folders[cfg.seed[0]].parent))
     parallel.stop()
 
 
@@ -87,24 +88,27 @@ def run_seed(
 
     `built` is the backbone as `weights.build` gives it; the run fills its slots. `profiled`: measure where the time goes."""
     import models
+    from commands import present
     from utils.config.split import Split
     from utils.data.tasks import TaskStream
     from utils.process import interrupt
     from utils.report import console, page, profile
     from utils.report.results import load_rows
-    from utils.run import folder, task
+    from utils.run import folder, provenance, task
     from utils.run.state import RunState
 
     cfg, (backbone, facts) = experiment.settings.for_ranks(parallel.world()), built
     stream = TaskStream.of(cfg, dataset, seed, facts.image_size, device)
     learner = models.build(cfg, backbone.to(device), len(stream.order), seed, log)
-    settings, machine = folder.describe(log, cfg, {**experiment.values, "seed": [seed]}, facts, device)
+    origin = provenance.begin(log, *present.of(experiment, seed, dataset, facts), dataset)
+    values = {**experiment.values, "seed": [seed]}
+    settings, machine = folder.describe(log, cfg, values, facts, device, origin.sources_changed)
     log.info(console.run_banner(cfg, stream, learner, facts, device, log.folder))
     for text in cfg.remarks_on(Split(stream.sizes, stream.train_images())):
         log.warn(text)
     if (workers := stream.measure_workers(cfg, learner.backbone, device)) is not None:
         log.info(workers)
-    run = RunState(log, cfg, stream, learner, seed, facts.weight_hash)
+    run = RunState(log, cfg, stream, learner, seed, origin)
     run.resume()
     with run.in_progress(profiled, device) as bar:
         for index in run.tasks_left():

@@ -33,7 +33,7 @@ from utils.process import parallel, stopwatch
 Storage = Literal["memory", "disk", "off"]
 CHUNK = 256  # images of a class that are computed together
 GIB = 2**30
-FORMAT = 1  # of the files: another number and they are not read
+FORMAT = 2  # of the files: another number and they are not read
 Batch = tuple[Tensor | Activations, Tensor, Tensor]
 
 
@@ -129,6 +129,8 @@ class PrefixCache:
             folder = None if self.folder is None else self.folder / self._scope / key
             device = next(backbone.vit.parameters()).device
             self._stores[key] = RowStore(len(data.source.images), (tensors, *shape), dtype, folder, device)
+            for complaint in self._stores[key].complaints:
+                self._say_once(complaint)
         return self._stores[key], tensors
 
     def _plan(self, data: TaskData, views: int, most: int, row: int) -> int:

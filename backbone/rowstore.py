@@ -1,13 +1,16 @@
 """Tensors of one shape, addressed by the rows of a data set: in memory, or in files that are read through a mapping.
 
-Files: each call of `put` writes one block, `N.data` (raw values) and `N.rows.npy` (int64 rows of the data set), the rows last
-and each file in one step, so a block is whole or absent whenever the process dies. Deleting files is always safe: their
-values are missing then, and the caller puts them again.
+Files: each call of `put` writes one block, `N.data` (raw values) and `N.rows.npy` (int64 rows of the data set, and behind
+them the SHA-256 of both), the rows last and each file in one step, so a block is whole or absent whenever the process dies.
+A block with another digest is removed when it is opened. Deleting files is always safe: their values are missing then, and
+the caller puts them again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
@@ -17,6 +20,18 @@ import torch
 from torch import Tensor
 
 from utils.files.storage import clear_temporary, write_file
+
+NAME = re.compile(r"\d{5,}\.(data|rows\.npy)")  # of a block's files
+
+
+def _digest(data: Path, rows: np.ndarray) -> bytes:
+    """SHA-256 over the values in the file `data` and the rows [n]."""
+    digest = hashlib.sha256()
+    with open(data, "rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    digest.update(rows.tobytes())
+    return digest.digest()
 
 
 class RowStore:
@@ -33,6 +48,7 @@ class RowStore:
     ):
         self.shape, self.dtype, self.folder = shape, dtype, folder
         self.device = torch.device("cpu" if folder else device)
+        self.complaints: list[str] = []  # files that are not used, and why
         self._blocks: list[Tensor] = []
         self._block = np.full(count, -1, dtype=np.int32)  # the block of each row, -1: the row is not stored
         self._place = np.zeros(count, dtype=np.int64)  # of each row within its block
@@ -41,8 +57,13 @@ class RowStore:
                 self._open(table)
             clear_temporary(folder)  # a killed process left it
             for data in folder.glob("*.data"):
-                if not data.with_suffix(".rows.npy").exists():
+                if NAME.fullmatch(data.name) and not data.with_suffix(".rows.npy").exists():
                     data.unlink(missing_ok=True)
+            strange = sorted(p.name for p in folder.glob("*") if not NAME.fullmatch(p.name))
+            if strange:
+                self.complaints.append(
+                    f"{folder} holds files of other programs, which are not used: {', '.join(strange[:3])}"
+                )
 
     @property
     def row_bytes(self) -> int:
@@ -86,12 +107,21 @@ class RowStore:
         number = 1 + max((int(path.name.partition(".")[0]) for path in self.folder.glob("*.data")), default=-1)
         data, table = self.folder / f"{number:05}.data", self.folder / f"{number:05}.rows.npy"
 
+        digest = hashlib.sha256()
+
         def write_values(file: BinaryIO) -> None:
             for some in values:
-                file.write(some.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+                content = some.detach().cpu().contiguous().view(torch.uint8).numpy().data
+                digest.update(content)
+                file.write(content)
+
+        def write_rows(file: BinaryIO) -> None:
+            digest.update(rows.astype(np.int64).tobytes())
+            np.save(file, rows.astype(np.int64), allow_pickle=False)
+            file.write(digest.digest())
 
         write_file(data, write_values)
-        write_file(table, lambda file: np.save(file, rows.astype(np.int64), allow_pickle=False))
+        write_file(table, write_rows)
         self._open(table)
 
     def _add(self, block: Tensor, rows: np.ndarray) -> None:
@@ -99,14 +129,22 @@ class RowStore:
         self._blocks.append(block)
 
     def _open(self, table: Path) -> None:
-        """Adds a block's files if they fit together; others are left alone and never read."""
+        """Adds a block whose files fit together and are as they were written; another one is removed, with a complaint."""
         data = table.with_name(table.name.replace(".rows.npy", ".data"))
         try:
-            rows = np.load(table, allow_pickle=False)
+            with open(table, "rb") as file:
+                rows, digest = np.load(file, allow_pickle=False), file.read()
             fits = rows.ndim == 1 and rows.dtype == np.int64 and len(rows) and rows.min() >= 0
-            if not fits or rows.max() >= len(self._block) or data.stat().st_size != len(rows) * self.row_bytes:
+            fits = fits and rows.max() < len(self._block) and data.stat().st_size == len(rows) * self.row_bytes
+            if not fits or digest != _digest(data, rows):
+                raise ValueError("is not as it was written")
+        except (OSError, ValueError, EOFError) as error:
+            if not NAME.fullmatch(table.name):
                 return
-        except (OSError, ValueError, EOFError):
+            reason = error.strerror if isinstance(error, OSError) else "is not as it was written"
+            self.complaints.append(f"a block of the cache is removed and computed again: {data} {reason or error}")
+            table.unlink(missing_ok=True)
+            data.unlink(missing_ok=True)
             return
         with torch.inference_mode(False):
             # not shared: a change to the tensor does not reach the file

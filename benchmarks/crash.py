@@ -42,7 +42,7 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 # SEMA as shipped has no slow and fast adapters, and refuses their keys
 REFUSED = {"sema": ("nested_lora_", "head_recalibration")}
-TIMES = ("time", "seconds", "images_per_second", "peak_memory_bytes", "peak_memory_by_task")
+TIMES = ("time", "seconds", "images_per_second", "peak_memory_bytes", "peak_memory_by_task", "digest")
 
 
 def make_images(folder: Path, classes: int = 6, train: int = 20, test: int = 4) -> None:

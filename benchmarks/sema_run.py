@@ -42,6 +42,7 @@ from utils.report.results import load_rows
 from utils.run import checkpoint
 from utils.run import record as run_record
 from utils.run import task as run_task
+from utils.run.journal import NOBODY
 from utils.run.log import RunLog
 
 SEED, CPU = 1993, torch.device("cpu")
@@ -101,12 +102,12 @@ def ours(
 
         learner._layer_scores = planned
         for task in range(len(stream)):
-            journal = checkpoint.journal_of(log.folder, task, log, "")
+            journal = checkpoint.journal_of(log.folder, task, log, NOBODY)
             journal.open(log.rows)
             measured = run_task.learn(learner, stream, task, SEED, journal)
-            checkpoint.save(log.folder, task, learner, record.to_dict(), log, "", measured)
+            checkpoint.save(log.folder, task, learner, record.to_dict(), log, NOBODY, measured)
             run_task.score(learner, stream, task, record, measured)
-            checkpoint.save(log.folder, task, learner, record.to_dict(), log, "")
+            checkpoint.save(log.folder, task, learner, record.to_dict(), log, NOBODY)
         losses = [row["loss"] for row in load_rows(log.folder / "metrics.jsonl") if row["kind"] == "epoch"]
         right = [sum(correct) / sum(record.samples[: t + 1]) for t, correct in enumerate(record.correct)]
         return learner, Outcome(losses, right)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,19 +68,6 @@ def is_one_run(loaded: sweep.Sweep, args: argparse.Namespace) -> bool:
     return False
 
 
-def finished_results(folders: Mapping[int, Path], device: str, afresh: bool) -> dict[int, dict[str, Any] | None]:
-    """The results of the seeds that are finished, None for the others; with `afresh` for all. Rank 0 alone reads files."""
-    from utils.report.results import result_of
-
-    if parallel.torchrun_ranks()[1] > 1:
-        this_machine.check_torchvision()
-        parallel.start(device)
-    if afresh:
-        return dict.fromkeys(folders)
-    results, _ = parallel.broadcast_from_first(lambda: ([result_of(folder) for folder in folders.values()], {}))
-    return dict(zip(folders, results, strict=True))
-
-
 def machine(experiment: Resolved) -> tuple[torch.device, list[str]]:
     """The device to compute on, and the notes that every run logs. Raises ValueError where something is missing here."""
     from utils.run import tracker
@@ -114,6 +101,14 @@ def outline(resolved: Resolved, count: int) -> Learner:
         raise ValueError(f"{error} (backbone_type {cfg.backbone_type})") from None
 
 
+def read_data(experiment: Resolved, download: bool = True) -> Dataset:
+    """The data set as `data.load` gives it."""
+    from utils import data
+
+    cfg = experiment.settings
+    return data.load(cfg.dataset, **data_paths(experiment), test_ratio=cfg.test_ratio, download=download)
+
+
 def dataset(experiment: Resolved) -> Dataset:
     """The data set; before it is read, the method is built on shapes alone, which shows in a moment what does not fit."""
     from utils import data
@@ -121,7 +116,7 @@ def dataset(experiment: Resolved) -> Dataset:
     cfg, paths = experiment.settings, data_paths(experiment)
     if (count := data.count_classes(cfg.dataset, **paths)) is not None:
         outline(experiment, count)
-    return parallel.first_rank_first(lambda: data.load(cfg.dataset, **paths, test_ratio=cfg.test_ratio))
+    return parallel.first_rank_first(lambda: read_data(experiment))
 
 
 def backbone(cfg: Experiment) -> tuple[SlottedViT, BackboneFacts]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from commands import check
+from commands import check, present
 from utils import engines
 from utils.compare import table
 from utils.config.sweep import Sweep
@@ -30,6 +30,7 @@ def run(swept: Sweep, args: argparse.Namespace) -> int:
     files = [folder / "cells" / str(number) / f"{stem}.json" for number in range(1, len(swept.cells) + 1)]
     finished = FinishedRuns()
     jobs = _jobs(swept, args, folder, files, finished)
+    _compare_finished(swept, args, jobs)
     if waiting := sum(job.state == "waiting" for job in jobs):
         _prepare(swept, args, files)
         print(f"{len(swept.cells)} cells, {len(jobs)} runs, {len(jobs) - waiting} of them finished before")
@@ -52,7 +53,7 @@ class FinishedRuns:
     def results_of(self, run_folder: Path) -> dict[str, Any] | None:
         """The figures of a finished run, None if it is not finished."""
         if run_folder not in self._results and (results := result_of(run_folder)) is not None:
-            figures = (*table.COLUMNS, "selection_history")
+            figures = (*table.COLUMNS, "selection_history", "provenance")
             self._results[run_folder] = {key: results[key] for key in figures if key in results}
         return self._results.get(run_folder)
 
@@ -80,6 +81,17 @@ def _jobs(
     return jobs
 
 
+def _compare_finished(swept: Sweep, args: argparse.Namespace, jobs: list[pool.Job]) -> None:
+    """Raises ValueError where the data, classes or weights are no longer those of runs that are finished: the rows would mix
+    two of them. Other sources and versions are warned of."""
+    now, cells = present.Present(), {cell.label: cell for cell in swept.cells}
+    for job in jobs:
+        if job.state == "done":
+            name = f"seed {job.seed}" + f" of {job.cell}" * swept.declared
+            now.compare(cells[job.cell].resolved, job.folder, name)
+    now.tell()
+
+
 def _prepare(swept: Sweep, args: argparse.Namespace, files: list[Path]) -> None:
     """Checks all cells, writes their files and prints their notes. Raises ValueError before the first process starts."""
     if missing := engines.missing(args.engine, swept.cells[0].resolved.all_values):
@@ -99,6 +111,7 @@ def _print_table(swept: Sweep, args: argparse.Namespace, folder: Path, finished:
     for cell in swept.cells:
         results = {seed: finished.results_of(cell.run_folder(args.out, stem, seed)) for seed in swept.seeds}
         cells.append((cell.label, cell.resolved.hash, {s: r for s, r in results.items() if r is not None}))
+        present.refuse_mixed(cells[-1][2], cell.label if swept.declared else "")
     parents = [cell.run_folder(args.out, stem, 0).parent for cell in swept.cells]
     if more := sorted({seed for parent in parents for seed in _finished_seeds(parent)} - {*swept.seeds}):
         print(f"not in the table, since not asked for: finished runs of seed {', '.join(map(str, more))}")

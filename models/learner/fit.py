@@ -92,6 +92,7 @@ def fit(
                 if after_step is not None:
                     with stopwatch.section("backward"):
                         after_step()
+                journal.check_folder()
                 if stop or (stop is None and interrupt.stop_requested()):
                     run.spent = spent + time.perf_counter() - start
                     at = f"{where}, epoch {run.epoch + 1}, step {run.step}"

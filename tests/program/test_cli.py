@@ -35,7 +35,7 @@ FIELDS = {
     "last_accuracy", "average_accuracy", "final_task_mean", "forgetting", "backward_transfer", "task_oracle_accuracy",
     "adapters_per_layer", "trainable_parameters", "total_parameters", "selection_history", "test_evaluations", "seconds",
     "images_per_second", "peak_memory_bytes", "peak_memory_by_task", "head_drift", "task_oracle_curve", "task_confusion",
-    "wrong_task",
+    "wrong_task", "provenance", "digest",
 }  # fmt: skip
 
 
@@ -71,7 +71,9 @@ def finished(tiny):
 def test_run_folder_has_what_is_promised(finished):
     for folder in finished[0]:
         names = {"config.json", "environment.json", "run.log", "metrics.jsonl", "results.json", "report.html"}
-        assert {p.name for p in folder.iterdir()} == names | {"checkpoints", "plots", "samples", ".lock"}
+        names |= {"provenance.json"}
+        # source/: what is in no commit, so only where this checkout has such files
+        assert {p.name for p in folder.iterdir()} - {"source"} == names | {"checkpoints", "plots", "samples", ".lock"}
         assert (folder / "plots" / "accuracy_matrix.png").read_bytes().startswith(b"\x89PNG")
         assert "</html>" in (folder / "report.html").read_text(encoding="utf-8")
         assert len(list((folder / "checkpoints").glob("task_?????.json"))) == 2

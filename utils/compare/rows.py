@@ -10,6 +10,7 @@ from typing import Any
 
 from utils.compare.runs import Run
 from utils.config.hashing import NOT_HASHED
+from utils.run.provenance import mixed
 from utils.text import printable, shortened
 
 LABEL = 60  # characters of a row's label
@@ -28,7 +29,8 @@ class Arm:
 
 def rows_of(runs: Sequence[tuple[Run, str]]) -> list[Arm]:
     """Rows from runs and their labels (empty: what sets a row apart). The seeds of one folder stay together: where two
-    folders of equal settings share a seed, as after the same experiment in two versions, each is a separate row."""
+    folders of equal settings share a seed, as after the same experiment in two versions, or come from different data or
+    weights, each is a separate row. Raises ValueError where seeds of one folder do."""
     units: dict[Path, list[tuple[Run, str]]] = {}
     for run, label in runs:
         units.setdefault(run.folder.parent, []).append((run, label))
@@ -36,11 +38,19 @@ def rows_of(runs: Sequence[tuple[Run, str]]) -> list[Arm]:
     by_key: dict[str, list[Arm]] = {}
     for folder, unit in units.items():
         seeds = {run.seed for run, _ in unit}
+        if faults := mixed({run.seed: run.results for run, _ in unit})[0]:
+            raise ValueError(
+                f"{folder}: {faults[0]}, so no mean can be taken over them: compare the folders of single seeds, or run the "
+                "experiment again with --resume never"
+            )
         for run, label in unit:
             settings = {k: v for k, v in run.settings.items() if k not in NOT_HASHED}
             alike = by_key.setdefault(json.dumps(settings, sort_keys=True), [])
             row = next((r for r in alike if folder in r.folders and run.seed not in r.runs), None)
-            row = row or next((r for r in alike if folder not in r.folders and not seeds & r.runs.keys()), None)
+            row = row or next(
+                (r for r in alike if folder not in r.folders and not seeds & r.runs.keys() and _of_equal_data(run, r)),
+                None,
+            )
             if row is None:
                 row = Arm(run.settings, folder.resolve().name, label)
                 alike.append(row)
@@ -50,6 +60,10 @@ def rows_of(runs: Sequence[tuple[Run, str]]) -> list[Arm]:
             row.runs[run.seed] = replace(run, settings=row.settings)  # equal in what counts: held once
     name_rows(rows)
     return rows
+
+
+def _of_equal_data(run: Run, row: Arm) -> bool:
+    return not mixed({-1: run.results, **{seed: other.results for seed, other in row.runs.items()}})[0]
 
 
 def differences(rows: Sequence[Arm]) -> dict[str, list[Any]]:
@@ -85,6 +99,16 @@ def name_rows(rows: Sequence[Arm]) -> None:
                 row.label += printable(f" ({shortened(str(row.folders[0]), LABEL)})")
 
 
+def _data_apart(rows: Sequence[Arm]) -> list[Arm]:
+    """The rows whose data are known and not those of the first row."""
+
+    def digests(row: Arm) -> set[tuple[Any, Any]]:
+        known = [run.results["provenance"] for run in row.runs.values() if run.results["provenance"]]
+        return {(p.get("data"), p.get("content")) for p in known}
+
+    return [row for row in rows[1:] if digests(row) and digests(rows[0]) and digests(row) != digests(rows[0])]
+
+
 def _short(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
@@ -100,6 +124,13 @@ def remarks(rows: Sequence[Arm]) -> list[str]:
         notes.append(
             f"different tasks ({'; '.join(texts[:4])}{'; ...' * (len(texts) > 4)}): the curves have other steps"
         )
+    notes += [f"{row.label}: {text}" for row in rows for text in mixed({s: r.results for s, r in row.runs.items()})[1]]
+    if (unknown := [run for run in runs if not run.results["provenance"]]) and len(unknown) < len(runs):
+        notes.append(
+            f"{len(unknown)} of {len(runs)} runs recorded no provenance: whether they used the same data is not known"
+        )
+    if len(sets) == 1 and (others := _data_apart(rows)):
+        notes.append(f"the data of row {others[0].label} are not those of the first row, under the same name")
     first = rows[0].runs
     orders = {seed: run.results["order"] for seed, run in first.items()}
     if any(run.results["order"] != orders[run.seed] for run in runs if run.seed in orders) and len(sets) == 1:

@@ -35,7 +35,8 @@ SKIPPED = {"cells", "console", "checkpoints", "plots", "samples", "cache", "expo
 class Run:
     """One finished seed. `results`: NUMBERS, LISTS and, by task, `forgetting_by_task`, `splits`, `adapters` (their number),
     `seconds` (by phase), `peaks` (bytes or None); `layers` (adapters by layer at the end), `sizes` (classes of each task),
-    `order` (a hash of the class order) and `selection_history` as far as `utils.compare.table` reads it."""
+    `order` (a hash of the class order), `provenance` (empty in runs of older versions) and `selection_history` as far
+    as `utils.compare.table` reads it."""
 
     folder: Path
     seed: int
@@ -96,6 +97,7 @@ def _slim(results: Mapping[str, Any]) -> dict[str, Any]:
         "sizes": tuple(len(classes) for classes in results["task_classes"]),
         "order": hash(tuple(results["class_order"])),
         "selection_history": [{"split": "test"}] if peeked else [],
+        "provenance": dict(results.get("provenance") or {}),
     }
 
 

@@ -85,9 +85,16 @@ def of(dataset: Dataset) -> Manifest:
             sizes[row], times[row] = facts.st_size, facts.st_mtime_ns
         except OSError:  # it went since the folder was read: whoever decodes it says so
             sizes[row], times[row] = -1, 0
-    shared = os.path.commonprefix([min(paths), max(paths)]) if paths else ""
-    root = shared[: shared.rfind(os.sep) + 1]
+    root = _shared_folder(paths)
     return Manifest(classes, train, labels, tuple(path[len(root) :] for path in paths), sizes, times, root)
+
+
+def _shared_folder(paths: Sequence[str]) -> str:
+    """The folder that holds all files, with a separator at its end; empty where there is none."""
+    try:
+        return os.path.join(os.path.commonpath([os.path.dirname(min(paths)), os.path.dirname(max(paths))]), "")
+    except ValueError:  # no files, or some with an absolute path and some without
+        return ""
 
 
 def _joined(names: Sequence[str]) -> bytes:
@@ -113,7 +120,9 @@ def read(path: Path) -> Manifest | None:
         count, at = head["count"], 8 + size
         arrays = np.frombuffer(content, dtype=np.int64, count=3 * count, offset=at).reshape(3, count)
         names = os.fsdecode(content[at + 24 * count :]).split("\0") if count else []
-        return Manifest(tuple(head["classes"]), head["train"], arrays[0], tuple(names), *arrays[1:], head["root"])
+        return Manifest(
+            tuple(head["classes"]), head["train"], arrays[0], tuple(names), arrays[1], arrays[2], head["root"]
+        )
     except (OSError, ValueError, KeyError, TypeError, zlib.error):
         return None
 

@@ -12,7 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from utils.engines.jobs import POLL, Board, Job, end, notices, sentence, table
+from utils.files.lock import holder_of
 from utils.process.machine import cores
+
+LOOK = 1.0  # seconds between two looks at the folders that others hold
 
 
 def threads(jobs: int) -> int:
@@ -24,18 +27,39 @@ def run(jobs: Sequence[Job], at_once: int, accuracy_of: Callable[[Path], float |
     """Runs the waiting jobs in order, `at_once` at a time; sets each job's state, reason and accuracy.
 
     `accuracy_of(run folder)` is the last accuracy of a finished run, None if it is not finished. Ctrl-C and SIGTERM are
-    passed on to the processes, which write a checkpoint and end; then KeyboardInterrupt is raised. A second one kills them."""
+    passed on to the processes, which write a checkpoint and end; then KeyboardInterrupt is raised. A second one kills them.
+
+    A run whose folder another process holds, such as one whose sweep was killed, is waited for: it counts as running, and
+    what it leaves unfinished is started then."""
     # more OpenMP threads than cores slow a run down; a user who sets the variable keeps their value
     environment = {"OMP_NUM_THREADS": str(threads(at_once)), **os.environ}
     board, start = Board(sys.stdout), time.monotonic()
     waiting = deque(job for job in jobs if job.state == "waiting")
     running: list[tuple[Job, subprocess.Popen[bytes]]] = []
+    held: list[Job] = []  # by processes that this one did not start
     try:
         with notices() as seen:
             passed_on = 0  # notices that the processes have received
+            looked = time.monotonic()
             while True:
-                while waiting and len(running) < at_once and not seen:
-                    running.append((job := waiting.popleft(), _start(job, environment)))
+                while waiting and len(running) + len(held) < at_once and not seen:
+                    job = waiting.popleft()
+                    if (holder := holder_of(job.folder)) is not None:
+                        held.append(job)
+                        job.started, job.state = time.monotonic(), "running"
+                        board.line(f"{job.cell}, seed {job.seed}: runs already, it is waited for ({holder})")
+                    else:
+                        running.append((job, _start(job, environment)))
+                if held and time.monotonic() - looked > LOOK:
+                    looked = time.monotonic()
+                    for job in [job for job in held if holder_of(job.folder) is None]:
+                        held.remove(job)
+                        if accuracy_of(job.folder) is None:  # it ended unfinished: the same command goes on
+                            job.state = "waiting"
+                            waiting.appendleft(job)
+                        else:
+                            end(job, 0, accuracy_of)
+                            board.line(sentence(job, jobs))
                 for job, process in [pair for pair in running if pair[1].poll() is not None]:
                     running.remove((job, process))
                     end(job, process.returncode, accuracy_of)
@@ -46,13 +70,15 @@ def run(jobs: Sequence[Job], at_once: int, accuracy_of: Callable[[Path], float |
                     passed_on = len(seen)
                 if board.live:
                     board.show(table(jobs, time.monotonic() - start, shutil.get_terminal_size().columns))
-                if not running and (seen or not waiting):
+                if not running and (seen or not (waiting or held)):
                     break
                 time.sleep(POLL)
     finally:  # after any error here, such as a closed console, no process continues unwatched
         for _, process in running:
             process.terminate()
             process.wait()
+    for job in held:
+        print(f"{job.cell}, seed {job.seed}: still runs, in {job.folder}")
     if seen:
         raise KeyboardInterrupt
 

@@ -12,6 +12,7 @@ import os
 import platform
 import shlex
 import sys
+import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -143,6 +144,32 @@ def alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def holder_of(folder: Path) -> str | None:
+    """Who writes in `folder`, in words; None if no process does. It holds the lock itself for a moment."""
+    if not (folder / ".lock").exists():
+        return None
+    import filelock
+
+    lock = filelock.FileLock(folder / ".lock", timeout=0, thread_local=False, fallback_to_soft=False)
+    who = folder / ".lock.who"
+    try:
+        lock.acquire()
+        lock.release()
+        return None
+    except filelock.Timeout:
+        pass
+    except OSError:  # no locks on this file system: a lease that was touched not long ago
+        try:
+            if time.time() - (folder / ".lock.lease").stat().st_mtime > STALE:
+                return None
+        except OSError:
+            return None
+    try:
+        return who.read_text(encoding="utf-8", errors="replace").strip() or "an unknown process"
+    except OSError:
+        return "an unknown process"
 
 
 def _taken(folder: Path, holder: str) -> Taken:

@@ -9,7 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from importlib import metadata
@@ -126,6 +126,15 @@ def _version(package: str) -> str | None:
         return None
 
 
+def versions(names: Sequence[str] = PACKAGES) -> dict[str, str | None]:
+    """The version of each package, None where it is not installed."""
+    return {name: _version(name) for name in names}
+
+
+def python_version() -> str:
+    return platform.python_version()
+
+
 def command_line() -> str:
     """The command that started this process, quoted for a shell."""
     return shlex.join(["python", *sys.argv])
@@ -142,8 +151,8 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command_line(),
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "python": python_version(),
+        "versions": versions(),
         "cuda": torch.version.cuda,
         "git": _git(),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",

@@ -12,14 +12,17 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ("main.py", "models", "backbone", "utils", "commands")  # where every Python file is part of the program
 RESTORED = (*PROGRAM, "exps", "requirements.txt", "pyproject.toml")  # what a saved patch covers
 # Packages that decide no number: what imports them does not depend on their text.
-WITHOUT_NUMBERS = ("commands", "tests", "benchmarks", "utils.report", "utils.compare", "utils.engines", "utils.files")
-WITHOUT_NUMBERS += ("utils.run", "utils.config", "utils.text", "utils.process")
+WITHOUT_NUMBERS = (
+    *("commands", "tests", "benchmarks", "utils.report", "utils.compare", "utils.engines"),
+    *("utils.files", "utils.run", "utils.config", "utils.text", "utils.process"),
+)
 MOST_BYTES = 20_000_000  # of a patch or of an untracked file that is saved
 
 
@@ -36,6 +39,12 @@ def digests(starts: Iterable[str], root: Path = ROOT) -> dict[str, str]:
         files[name] = hashlib.sha256(content).hexdigest()[:16]
         waiting += _imported(content, path, root)
     return dict(sorted(files.items()))
+
+
+@cache
+def at_start(starts: tuple[str, ...]) -> dict[str, str]:
+    """`digests`, as this process found them first: files may be edited while it computes with what it has imported."""
+    return digests(starts)
 
 
 def _imported(content: bytes, path: Path, root: Path) -> Iterator[Path]:

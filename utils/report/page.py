@@ -142,6 +142,7 @@ def page(
     as_file = "Its settings as an experiment file: save it as x.json, then python main.py --config x.json"
     again = Section("Run it again", [Lines(tables.again(environment)), Folded(as_file, [experiment])])
     warnings = tables.peeked(results)
+    of_code = tables.code_notes(results, environment)
     below = {
         "accuracy_matrix": tables.matrix_rows(results),
         "forgetting": tables.forgetting_rows(results),
@@ -160,7 +161,7 @@ def page(
         "report.html",
         title=f"{results['model_name']} on {results['dataset']}, {tasks} task{'s' * (tasks != 1)}, seed {results['seed']}",
         about=str(settings.get("about") or ""),
-        warnings=warnings,
+        warnings=[*warnings, *of_code],
         tiles=[(label, number(results[key])) for key, label in TILES.items()],
         cost=f"Percent. {cost}.",
         sections=[again, *figure_sections(FIGURES, pictures, below, {"selection": warnings})],
@@ -202,5 +203,5 @@ def write_report(
     svgs = {name: plots.inline_svg(figure, name) for name, figure in pictures.items()}
     sheets = sample_images.read(folder, len(results["task_classes"]))
     text = page(results, settings, environment, svgs, rows, sheets, defaults)
-    write_bytes(folder / "report.html", text.encode())
+    write_bytes(folder / "report.html", text.encode(errors="backslashreplace"))
     return folder / "report.html"

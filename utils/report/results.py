@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from utils.config.strict_json import ConfigError, read_json
+from utils.files import storage
 from utils.report import console
 from utils.text import shortened
 
@@ -29,6 +30,10 @@ def read(run: Path, name: str) -> dict[str, Any]:
         faults = ["it is nested too deep"]
     if faults:
         raise ValueError(f"{path} is damaged: {shortened(faults[0], 200)}")
+    # results of versions without provenance have no digest
+    sealed = name == "results.json" and ("digest" in values or "provenance" in values)
+    if sealed and values.get("digest") != storage.digest_of(values):
+        raise ValueError(f"{path} is not as the run wrote it: its digest does not fit its content")
     return values
 
 
@@ -45,7 +50,8 @@ def read_results(run: Path, view: Callable[[dict[str, Any]], View]) -> View:
 
 def result_of(folder: Path) -> dict[str, Any] | None:
     """The results of the finished run in `folder`, which a resumed experiment does not repeat. None if the run is not finished
-    or, with a warning, if its results.json is damaged."""
+    or, with a warning, if its results.json is damaged or changed: then they are computed again from the last checkpoint.
+    Raises ValueError where there is no checkpoint either."""
 
     def of_this_seed(results: dict[str, Any]) -> dict[str, Any]:
         console.seed_table([results])  # the table at the end of the experiment needs these results
@@ -61,6 +67,11 @@ def result_of(folder: Path) -> dict[str, Any] | None:
     try:
         return read_results(folder, of_this_seed)
     except ValueError as error:
+        if not any(folder.glob("checkpoints/task_*")):
+            raise ValueError(
+                f"{error}, and the run has no checkpoint from which it could be written again; put the old file back, or "
+                "start afresh with --resume never"
+            ) from None
         print(f"warning: {error}; the run is finished anew from its last checkpoint", file=sys.stderr)
         return None
 

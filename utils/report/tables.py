@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,12 +18,17 @@ from utils.text import number
 
 
 def again(environment: Mapping[str, Any]) -> list[str]:
-    """The commands that bring back the code, the packages and the run of an environment.json."""
-    git = environment.get("git")
+    """The commands that bring back the code, the packages and the run of an environment.json: to be given in a checkout
+    without changes. What was in no commit comes from the folder `source` of the run."""
+    git, source = environment.get("git"), environment.get("source")
     lines = []
     if isinstance(git, Mapping) and git.get("commit"):
-        changed = "   # with changes that are in no commit" if git.get("dirty") else ""
-        lines.append(f"git checkout {git['commit']}{changed}")
+        changed = git.get("dirty") and not source
+        lines.append(f"git checkout {git['commit']}{'   # with changes that are in no commit' * bool(changed)}")
+        if git.get("dirty") and source:
+            patch, files = (shlex.quote(f"{source}/{name}") for name in ("changes.patch", "files"))
+            lines.append(f"if [ -f {patch} ]; then git apply {patch}; fi   # changes that were in no commit")
+            lines.append(f"if [ -d {files} ]; then cp -R {files}/. .; fi   # files that git did not track")
     return [*lines, "pip install -r requirements.txt", str(environment.get("command", ""))]
 
 
@@ -55,6 +61,20 @@ def drift_rows(results: Mapping[str, Any]) -> list[Block]:
         accuracies = (e["stale"], e["recomputed"], e["recomputed"] - e["stale"])
         rows.append([e["task"] + 1, *map(number, accuracies), number(e["cosine"], 4)])
     return folded("The drift as numbers", Table(head, rows))
+
+
+def code_notes(results: Mapping[str, Any], environment: Mapping[str, Any]) -> list[Block]:
+    """Warnings: what changed while the run was stopped, and which files of the program were in no commit."""
+    notes = [f"While the run was stopped, {text}." for text in (results.get("provenance") or {}).get("changes") or ()]
+    git = environment.get("git")
+    if isinstance(git, Mapping) and (untracked := git.get("untracked")):
+        shown = ", ".join(map(str, untracked[:5])) + f" and {len(untracked) - 5} more" * (len(untracked) > 5)
+        notes.append(
+            f"Files that git does not track were part of the program: {shown}. The run folder has them in source/."
+        )
+    elif isinstance(git, Mapping) and git.get("dirty"):
+        notes.append("Files of the program had changes that are in no commit. The run folder has them in source/.")
+    return [Note(text, "warn") for text in notes]
 
 
 def peeked(results: Mapping[str, Any]) -> list[Block]:

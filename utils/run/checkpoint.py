@@ -7,6 +7,7 @@ before its evaluation, and the folder `task_T` has the phases of a task in progr
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from utils.files.storage import Damaged, clear_temporary, read_state, write_stat
 from utils.process import parallel
 from utils.run.journal import Journal
 from utils.run.log import RunLog
+from utils.run.provenance import Identity
 
 KEPT = 2  # number of tasks whose checkpoints are not removed: if the newest is damaged, the one before it is used
 
@@ -59,7 +61,7 @@ def save(
     learner: Restorable,
     record: dict[str, Any],
     log: RunLog,
-    weight_hash: str,
+    identity: Identity,
     measured: dict[str, Any] | None = None,
 ) -> None:
     """Writes the state after `task` to `checkpoints/` in the run folder. The task is evaluated, or, with `measured`, learned
@@ -69,20 +71,22 @@ def save(
     if not parallel.is_first():
         return
     log.sync()
-    facts = {"structure": learner.structure(), "record": record, "rows": log.rows, "weight_hash": weight_hash}
+    facts = {"structure": learner.structure(), "record": record, "rows": log.rows, **identity.facts()}
     write(folder / "checkpoints", Checkpoint(task, facts | {"measured": measured}, learner.own_state()))
 
 
-def journal_of(folder: Path, task: int, log: RunLog, weight_hash: str) -> Journal:
-    """The journal of task `task` (from 0) of the run in `folder`."""
-    return Journal(folder / "checkpoints" / f"task_{task:05d}", log, weight_hash)
+def journal_of(
+    folder: Path, task: int, log: RunLog, identity: Identity, before: Callable[[], None] | None = None
+) -> Journal:
+    """The journal of task `task` (from 0) of the run in `folder`; `before` is called before each of its entries."""
+    return Journal(folder / "checkpoints" / f"task_{task:05d}", log, identity, before)
 
 
-def resume(folder: Path, learner: Restorable, log: RunLog, weight_hash: str) -> Resumed | None:
+def resume(folder: Path, learner: Restorable, log: RunLog, identity: Identity) -> Resumed | None:
     """Loads the newest undamaged checkpoint into `learner`; None if there is none. The task after it may have a journal.
 
-    Raises ValueError if the run began with other backbone weights, if another version of this program wrote the checkpoint,
-    or if it does not fit the learner's code."""
+    Raises ValueError if the checkpoint is of another run (seed, settings, data, weights), if another version of this program
+    wrote it, or if it does not fit the learner's code."""
     saved, complaints = _newest_of_first(folder)
     for complaint in complaints:
         log.warn(complaint)
@@ -91,8 +95,7 @@ def resume(folder: Path, learner: Restorable, log: RunLog, weight_hash: str) -> 
             log.warn("every checkpoint is damaged: this run starts from its first task")
             log.copy_rows_aside()
         return None
-    if saved.facts["weight_hash"] != weight_hash:
-        raise ValueError(f"{folder}: the backbone's weights changed since this run began; --resume never starts afresh")
+    identity.refuse_others(saved.facts, folder / "checkpoints")
     learner.restore(saved.facts["structure"])
     learner.load_own_state(saved.tensors)
     # both as at the end of a task: for parameters that require gradients torch picks other kernels, which round differently

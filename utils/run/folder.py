@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.config import strict_json
 from utils.files import storage
-from utils.process import parallel
+from utils.process import parallel, sources
 from utils.process.machine import environment
 from utils.run import journal
 from utils.run.log import RunLog, SilentLog
@@ -40,17 +41,36 @@ def open_log(folder: Path, latest: Path, afresh: bool, notes: Sequence[str], sho
 
 
 def describe(
-    log: RunLog, cfg: Any, settings: dict[str, Any], facts: Any, device: torch.device
+    log: RunLog, cfg: Any, settings: dict[str, Any], facts: Any, device: torch.device, sources_changed: bool = False
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Writes config.json (`settings`) and environment.json (machine, versions, backbone weights), and returns both."""
+    """Writes config.json (`settings`) and environment.json (machine, versions, backbone weights), and returns both.
+
+    Where files of the program are in no commit, `source/` has them; with `sources_changed` the folder that an earlier process
+    wrote is moved aside first."""
     machine = {**environment(device), "backbone": vars(facts)}
     if parallel.world() > 1:
         machine["processes"] = parallel.world()
     if parallel.is_first():
         describe_processes(log, getattr(cfg, "batch_size", None))
+        if save_sources(log, machine["git"], sources_changed):
+            machine["source"] = str(log.folder / "source")
         storage.write_json(log.folder / "config.json", settings)
         storage.write_json(log.folder / "environment.json", machine)
     return settings, machine
+
+
+def save_sources(log: RunLog, git: dict[str, Any] | None, changed: bool) -> bool:
+    """Writes what is in no commit to the folder `source`, see utils/process/sources.py; False where nothing is or can be."""
+    folder = log.folder / "source"
+    if changed and folder.is_dir():
+        folder.rename(_free(folder))
+    if not git or not git["dirty"]:
+        return False
+    try:
+        return sources.save(folder, git["untracked"])
+    except subprocess.SubprocessError:
+        log.warn("git could not say which files of the program are in no commit: they are not saved in the run folder")
+        return False
 
 
 def describe_processes(log: RunLog, batch: int | None) -> None:
@@ -80,7 +100,7 @@ def finish(folder: Path, results: dict[str, Any]) -> None:
     """Removes the caches of the frozen prefix and writes results.json, which marks the run as finished."""
     for cache in folder.glob("cache*"):
         shutil.rmtree(cache, ignore_errors=True)
-    storage.write_json(folder / "results.json", results)
+    storage.write_json(folder / "results.json", storage.with_digest(results))
 
 
 def move_aside(folder: Path) -> Path | None:
@@ -90,8 +110,13 @@ def move_aside(folder: Path) -> Path | None:
     if not folder.exists():
         return None
     RunLog(folder, console=False).close()
-    number = next(n for n in range(1, 10**6) if not folder.with_name(f"{folder.name}.old_{n}").exists())
-    return folder.rename(folder.with_name(f"{folder.name}.old_{number}"))
+    return folder.rename(_free(folder))
+
+
+def _free(folder: Path) -> Path:
+    """The first free name of `NAME.old_1`, `NAME.old_2`, ... beside the folder."""
+    numbered = (folder.with_name(f"{folder.name}.old_{n}") for n in range(1, 10**6))
+    return next(path for path in numbered if not path.exists())
 
 
 def point_latest(link: Path, target: Path) -> None:

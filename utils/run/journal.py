@@ -22,10 +22,13 @@ from torch import Tensor
 from utils.files.storage import Damaged, read_state, remove_state, write_state
 from utils.process import parallel
 from utils.run.log import RunLog
+from utils.run.provenance import Identity
 
 KEPT = 2  # number of entries of a phase that are not removed
 # Seconds between entries that are forced to the disk. A killed process loses nothing; a power cut may lose this much.
 DURABLE = 30.0
+LOOK = 2.0  # seconds between two looks whether the run folder is still there
+NOBODY = Identity("")
 
 
 class Differs(RuntimeError):
@@ -45,26 +48,30 @@ class Entry:
 class Journal:
     """The phases of one task, saved in `folder`; without a folder nothing is saved, as in tests and studies.
 
+    `identity` names the run in every entry; `before` is called before one is written, on every rank.
     `last` describes the newest saved state in words, None if there is none."""
 
-    def __init__(self, folder: Path | None = None, log: RunLog | None = None, weight_hash: str = ""):
-        self.folder, self.log, self.weight_hash = folder, log, weight_hash
+    def __init__(
+        self,
+        folder: Path | None = None,
+        log: RunLog | None = None,
+        identity: Identity = NOBODY,
+        before: Callable[[], None] | None = None,
+    ):
+        self.folder, self.log, self.identity, self.before = folder, log, identity, before
         self.last: str | None = None
         self._entries: list[Entry] = []
         self._phase = 0  # phases that this process has begun
         self._count = 0  # entries saved of the current phase
+        self._looked = time.monotonic()
         self._before, self._start, self._durable = 0.0, time.perf_counter(), time.monotonic()
 
     def open(self, rows: int) -> None:
         """Reads the phases that an earlier process saved, cuts metrics.jsonl back to them, or to the `rows` of the tasks
-        before, and mutes the log until the replay has passed them. Raises ValueError if the task began with other backbone
-        weights."""
+        before, and mutes the log until the replay has passed them. Raises ValueError if an entry is of another run."""
         assert self.folder is not None and self.log is not None
         while (entry := self._newest_of_first(len(self._entries))) is not None:
-            if entry.facts["weight_hash"] != self.weight_hash:
-                raise ValueError(
-                    f"{self.folder}: the backbone's weights changed since this run began; --resume never starts afresh"
-                )
+            self.identity.refuse_others(entry.facts, self.folder)
             self._entries.append(entry)
             if not entry.facts["finished"]:
                 break
@@ -101,6 +108,12 @@ class Journal:
                 self.log.warn(f"{error}; trying the one before it")
         return None
 
+    def check_folder(self) -> None:
+        """Raises FolderGone if the run folder was deleted or moved. A step may call it: it looks once in `LOOK` seconds."""
+        if self.folder is not None and self.log is not None and time.monotonic() - self._looked > LOOK:
+            self._looked = time.monotonic()
+            self.log.check_folder()
+
     @property
     def seconds(self) -> float:
         """Seconds spent on the task, with those of earlier processes up to their last entry."""
@@ -129,13 +142,16 @@ class Journal:
         Every rank must call this, because ranks exchange the states of their random generators in `state`."""
         if self.folder is None or self.log is None:
             return
+        self.log.check_folder()
+        if self.before is not None:
+            self.before()
         values = state()
         if not parallel.is_first():
             self.last = where
             return
         packed, tensors = pack(values)
         facts = {"phase": phase, "finished": finished, "rows": self.log.rows, "seconds": self.seconds, "last": where}
-        facts["weight_hash"] = self.weight_hash
+        facts |= self.identity.facts()
         number = self._phase - 1
         durable = time.monotonic() - self._durable > DURABLE
         if durable:

@@ -20,6 +20,10 @@ from utils.run.tracker import Mirror
 from utils.text import CONTROL
 
 
+class FolderGone(FileNotFoundError):
+    """The run folder was deleted or moved while the run was going on."""
+
+
 class RunLog:
     """`run.log` (time-stamped text, no control codes) and `metrics.jsonl` (a JSON object a line) of one run folder.
 
@@ -95,9 +99,22 @@ class RunLog:
         if self.console and console and not self.muted:
             write_line(f"warning: {text}", sys.stderr)
 
+    def check_folder(self) -> None:
+        """Raises FolderGone if the folder is no longer the one that this run opened: what is written would be lost."""
+        try:
+            there = os.path.samestat(os.stat(self.folder / "metrics.jsonl"), os.fstat(self._table.fileno()))
+        except FileNotFoundError:
+            there = False
+        if not there:
+            raise FolderGone(
+                f"{self.folder}: the run folder was deleted or moved while the run was going on, so the run stops: move it "
+                "back and run the same command to go on, or run it to start anew"
+            )
+
     def _write(self, level: str, text: str) -> None:
         if self.muted:
             return
+        self.check_folder()
         stamp = f"{datetime.now().isoformat(sep=' ', timespec='seconds')} {level} "
         first, *rest = CONTROL.sub("", text).split("\n")
         with add_path_to_errors(self.folder / "run.log"):
@@ -119,6 +136,7 @@ class RunLog:
         line = {"kind": kind, "time": round(self.seconds, 3), **values}
         if self.muted:
             return line
+        self.check_folder()
         with add_path_to_errors(self.folder / "metrics.jsonl"):
             self._table.write(json.dumps(line, allow_nan=False, ensure_ascii=False).encode() + b"\n")
             self._table.flush()
@@ -187,6 +205,9 @@ class SilentLog(RunLog):
         self.close()
 
     def close(self) -> None:
+        pass
+
+    def check_folder(self) -> None:
         pass
 
     def _write(self, level: str, text: str) -> None:

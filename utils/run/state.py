@@ -15,20 +15,21 @@ from utils.run import checkpoint, sample_images, tracker
 from utils.run.journal import Journal
 from utils.run.log import RunLog
 from utils.run.progress import Bar
+from utils.run.provenance import REMEDY, Origin
 from utils.run.record import RunRecord, results_json
 
 
 class RunState:
     """The state of a run (one seed). `learner` is any object with the methods of `checkpoint.Restorable`.
 
-    `record`: counts of the tasks that are scored. `learned`: the result of `task.learn` for a task that is learned and still
-    to be scored, else empty. `journal`: the training phases of the task in progress. `whole`: whether this process has
-    computed the task in progress from its start.
+    `origin`: what its numbers depend on. `record`: counts of the tasks that are scored. `learned`: the result of `task.learn`
+    for a task that is learned and still to be scored, else empty. `journal`: the training phases of the task in progress.
+    `whole`: whether this process has computed the task in progress from its start.
     """
 
-    def __init__(self, log: RunLog, cfg: Any, stream: TaskStream, learner: Any, seed: int, weight_hash: str):
+    def __init__(self, log: RunLog, cfg: Any, stream: TaskStream, learner: Any, seed: int, origin: Origin):
         self.log, self.cfg, self.stream, self.learner, self.seed = log, cfg, stream, learner, seed
-        self.weight_hash = weight_hash
+        self.origin = origin
         classes = [[stream.order[c] for c in span] for span in spans(stream.sizes)]
         self.record = RunRecord(cfg.model_name, cfg.dataset, seed, stream.order, classes)
         self.learned: dict[str, Any] = {}
@@ -38,8 +39,10 @@ class RunState:
 
     def resume(self) -> None:
         """Continues from the newest undamaged checkpoint, if there is one. Raises ValueError if it does not fit this run."""
-        saved = checkpoint.resume(self.log.folder, self.learner, self.log, self.weight_hash)
+        saved = checkpoint.resume(self.log.folder, self.learner, self.log, self.origin.identity)
         if saved is not None:
+            if saved.record["class_order"] != self.record.class_order:
+                raise ValueError(f"{self.log.folder}: the classes came in another order when this run began; {REMEDY}")
             self.record = RunRecord.from_dict(saved.record)
             self.learned, self._rows = saved.measured or {}, saved.rows
         if parallel.is_first():
@@ -64,7 +67,7 @@ class RunState:
 
     def begin(self, index: int) -> None:
         """Opens the journal of task `index`; an earlier process may have trained some of its phases."""
-        self.journal = checkpoint.journal_of(self.log.folder, index, self.log, self.weight_hash)
+        self.journal = checkpoint.journal_of(self.log.folder, index, self.log, self.origin.identity, self.origin.save)
         self.journal.open(self._rows)
         self.whole = not self.journal.begun
         if parallel.is_first():
@@ -74,11 +77,13 @@ class RunState:
         """Writes a checkpoint: with `learned` of a task that is still to be scored, without it of one that is scored."""
         self.learned = learned or {}
         with stopwatch.section("checkpoint"):
+            self.log.check_folder()
+            self.origin.save()
             record = self.record.to_dict()
-            checkpoint.save(self.log.folder, index, self.learner, record, self.log, self.weight_hash, learned)
+            checkpoint.save(self.log.folder, index, self.learner, record, self.log, self.origin.identity, learned)
         if learned is None:
             self._rows = self.log.rows
 
     def results(self) -> dict[str, Any]:
         """The content of results.json."""
-        return results_json(self.record)
+        return results_json(self.record) | {"provenance": self.origin.of_results()}

@@ -14,6 +14,7 @@ from utils.process import parallel
 from utils.report.results import load_rows
 from utils.run import checkpoint
 from utils.run.log import RunLog
+from utils.run.provenance import Identity
 from utils.run.record import RunRecord, results_json
 
 CPU = torch.device("cpu")
@@ -300,12 +301,12 @@ def test_a_resumed_run_writes_the_same_rows(tmp_path):
         for end in (*stops, 3):
             with RunLog(folder, console=False) as log:
                 learner = begin(log)
-                saved = checkpoint.resume(folder, learner, log, "hash")
+                saved = checkpoint.resume(folder, learner, log, Identity("hash"))
                 record = RunRecord.from_dict(saved.record) if saved else record_of(learner, stream)
                 log.truncate_rows(saved.rows if saved else 0)
                 for index in range(len(record.correct), end):
                     learn_and_score(learner, stream, index, record)
-                    checkpoint.save(folder, index, learner, record.to_dict(), log, "hash")
+                    checkpoint.save(folder, index, learner, record.to_dict(), log, Identity("hash"))
                 log.row("gates", task=end, experts=[9], gate=[[[1.0]]])  # after the checkpoint: cut back
     rows = [[row for row in timeless(tmp_path / name) if row.get("experts") != [9]] for name in ("whole", "cut")]
     assert [row for row in rows[0] if "rout" in row["kind"]] and rows[0] == rows[1]

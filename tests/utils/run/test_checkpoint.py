@@ -12,6 +12,7 @@ from utils.run import checkpoint
 from utils.run import folder as run_folder
 from utils.run.checkpoint import Checkpoint, Resumed
 from utils.run.log import RunLog
+from utils.run.provenance import Identity
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "empty": torch.zeros(0, 4), "half": torch.ones(3, dtype=torch.float16)}
 
@@ -78,8 +79,8 @@ def test_a_learner_comes_back_and_goes_on_bit_for_bit(method, toy_learner, log, 
     first, second = toy_learner(method), toy_learner(method)
     for index in (0, 1):
         learn(first, stream, index)
-    checkpoint.save(log.folder, 1, first, {"any": "record"}, log, "hash")
-    assert checkpoint.resume(log.folder, second, log, "hash") == Resumed({"any": "record"}, None, log.rows)
+    checkpoint.save(log.folder, 1, first, {"any": "record"}, log, Identity("hash"))
+    assert checkpoint.resume(log.folder, second, log, Identity("hash")) == Resumed({"any": "record"}, None, log.rows)
     assert not second.training and not any(p.requires_grad for p in second.parameters())  # as a task's end leaves it
     for learner in (first, second):
         learn(learner, stream, 2)
@@ -96,11 +97,11 @@ def test_the_task_after_the_checkpoint_without_a_journal_starts_over(toy_learner
     stream, learner = toy_stream(), toy_learner("finetune")
     learn(learner, stream, 0)
     rows = log.rows
-    checkpoint.save(log.folder, 0, learner, {}, log, "hash")
+    checkpoint.save(log.folder, 0, learner, {}, log, Identity("hash"))
     learn(learner, stream, 1)
     assert log.rows > rows
-    resumed = checkpoint.resume(log.folder, toy_learner("finetune"), log, "hash")
-    checkpoint.journal_of(log.folder, 1, log, "hash").open(resumed.rows)
+    resumed = checkpoint.resume(log.folder, toy_learner("finetune"), log, Identity("hash"))
+    checkpoint.journal_of(log.folder, 1, log, Identity("hash")).open(resumed.rows)
     assert log.rows == resumed.rows == rows and not log.muted
     text = (log.folder / "run.log").read_text(encoding="utf-8")
     assert "resumed: tasks 1 to 1 are done" in text
@@ -110,36 +111,38 @@ def test_a_learned_task_is_kept_before_its_evaluation_with_the_same_tensors(toy_
     stream, learner = toy_stream(), toy_learner("finetune")
     learn(learner, stream, 0)
     folder = log.folder / "checkpoints"
-    checkpoint.save(log.folder, 0, learner, {}, log, "hash", {"images": 5})
-    assert checkpoint.resume(log.folder, toy_learner("finetune"), log, "hash").measured == {"images": 5}
+    checkpoint.save(log.folder, 0, learner, {}, log, Identity("hash"), {"images": 5})
+    assert checkpoint.resume(log.folder, toy_learner("finetune"), log, Identity("hash")).measured == {"images": 5}
     assert checkpoint.newest(folder, learned=False) == (None, [])  # nobody scored it yet
     log.row("task")
-    checkpoint.save(log.folder, 0, learner, {"scored": 1}, log, "hash")
+    checkpoint.save(log.folder, 0, learner, {"scored": 1}, log, Identity("hash"))
     names = ["task_00000.json", "task_00000.learned.json", "task_00000.safetensors"]
     assert sorted(p.name for p in folder.iterdir()) == names
-    assert checkpoint.resume(log.folder, toy_learner("finetune"), log, "hash") == Resumed({"scored": 1}, None, log.rows)
+    assert checkpoint.resume(log.folder, toy_learner("finetune"), log, Identity("hash")) == Resumed(
+        {"scored": 1}, None, log.rows
+    )
     (folder / "task_00000.json").write_bytes(b"damaged")  # then the task is only evaluated again
-    assert checkpoint.resume(log.folder, toy_learner("finetune"), log, "hash").measured == {"images": 5}
+    assert checkpoint.resume(log.folder, toy_learner("finetune"), log, Identity("hash")).measured == {"images": 5}
 
 
 def test_resume_with_other_weights_or_another_shape_is_refused(toy_learner, log):
     learner = toy_learner("finetune")
     learn(learner, toy_stream(), 0)
-    checkpoint.save(log.folder, 0, learner, {}, log, "hash")
+    checkpoint.save(log.folder, 0, learner, {}, log, Identity("hash"))
     with pytest.raises(ValueError, match="weights changed since this run began"):
-        checkpoint.resume(log.folder, toy_learner("finetune"), log, "other")
+        checkpoint.resume(log.folder, toy_learner("finetune"), log, Identity("other"))
     with pytest.raises(ValueError, match=r"of another shape: head\.bias, head\.weight"):
-        checkpoint.resume(log.folder, toy_learner("finetune", num_classes=7), log, "hash")
+        checkpoint.resume(log.folder, toy_learner("finetune", num_classes=7), log, Identity("hash"))
 
 
 def test_without_a_whole_checkpoint_the_rows_are_kept_aside(toy_learner, log):
     learner = toy_learner("finetune")
     learn(learner, toy_stream(), 0)
-    checkpoint.save(log.folder, 0, learner, {}, log, "hash")
+    checkpoint.save(log.folder, 0, learner, {}, log, Identity("hash"))
     rows = (log.folder / "metrics.jsonl").read_bytes()
     (log.folder / "checkpoints" / "task_00000.safetensors").write_bytes(b"")
-    assert checkpoint.resume(log.folder, toy_learner("finetune"), log, "hash") is None
-    checkpoint.journal_of(log.folder, 0, log, "hash").open(0)
+    assert checkpoint.resume(log.folder, toy_learner("finetune"), log, Identity("hash")) is None
+    checkpoint.journal_of(log.folder, 0, log, Identity("hash")).open(0)
     assert log.rows == 0 and (log.folder / "metrics.old_1.jsonl").read_bytes() == rows
     assert "every checkpoint is damaged" in (log.folder / "run.log").read_text(encoding="utf-8")
 

@@ -10,6 +10,7 @@ from tests.helpers.runs import tiny_experiment
 from utils.process.seeds import rng_state, set_rng_state
 from utils.run import journal, task
 from utils.run.journal import Differs, Journal, pack, unpack
+from utils.run.provenance import Identity
 
 
 def test_nested_values_come_back_exactly():
@@ -49,7 +50,7 @@ def test_random_state_comes_back():
 
 def saved(log, phases):
     """A journal with these (name, counts, finished), each entry's state being its count."""
-    made = Journal(log.folder / "checkpoints" / "task_00000", log, "hash")
+    made = Journal(log.folder / "checkpoints" / "task_00000", log, Identity("hash"))
     for name, counts, finished in phases:
         assert made.recall(name) is None
         for count in range(counts):
@@ -60,7 +61,7 @@ def saved(log, phases):
 
 
 def reopened(log, rows=0, weight_hash="hash"):
-    made = Journal(log.folder / "checkpoints" / "task_00000", log, weight_hash)
+    made = Journal(log.folder / "checkpoints" / "task_00000", log, Identity(weight_hash))
     made.open(rows)
     return made
 
