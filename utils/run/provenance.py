@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.config import strict_json
 from utils.files import storage
 from utils.process import machine, parallel
 from utils.text import printable
@@ -82,14 +81,14 @@ def read(folder: Path) -> Recorded | None:
     if not path.is_file():
         return None
     try:
-        values, faults = strict_json.read_json(path)
-        if faults or values.pop("digest") != storage.digest_of(values):
-            raise ValueError(faults[0] if faults else "its digest does not fit its content")
+        values = json.loads(path.read_bytes())
+        if values.pop("digest") != storage.digest_of(values):
+            raise ValueError("its digest does not fit its content")
         more = {key: tuple(values.pop(key)) for key in ("earlier", "changes")}
         values |= {key: tuple(values[key]) for key in ("classes", "images")}
         values["weight_file"] = None if values["weight_file"] is None else tuple(values["weight_file"])
         return Recorded(Provenance(**values), **more)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error})") from None
 
 
@@ -97,12 +96,9 @@ def write(folder: Path, recorded: Recorded) -> None:
     """Writes provenance.json, unless it has this content already."""
     more = {"earlier": recorded.earlier, "changes": recorded.changes}
     values = storage.with_digest(storage.plain(dataclasses.asdict(recorded.now) | more))
-    try:
-        if strict_json.read_json(folder / FILE) == (values, []):
-            return
-    except (OSError, ValueError):
-        pass
-    storage.write_json(folder / FILE, values)
+    content = f"{json.dumps(values, indent=1)}\n".encode()  # ASCII: names that are not UTF-8 are escaped
+    if not (folder / FILE).is_file() or (folder / FILE).read_bytes() != content:
+        storage.write_bytes(folder / FILE, content)
 
 
 # Saved states ----------------------------------------------------------------------------------------------------------
