@@ -118,7 +118,7 @@ def run_seed(
             task.score(learner, stream, index, run.record, run.learned)
             profile.tell(log, index, len(stream), run.whole)  # before the last checkpoint, which counts the rows
             run.save(index)
-            log.info(console.task_table(run.record))
+            log.info(console.task_table(run.record, stream.original_names()))
             bar.update(1)
             interrupt.raise_if_requested(together=True)
     results = run.results()

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from utils.report import class_names
 from utils.report import results as report_results
 from utils.text import clock, number, printable
 
@@ -57,7 +58,7 @@ def _begin(results: Results, environment: Mapping[str, Any]) -> list[str]:
 
 def _task(results: Results, rows: Rows, t: int) -> list[str]:
     new = results["task_classes"][t]
-    classes = ", ".join(map(str, new[:10])) + (", ..." if len(new) > 10 else "")
+    classes = class_names.listed(new, class_names.of_results(results))
     return [
         f"Task {t + 1} brought {'class' if len(new) == 1 else 'classes'} {classes}.",
         *_novelty(rows),

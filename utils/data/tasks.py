@@ -115,6 +115,10 @@ class TaskStream:
     def __len__(self) -> int:
         return len(self.sizes)
 
+    def original_names(self) -> list[str]:
+        """Names of the classes in the data set's order; `class_names` has them in order of arrival."""
+        return [name for _, name in sorted(zip(self.order, self.class_names, strict=True))]
+
     def train_images(self) -> list[int]:
         """The number of training images of each task."""
         counts = np.bincount(self._train.images.labels, minlength=len(self.order))[self.order]

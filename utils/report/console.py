@@ -8,6 +8,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from utils.evaluation import metrics
+from utils.report import class_names
 from utils.run.record import RunRecord, results_json
 from utils.text import WIDTH, clock, number
 
@@ -54,9 +55,12 @@ def banner(
 def run_banner(cfg: Any, stream: TaskStream, learner: Any, facts: Any, device: Any, folder: Path) -> str:
     """The banner of a run, from its settings, tasks, learner and the facts of its backbone (`weights.BackboneFacts`)."""
     planned = learner.planned_parameters()
+    texts = class_names.labels(stream.original_names(), len(stream.order))
+    arriving = "" if class_names.are_numbers(texts) else f": {class_names.listed(stream.order, texts)}"
     return banner(
         method=f"{cfg.model_name}  {cfg.prefix}".rstrip(),
-        data=f"{cfg.dataset}, {len(stream.order)} classes in {len(stream)} tasks of {'+'.join(map(str, stream.sizes))}",
+        data=f"{cfg.dataset}, {len(stream.order)} classes in {len(stream)} tasks of {'+'.join(map(str, stream.sizes))}"
+        + arriving,
         backbone=f"{cfg.backbone_type} ({facts.tag}, {facts.image_size} px)",
         weights=f"{facts.source}, hash {facts.weight_hash}",
         device=str(device),
@@ -67,20 +71,25 @@ def run_banner(cfg: Any, stream: TaskStream, learner: Any, facts: Any, device: A
     )
 
 
-def task_table(record: RunRecord) -> str:
-    """After a task: accuracy (percent) on every task so far, last, average, forgetting, adapters per layer."""
+def task_table(record: RunRecord, names: Sequence[str] | None = None) -> str:
+    """After a task: accuracy (percent) on every task so far, last, average, forgetting, adapters per layer.
+
+    `names` of the original classes: where they are more than numbers, those of the task's classes are shown."""
     results, t = results_json(record), len(record.correct)
     row, layers = results["accuracy_matrix"][-1], record.adapters_per_layer[-1]
     classes = [len(ids) for ids in record.task_classes]
     head = f"after task {t}/{len(classes)}: {classes[t - 1]} new classes, {sum(classes[:t])} seen"
     lines = [f"{head}, {clock(sum(record.seconds[-1].values()))}"]
+    texts = class_names.labels(names, len(record.class_order))
+    if not class_names.are_numbers(texts):
+        lines += _block("  classes", class_names.listed(record.task_classes[t - 1], texts))
     per_line = (WIDTH - 12) // 7
     for first in range(0, t, per_line):
         some = range(first, min(first + per_line, t))
         lines.append(f"{'  task':<12}" + "".join(f"{k + 1:>7}" for k in some))
         lines.append(f"{'  accuracy':<12}" + "".join(f"{number(row[k]):>7}" for k in some))
-    names = {"last_accuracy": "last", "average_accuracy": "average", "forgetting": "forgetting"}
-    lines.append("  " + "   ".join(f"{name} {number(results[key])}" for key, name in names.items()))
+    titles = {"last_accuracy": "last", "average_accuracy": "average", "forgetting": "forgetting"}
+    lines.append("  " + "   ".join(f"{name} {number(results[key])}" for key, name in titles.items()))
     if any(layers.values()):
         counts = ", ".join(
             f"layer\u00a0{layer}:\u00a0{n}" for layer, n in layers.items() if n

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from utils.files.storage import write_bytes
-from utils.report import plots, plots_nested, plots_routing, plots_tasks, tables
+from utils.report import class_names, plots, plots_nested, plots_routing, plots_tasks, tables
 from utils.report.html import Block, Folded, Lines, Section, Table, as_text, facts, figure_sections, render
 from utils.report.results import load_rows
 from utils.run import sample_images
@@ -156,7 +156,9 @@ def page(
         "cost": tables.cost_rows(results) if "cost" in pictures else [],
         "profile": tables.profile_rows(rows),
     }
-    order = {"class order": results["class_order"], "classes of each task": results["task_classes"]}
+    order: dict[str, Any] = {"class order": results["class_order"], "classes of each task": results["task_classes"]}
+    if not class_names.are_numbers(texts := class_names.of_results(results)):
+        order |= {f"task {t + 1}": [texts[c] for c in ids] for t, ids in enumerate(results["task_classes"])}
     return render(
         "report.html",
         title=f"{results['model_name']} on {results['dataset']}, {tasks} task{'s' * (tasks != 1)}, seed {results['seed']}",

@@ -8,6 +8,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from utils.evaluation import routing
+from utils.report import class_names
 from utils.report.plots import COLOURS, INK, Rows, colours_of, legend, new_figure, style, task_ticks
 from utils.text import number
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 COLUMNS = 3  # panels of layers side by side
 NOBODY = (0.5, 0.5, 0.5, 0.25)  # colour of a class for which no expert stands out
 MANY = 1000  # cells from which on the SVG gets an embedded image instead of an element for each
+MOST_NAMED = 20  # classes with a name each beside a picture; of more the tasks are numbered
 MOST_ALONE = 16  # bars of single experts
 
 
@@ -118,6 +120,8 @@ def drift(results: Mapping[str, Any], rows: Rows) -> Figure | None:
         top.set_xlim(-0.5, total - 0.5)
         task_ticks(top, total)
     added = [row["task"] for row in moves if row["added"]]
+    texts = class_names.of_results(results)
+    named = not class_names.are_numbers(texts) and classes <= MOST_NAMED
     for place, (layer, axes) in enumerate(zip(layers, panels, strict=True)):
         cells = np.zeros((classes, total, 4))
         for task, row in by_task.items():
@@ -130,11 +134,15 @@ def drift(results: Mapping[str, Any], rows: Rows) -> Figure | None:
                     axes.text(task, c, str(expert), ha="center", va="center", fontsize=7, color=INK)
         # one small image a panel, also in the SVG: up to thousands of cells without hairlines between them
         axes.imshow(cells, aspect="auto", interpolation="none")
-        _labels(axes, place, len(layers), f"layer {layer}", "after task", "classes of task")
+        _labels(axes, place, len(layers), f"layer {layer}", "after task", "" if named else "classes of task")
         task_ticks(axes, total, most=8 if len(layers) > 1 else 25)
         step = math.ceil(len(spans) / 10)
         middles = [(span.start + span.stop - 1) / 2 for span in spans]
-        axes.set_yticks(middles[::step], [str(t + 1) for t in range(0, len(spans), step)])
+        if named:
+            beside = [] if place % COLUMNS else [texts[c].replace("$", r"\$") for c in results["class_order"][:classes]]
+            axes.set_yticks(range(len(beside)), beside, fontsize=7)
+        else:
+            axes.set_yticks(middles[::step], [str(t + 1) for t in range(0, len(spans), step)])
         for span in spans[1:]:
             axes.axhline(span.start - 0.5, color=INK, alpha=0.2, linewidth=0.6)
     for axes in [*panels, *([] if top is None else [top])]:

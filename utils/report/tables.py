@@ -9,6 +9,7 @@ from typing import Any
 
 from utils.evaluation import error_parts, metrics, routing
 from utils.process import stopwatch
+from utils.report import class_names
 from utils.report import profile as report_profile
 from utils.report.html import Block, Bold, Folded, Lines, Note, Table, folded
 from utils.report.plots import Rows
@@ -33,14 +34,18 @@ def again(environment: Mapping[str, Any]) -> list[str]:
 
 
 def task_rows(results: Mapping[str, Any]) -> list[Block]:
-    head = ["task", "classes", "seen", "top-1", "top-5", "adapters", "trainable", "parameters"]
+    texts = class_names.of_results(results)
+    head = ["task", "classes", "seen", "top-1", "top-5", "adapters", "trainable", "parameters", "names"]
+    head = head[:-1] if class_names.are_numbers(texts) else head
     rows, seen = [], 0
     for t, top1 in enumerate(results["top1_curve"]):
         new = len(results["task_classes"][t])
         seen += new
         row = [t + 1, new, seen, number(top1), number(results["top5_curve"][t])]
         row += [sum(results["adapters_per_layer"][t].values()), f"{results['trainable_parameters'][t]:,}"]
-        rows.append([*row, f"{results['total_parameters'][t]:,}"])
+        row.append(f"{results['total_parameters'][t]:,}")
+        names = class_names.listed(results["task_classes"][t], texts)
+        rows.append(row if class_names.are_numbers(texts) else [*row, names])
     return [Table(head, rows)]
 
 

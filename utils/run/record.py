@@ -116,10 +116,11 @@ def _percent(value: float | None) -> float | None:
     return None if value is None else 100.0 * value
 
 
-def results_json(record: RunRecord) -> dict[str, Any]:
+def results_json(record: RunRecord, class_names: Sequence[str] | None = None) -> dict[str, Any]:
     """The content of results.json; accuracies, forgetting and transfer in percent, None (null) where undefined.
 
-    `accuracy_matrix[t]` has t+1 entries. `images_per_second` is training images over training seconds of all tasks.
+    `class_names` are those of the original classes 0, 1, ...; None leaves the key out. `accuracy_matrix[t]` has t+1 entries.
+    `images_per_second` is training images over training seconds of all tasks.
     `head_drift` has an entry for every task from the second on if class statistics can become stale, else none.
     `task_oracle_curve[t]` is the task-incremental accuracy after task t (each sample's task is known),
     `task_oracle_accuracy` its last value. `task_confusion[k][j]` is the number of test samples of task k that the finished
@@ -136,6 +137,7 @@ def results_json(record: RunRecord) -> dict[str, Any]:
         "dataset": record.dataset,
         "seed": record.seed,
         "class_order": record.class_order,
+        **({} if class_names is None else {"class_names": list(class_names)}),
         "task_classes": record.task_classes,
         "accuracy_matrix": [[_percent(value) for value in row] for row in matrix],
         "top1_curve": [_percent(value) for value in curve],

@@ -17,6 +17,7 @@ from utils.run.log import RunLog
 from utils.run.progress import Bar
 from utils.run.provenance import REMEDY, Origin
 from utils.run.record import RunRecord, results_json
+from utils.text import printable
 
 
 class RunState:
@@ -86,4 +87,5 @@ class RunState:
 
     def results(self) -> dict[str, Any]:
         """The content of results.json."""
-        return results_json(self.record) | {"provenance": self.origin.of_results()}
+        names = [printable(name) for name in self.stream.original_names()]
+        return results_json(self.record, names) | {"provenance": self.origin.of_results()}

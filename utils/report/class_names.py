@@ -1,0 +1,39 @@
+"""Classes as tables and sentences show them: by their names, or by their numbers where the data set has no other names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from utils.text import printable
+
+LONGEST = 24  # characters of a name among others; the middle of a longer one is left out
+
+
+def labels(names: Sequence[str] | None, count: int) -> list[str]:
+    """A text for each of `count` original classes: its name, safe for a terminal and short enough for a list, or its number.
+
+    `names` in the order of the original classes; None and names of another number of classes give numbers."""
+    if names is None or len(names) != count:
+        return [str(c) for c in range(count)]
+    return [_short(printable(" ".join(str(name).split()))) or str(c) for c, name in enumerate(names)]
+
+
+def of_results(results: Mapping[str, Any]) -> list[str]:
+    """The labels of the classes of a results.json; those of older versions have no names."""
+    return labels(results.get("class_names"), 1 + max(c for classes in results["task_classes"] for c in classes))
+
+
+def are_numbers(texts: Sequence[str]) -> bool:
+    """Whether the labels are no more than the classes' numbers."""
+    return all(text == str(c) for c, text in enumerate(texts))
+
+
+def listed(classes: Sequence[int], texts: Sequence[str], most: int = 10) -> str:
+    """The labels of some classes in a line; of more than `most` the first ones and how many follow."""
+    named = ", ".join(texts[c] for c in classes[:most])
+    return named if len(classes) <= most else f"{named} and {len(classes) - most} more"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 9]}...{name[-6:]}"
