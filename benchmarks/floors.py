@@ -31,7 +31,7 @@ from utils import data
 from utils.config.schema import Experiment
 from utils.data.images import ImageArray
 
-SETS = ("digits", "glyphs", "fractals")
+SETS = ("digits", "glyphs", "fractals", "icons", "fashion")
 KINDS = {"raw pixels": None, "random ViT": "random", "embedded ViT": "pretrained"}  # value: key backbone_weights
 PREPARATIONS = ("as they are", "centred", "standardised")
 PENALTIES = (

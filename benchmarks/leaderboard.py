@@ -31,15 +31,13 @@ from utils.text import number
 
 ROOT = Path(__file__).resolve().parent.parent
 SETS = ("digits", "glyphs", "fractals")
-# files that have a card but no row in the table: each is the only one of its set
+# files that have a card but no row in the table
 ALONE = (
     "quickstart",
     "debug_moe_parallel",
     "debug_nested_lora",
-    "dylora_moe_domains",
-    "sema_domains",
-    "simplecil_domains",
-    "sparse_moe_domains",
+    *(f"{method}_domains" for method in ("dylora_moe", "sema", "simplecil", "sparse_moe")),
+    *(f"{method}_{name}" for name in ("icons", "fashion") for method in ("nested_lora", "ranpac", "sema", "simplecil")),
 )
 SEEDS = [1993, 1994, 1995, 1996, 1997]
 RUNS = Path(__file__).with_suffix(".jsonl")

@@ -20,6 +20,7 @@ FLOORS = {
     "utils.text": "",
     "utils.process": "utils.text",
     "utils.files": "utils.text",
+    "utils.data.shipped": "",
     "utils.data": "utils.process utils.files utils.text",
     "utils.config": "utils.data utils.text",
     "utils.evaluation": "utils.data utils.process utils.text",

@@ -20,6 +20,16 @@ _KNOWN = (
         "glyphs", 100, 32, "characters drawn with the fonts that ship inside matplotlib", "embedded", None, "small"
     ),
     DatasetInfo("fractals", 100, 32, "iterated function systems rendered on the spot", "embedded", None, "small"),
+    DatasetInfo(
+        "icons",
+        100,
+        32,
+        "100 concepts as 112 icon sets draw them, tested on other designers",
+        "embedded",
+        None,
+        "small",
+    ),
+    DatasetInfo("fashion", 10, 32, "4,000 photographs of clothes, from Fashion-MNIST", "embedded", None, "small"),
     DatasetInfo("domains", 30, 32, "ten classes each of digits, glyphs and fractals", "embedded", None, "small"),
     DatasetInfo("cifar10", 10, 32, f"CIFAR-10, {_TORONTO}", "torchvision", "cifar-10-batches-bin", "cifar"),
     DatasetInfo("cifar100", 100, 32, f"CIFAR-100, {_TORONTO}", "torchvision", "cifar-100-binary", "cifar"),

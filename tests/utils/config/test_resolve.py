@@ -157,7 +157,7 @@ def test_all_faults_are_reported_at_once():
     text = "\n".join(found)
     for near in ("'digits'", "'func_epoch'", "'adam'", "'vit_base_patch16_224'"):
         assert f"did you mean {near}" in text
-    assert "known: digits, glyphs, fractals, domains, cifar10" in text
+    assert "known: digits, glyphs, fractals, icons, fashion, domains, cifar10" in text
 
 
 @pytest.mark.parametrize(
