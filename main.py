@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from commands import failures, options
 from utils.process import parallel, startup
+from utils.text import printable
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +61,9 @@ def run(experiment: Resolved, args: argparse.Namespace) -> None:
         dataset, shown = load.dataset(experiment), set[str]()
     for seed, path in folders.items():
         if results[seed] is not None:
-            print(f"seed {seed} is finished: {path / 'results.json'}{options.PROFILED_NOTHING * args.profile}")
+            print(
+                printable(f"seed {seed} is finished: {path / 'results.json'}{options.PROFILED_NOTHING * args.profile}")
+            )
             continue
         backbone = load.backbone(cfg)  # before the run has a folder: bad weights are bad input
         with folder.open_log(path, args.out / "latest", afresh, [*notes, *backbone[1].notes], shown) as log:
@@ -71,7 +74,7 @@ def run(experiment: Resolved, args: argparse.Namespace) -> None:
                 results[seed] = run_seed(experiment, seed, dataset, load.backbone(cfg), device, log, args.profile)
     by_seed = {seed: results_of_seed for seed, results_of_seed in results.items() if results_of_seed is not None}
     present.refuse_mixed(by_seed)
-    print("\n" + console.seed_table([*by_seed.values()], folders[cfg.seed[0]].parent))
+    print(printable("\n" + console.seed_table([*by_seed.values()], folders[cfg.seed[0]].parent)))
     parallel.stop()
 
 

@@ -17,7 +17,7 @@ from utils.config import sweep
 from utils.config.resolve import Resolved
 from utils.process.machine import check_torchvision
 from utils.run import tracker
-from utils.text import WIDTH, printable
+from utils.text import WIDTH, counted, printable
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,7 +33,7 @@ def check(loaded: sweep.Sweep, engine: str = "local") -> None:
     if loaded.declared:
         print(f"the above is cell 1 of {len(loaded.cells)}")
         rows = [(cell.label, cell.resolved.hash, count) for cell, count in zip(loaded.cells, counts, strict=True)]
-        print(cell_table(rows, len(loaded.seeds)))
+        print(printable(cell_table(rows, len(loaded.seeds))))
     missing = [lacking(cell.resolved) for cell in loaded.cells]
     if lacks_package := engines.missing(engine, loaded.cells[0].resolved.all_values):
         missing = [[*texts, lacks_package] for texts in missing]
@@ -71,12 +71,12 @@ def show(resolved: Resolved) -> None:
             order = drawn_order(count, order_seed, cfg.shuffle)
             source = f"class order of seed {order_seed}" if cfg.shuffle else "in their natural order"
         learner = load.outline(resolved, count)
-        print(settings_table(resolved.stated, resolved.given, resolved.descriptions()))
+        print(printable(settings_table(resolved.stated, resolved.given, resolved.descriptions())))
         print(split_table(sizes, order, source))
         planned = learner.planned_parameters() if learner.says_what_it_trains else None
         print(parameter_table(planned, sum(p.numel() for p in learner.parameters())))
     else:
-        print(settings_table(resolved.stated, resolved.given, resolved.descriptions()))
+        print(printable(settings_table(resolved.stated, resolved.given, resolved.descriptions())))
 
 
 def fitted(swept: sweep.Sweep) -> list[int | None]:
@@ -148,12 +148,13 @@ def settings_table(values: Mapping[str, Any], stated: Iterable[str], description
 
 def split_table(sizes: Sequence[int], order: Sequence[int], source: str) -> str:
     """Classes of each task in order of arrival, which `source` says; a last task of another size is pointed out."""
-    lines = [f"tasks ({len(order)} classes in {len(sizes)} tasks, {source})"]
+    lines = [f"tasks ({counted(len(order), 'class', 'classes')} in {counted(len(sizes), 'task')}, {source})"]
     first = 0
     for task, size in enumerate(sizes, start=1):
         ids = " ".join(str(c) for c in order[first : first + size])
         ragged = "  (the rest)" if task == len(sizes) > 2 and size != sizes[1] else ""
-        lines.append(f"  {task:>3}: {size:>3} classes{ragged}  {shorten(ids, 72, placeholder=' ...')}")
+        noun = "class" if size == 1 else "classes"
+        lines.append(f"  {task:>3}: {size:>3} {noun}{ragged}  {shorten(ids, 72, placeholder=' ...')}")
         first += size
     return "\n".join(lines)
 
@@ -163,8 +164,8 @@ def cell_table(cells: Sequence[tuple[str, str, int | None]], seeds: int) -> str:
     lines = [f"cell  {'settings':<12}  {'trainable':>12}"]
     for number, (label, run, count) in enumerate(cells, start=1):
         lines.append(f"{number:>4}  {run:<12}  {'-' if count is None else format(count, ','):>12}  {label}")
-    each = f"{seeds} seed{'s' * (seeds != 1)}"
-    return "\n".join([*lines, f"{len(cells)} cells of {each}: {len(cells) * seeds} runs"])
+    runs = counted(len(cells) * seeds, "run")
+    return "\n".join([*lines, f"{counted(len(cells), 'cell')} of {counted(seeds, 'seed')}: {runs}"])
 
 
 def parameter_table(planned: Sequence[tuple[str, int]] | None, total: int) -> str:

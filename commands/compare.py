@@ -10,6 +10,7 @@ from utils.compare import page, runs
 from utils.compare import rows as compare_rows
 from utils.compare import table as comparison
 from utils.files import storage
+from utils.text import counted, printable
 
 MOST_PRINTED = 40  # rows of the console's table; the page has all
 
@@ -30,8 +31,8 @@ def run(args: argparse.Namespace) -> int:
     ]
     table = comparison.compare(labelled)
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
-    print(comparison.as_text(table[:MOST_PRINTED]))
+        print(printable(f"note: {note}"), file=sys.stderr)
+    print(printable(comparison.as_text(table[:MOST_PRINTED])))
     if len(table) > MOST_PRINTED:
         print(f"the first {MOST_PRINTED} of {len(table)} rows; the page has all")
     path = place_of(args.out)
@@ -39,5 +40,5 @@ def run(args: argparse.Namespace) -> int:
     text = page.page(rows, table, notes)
     storage.write_bytes(path, text.encode(errors="backslashreplace"))
     count = sum(len(row.runs) for row in rows)
-    print(f"\n{count} run{'s' * (count != 1)} in {len(rows)} row{'s' * (len(rows) != 1)}: {path}")
+    print(printable(f"\n{counted(count, 'run')} in {counted(len(rows), 'row')}: {path}"))
     return 0

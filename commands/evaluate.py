@@ -9,6 +9,7 @@ from pathlib import Path
 from utils.process.machine import check_torchvision, flush_denormals, pick_device
 from utils.report import console
 from utils.run import record as run_record
+from utils.text import printable
 
 
 def run(args: argparse.Namespace) -> int:
@@ -25,10 +26,10 @@ def evaluate(folder: Path, device_name: str, data_root: str | None) -> int:
     device, warning = pick_device(device_name)
     run = saved.load(folder, device, data_root)
     for line in [*run.notes, *([warning] if warning else [])]:
-        print(f"warning: {line}", file=sys.stderr)
+        print(printable(f"warning: {line}"), file=sys.stderr)
     record = run_record.RunRecord.from_dict(run.record)
     now = [score.correct for score in scores.evaluate(run.learner, run.stream, run.task, device)[0]]
-    print(f"{folder}: {record.model_name} on {record.dataset} after task {run.task + 1}/{len(run.stream)}")
+    print(printable(f"{folder}: {record.model_name} on {record.dataset} after task {run.task + 1}/{len(run.stream)}"))
     print(console.again_table(record.samples, record.correct[run.task], now))
     if now == record.correct[run.task]:
         print("every number is as recorded")

@@ -12,7 +12,7 @@ from typing import Any
 
 from utils.report import class_names
 from utils.report import results as report_results
-from utils.text import clock, number, printable
+from utils.text import clock, counted, number, printable
 
 Results = Mapping[str, Any]
 Rows = Sequence[Mapping[str, Any]]
@@ -48,7 +48,8 @@ def _begin(results: Results, environment: Mapping[str, Any]) -> list[str]:
     backbone = environment.get("backbone") or {}
     seconds = sum(sum(entry.values()) for entry in results["seconds"])
     text = [
-        f"{results['model_name']} learned the {sum(sizes)} classes of {results['dataset']} in {counted(len(sizes), 'task')} "
+        f"{results['model_name']} learned the {counted(sum(sizes), 'class', 'classes')} of {results['dataset']} "
+        f"in {counted(len(sizes), 'task')} "
         f"(seed {results['seed']}) in {clock(seconds)} on {environment.get('device_name') or environment.get('device')}."
     ]
     if backbone:
@@ -222,7 +223,3 @@ def _end(results: Results) -> list[str]:
         )
     )
     return text
-
-
-def counted(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count != 1)}"

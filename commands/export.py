@@ -22,13 +22,14 @@ from commands import saved
 from models.learner.base import Learner
 from utils.files.storage import write_bytes, write_json
 from utils.process.machine import check_torchvision
+from utils.text import counted, printable
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 def run(args: argparse.Namespace) -> int:
     check_torchvision()
-    print(export(args.export, args.export / "export", args.data_root))
+    print(printable(export(args.export, args.export / "export", args.data_root)))
     return 0
 
 
@@ -54,7 +55,9 @@ def export(folder: Path, out: Path, data_root: str | None = None) -> str:
         "sha256": hashlib.sha256(data).hexdigest(),
     }
     write_json(out / CONFIG, config)
-    what = f"{learner.cfg.model_name} after task {run.task + 1}/{len(stream)}, {learner.seen} classes"
+    what = (
+        f"{learner.cfg.model_name} after task {run.task + 1}/{len(stream)}, {counted(learner.seen, 'class', 'classes')}"
+    )
     done = f"{out}: {what}, {len(data):,} bytes"
     return "; ".join([done, *run.notes])
 

@@ -11,13 +11,13 @@ import models
 from backbone import catalogue
 from utils.config.strict_json import read_json
 from utils.data import DATASETS
-from utils.text import WIDTH
+from utils.text import WIDTH, printable
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "exps"
 
 
 def run(args: argparse.Namespace) -> int:
-    print(listing(EXPERIMENTS, models.summaries(), catalogue.names()))
+    print(printable(listing(EXPERIMENTS, models.summaries(), catalogue.names())))
     return 0
 
 

@@ -15,6 +15,7 @@ from utils.config.sweep import Sweep
 from utils.engines import jobs as pool
 from utils.files import storage
 from utils.report.results import result_of
+from utils.text import counted, printable
 
 MAIN = Path(__file__).resolve().parents[1] / "main.py"
 
@@ -33,14 +34,17 @@ def run(swept: Sweep, args: argparse.Namespace) -> int:
     _compare_finished(swept, args, jobs)
     if waiting := sum(job.state == "waiting" for job in jobs):
         _prepare(swept, args, files)
-        print(f"{len(swept.cells)} cells, {len(jobs)} runs, {len(jobs) - waiting} of them finished before")
+        print(
+            f"{counted(len(swept.cells), 'cell')}, {counted(len(jobs), 'run')}, {len(jobs) - waiting} of them finished before"
+        )
         engines.load(args.engine).run(jobs, args.jobs, finished.accuracy_of)
     else:
-        print(f"all {len(jobs)} runs of {len(swept.cells)} cells are finished")
+        verb = "is" if len(jobs) == 1 else "are"
+        print(f"all {counted(len(jobs), 'run')} of {counted(len(swept.cells), 'cell')} {verb} finished")
     _print_table(swept, args, folder, finished)
     failed = [job for job in jobs if job.state == "failed"]
     for job in failed:
-        print(f"failed: {job.cell}, seed {job.seed}: {job.reason}", file=sys.stderr)
+        print(printable(f"failed: {job.cell}, seed {job.seed}: {job.reason}"), file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -102,7 +106,7 @@ def _prepare(swept: Sweep, args: argparse.Namespace, files: list[Path]) -> None:
         storage.write_json(file, cell.values)
     remarks = [engines.remarks(args.engine, engines.keys_of(c.resolved.all_values), args.jobs) for c in swept.cells]
     for note in swept.gather([[*c.resolved.notes, *more] for c, more in zip(swept.cells, remarks, strict=True)]):
-        print(f"warning: {note}", file=sys.stderr)
+        print(printable(f"warning: {note}"), file=sys.stderr)
 
 
 def _print_table(swept: Sweep, args: argparse.Namespace, folder: Path, finished: FinishedRuns) -> None:
@@ -119,7 +123,7 @@ def _print_table(swept: Sweep, args: argparse.Namespace, folder: Path, finished:
     folder.mkdir(parents=True, exist_ok=True)
     for ending, text in table.tables(rows).items():
         storage.write_bytes(folder / f"table.{ending}", text.encode())
-    print(f"\n{table.as_text(rows)}\ntable (txt, csv, md, tex): {folder}")
+    print(printable(f"\n{table.as_text(rows)}\ntable (txt, csv, md, tex): {folder}"))
 
 
 def _finished_seeds(settings_folder: Path) -> Iterator[int]:

@@ -183,7 +183,8 @@ class Learner(Base):
     def _expand(self, task: Task, layer: int, scan: int, scores: Tensor, number: int) -> None:
         index, threshold = len(self._layer(layer)), self.cfg.exp_threshold
         text = ", ".join(f"{s:.2f}" for s in scores.tolist())
-        self.log.info(f"layer {layer}: scores {text} are all above {threshold:g}, adapter {index} is added and trained")
+        above = f"scores {text} are all" if len(scores) > 1 else f"score {text} is"
+        self.log.info(f"layer {layer}: {above} above {threshold:g}, adapter {index} is added and trained")
         fields = {"adapter": index, "scores": finite(scores), "threshold": threshold}
         self.log.row("expand", task=task.index, scan=scan, layer=layer, **fields)
         self._grow(layer)

@@ -22,6 +22,7 @@ from utils.config.strict_json import ConfigError, read_json
 from utils.engines import jobs as pool
 from utils.engines import local
 from utils.evaluation.metrics import paired_difference
+from utils.text import latex
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = {
@@ -278,7 +279,7 @@ def test_markdown_and_latex_are_escaped():
     assert r"one & $1$ & $1$ & $72.12$ & $+0.12$ &" in text
     assert r"a\_1 \& 50\% & $2$ & - & $71.00 \pm 1.41$ & - &" in text
     assert len({len(re.findall(r"(?<!\\)&", line)) for line in text.splitlines() if line.endswith(r"\\")}) == 1
-    assert table.latex_escape(r"\^~{#$") == r"\textbackslash{}\textasciicircum{}\textasciitilde{}\{\#\$"
+    assert latex(r"\^~{#$") == r"\textbackslash{}\textasciicircum{}\textasciitilde{}\{\#\$"
 
 
 # ---------------------------------------------------------------- processes

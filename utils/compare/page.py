@@ -26,7 +26,7 @@ from utils.report.html import (
 )
 from utils.report.tables import again
 from utils.run.record import PHASES
-from utils.text import number, shortened
+from utils.text import counted, number, shortened
 
 MOST_DETAILED = 24  # rows whose settings, environments and commands are shown
 MOST_DRAWN = len(plots_compare.PALETTE)
@@ -228,7 +228,7 @@ def page(rows: Sequence[Arm], table: Sequence[comparison.TableRow], notes: Seque
     detailed, drawn = chosen(rows, MOST_DETAILED), chosen(rows, MOST_DRAWN)
     environments = {n: [run.environment() for run in list(row.runs.values())[:MOST_READ]] for n, row in detailed}
     count = sum(len(row.runs) for row in rows)
-    title = f"{count:,} run{'s' * (count != 1)} in {len(rows):,} row{'s' * (len(rows) != 1)}"
+    title = f"{counted(count, 'run')} in {counted(len(rows), 'row')}"
     cut = []
     if len(drawn) < len(rows):
         cut.append(f"Drawn are {len(drawn)} of {len(rows):,} rows: the first and those with the best last accuracy.")

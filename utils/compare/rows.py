@@ -11,7 +11,7 @@ from typing import Any
 from utils.compare.runs import Run
 from utils.config.hashing import NOT_HASHED
 from utils.run.provenance import mixed
-from utils.text import printable, shortened
+from utils.text import counted, one_line, printable, shortened
 
 LABEL = 60  # characters of a row's label
 
@@ -89,14 +89,14 @@ def name_rows(rows: Sequence[Arm]) -> None:
         for index, row in enumerate(alike):
             differing = [f"{key}={_short(values[index])}" for key, values in apart.items()]
             first = list(names) or ([] if differing else [str(row.settings.get("model_name", "run"))])
-            row.label = printable(row.label or shortened(", ".join([*first, *differing]), LABEL)).replace("\n", " ")
+            row.label = one_line(row.label or shortened(", ".join([*first, *differing]), LABEL))
     labels: dict[str, list[Arm]] = {}
     for row in rows:
         labels.setdefault(row.label, []).append(row)
     for twins in labels.values():
         if len(twins) > 1:
             for row in twins:
-                row.label += printable(f" ({shortened(str(row.folders[0]), LABEL)})")
+                row.label += one_line(f" ({shortened(str(row.folders[0]), LABEL)})")
 
 
 def _data_apart(rows: Sequence[Arm]) -> list[Arm]:
@@ -120,7 +120,7 @@ def remarks(rows: Sequence[Arm]) -> list[str]:
     if len(sets := dict.fromkeys(run.results["dataset"] for run in runs)) > 1:
         notes.append(f"different data sets ({', '.join(sets)}): their accuracies cannot be set against each other")
     if len(cuts := dict.fromkeys(run.results["sizes"] for run in runs)) > 1:
-        texts = [f"{len(cut)} tasks of {shortened('+'.join(map(str, cut)), 30)}" for cut in cuts]
+        texts = [f"{counted(len(cut), 'task')} of {shortened('+'.join(map(str, cut)), 30)}" for cut in cuts]
         notes.append(
             f"different tasks ({'; '.join(texts[:4])}{'; ...' * (len(texts) > 4)}): the curves have other steps"
         )

@@ -17,6 +17,7 @@ from typing import Any
 
 from utils.evaluation import error_parts, metrics
 from utils.report import results as report_results
+from utils.text import csv_text
 
 # numbers in percent, bytes or images a second, or null; then lists with an entry a task
 NUMBERS = (
@@ -131,7 +132,7 @@ def _cells(folder: Path) -> list[tuple[Path, str]]:
     """(settings folder, label) of each cell of a sweep's folder, from its table."""
     try:
         with open(folder / "table.csv", encoding="utf-8", newline="") as file:
-            return [(folder.parent / line["settings"], line["cell"]) for line in csv.DictReader(file)]
+            return [(folder.parent / line["settings"], csv_text(line["cell"])) for line in csv.DictReader(file)]
     except (OSError, ValueError, KeyError, TypeError, csv.Error):
         raise ValueError(
             f"{folder} is a sweep without its table, which is written when the sweep ends; give {folder.parent} instead"

@@ -8,27 +8,18 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from utils.evaluation.metrics import PairedDifference, Summary, paired_difference, summarise
-from utils.text import number
+from utils.text import csv_cell, latex, markdown, number, one_line
 
 COLUMNS = {"last_accuracy": "last", "average_accuracy": "average", "forgetting": "forgetting"}
 LEGEND = (
     "percent; std with divisor n-1 over n seeds; difference to the first row over the pairs of equal seeds, "
     "with its 95 % confidence interval (Student's t)"
 )
-_LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-}
 
 
 @dataclass(frozen=True)
@@ -44,7 +35,7 @@ class TableRow:
 
     @property
     def shown(self) -> str:
-        return self.label + " (selected on TEST data)" * self.peeked
+        return one_line(self.label) + " (selected on TEST data)" * self.peeked
 
 
 def compare(experiments: Sequence[tuple[str, str, Mapping[int, Mapping[str, Any]]]]) -> list[TableRow]:
@@ -102,7 +93,7 @@ def as_csv(rows: Sequence[TableRow]) -> str:
         ["cell", "settings", *(f"{column}_{part}" for column in COLUMNS for part in parts), "selected_on_test"]
     )
     for row in rows:
-        fields: list[Any] = [row.label, row.run]
+        fields: list[Any] = [csv_cell(one_line(row.label)), csv_cell(one_line(row.run))]
         for column in COLUMNS:
             fields += [*row.summaries[column], *(row.differences[column] or (None, None, None, None))]
         writer.writerow([*fields, "yes" if row.peeked else "no"])
@@ -135,8 +126,7 @@ def _titles() -> list[str]:
 def as_markdown(rows: Sequence[TableRow]) -> str:
     lines = [f"| {' | '.join(_titles())} |", "|---|" + "---:|" * (len(_titles()) - 1)]
     for row in rows:
-        label = row.shown.replace("\\", "\\\\").replace("|", "\\|")
-        lines.append(f"| {label} | {' | '.join(_cells(row, '±'))} |")
+        lines.append(f"| {markdown(row.shown)} | {' | '.join(_cells(row, '±'))} |")
     return "\n".join([*lines, "", LEGEND, ""])
 
 
@@ -146,10 +136,5 @@ def as_latex(rows: Sequence[TableRow]) -> str:
     lines += [" & ".join(_titles()) + r" \\", r"\hline"]
     for row in rows:
         texts = [cell if cell == "-" else f"${cell}$" for cell in _cells(row, r"\pm")]
-        lines.append(" & ".join([latex_escape(row.shown), *texts]) + r" \\")
+        lines.append(" & ".join([latex(row.shown), *texts]) + r" \\")
     return "\n".join([*lines, r"\hline", r"\end{tabular}", ""])
-
-
-def latex_escape(text: str) -> str:
-    """`text` so that LaTeX prints it as it is."""
-    return re.sub(r"[&%$#_{}\\~^<>|]", lambda match: _LATEX[match[0]], text)

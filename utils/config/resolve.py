@@ -15,7 +15,7 @@ from utils import data
 from utils.config.hashing import settings_hash
 from utils.config.schema import WITHOUT_EFFECT, Experiment
 from utils.config.strict_json import ConfigError
-from utils.text import nearest, shown
+from utils.text import counted, nearest, shown
 
 Schema = type[Experiment]
 SettingsOf = Callable[[str], Schema]
@@ -147,10 +147,10 @@ def _name_checks(settings: Experiment, backbones: Callable[[], Sequence[str]]) -
         count = data.count_classes(dataset, root=Path(settings.data_root).expanduser(), path=path)
         if count is not None and settings.init_cls > count:
             name = f"{path}" if path else dataset
-            fault = f"init_cls: {settings.init_cls} classes in the first task, but {name} has only {count}"
+            fault = f"init_cls: {counted(settings.init_cls, 'class', 'classes')} in the first task, but {name} has only {count}"
             yield ("init_cls", "dataset", "data_path"), fault
         if count is not None and settings.class_order is not None and len(settings.class_order) != count:
-            fault = f"class_order: has {len(settings.class_order)} classes, {path or dataset} has {count}"
+            fault = f"class_order: has {counted(len(settings.class_order), 'class', 'classes')}, {path or dataset} has {count}"
             yield ("class_order", "dataset", "data_path"), fault
     if backbone not in (names := backbones()):
         yield (

@@ -19,7 +19,7 @@ from typing import Any
 from utils.config.resolve import Resolved
 from utils.config.schema import Experiment
 from utils.config.strict_json import ConfigError
-from utils.text import printable, shortened, shown
+from utils.text import one_line, shortened, shown
 
 UNCHANGED = "as in the file"
 MOST_CELLS = 100  # each is built and checked before the first run
@@ -160,9 +160,9 @@ def changes_of(spec: Any) -> tuple[list[dict[str, Any]], list[str]]:
 def label_of(arm: Mapping[str, Any], spec: Any) -> str:
     """The name of a cell's row: the `prefix` of its arm, else its changes."""
     if isinstance(spec, list) and isinstance(arm.get("prefix"), str) and arm["prefix"]:
-        return printable(arm["prefix"])
+        return one_line(arm["prefix"])
     texts = (f"{k}={v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)}" for k, v in arm.items())
-    return printable(", ".join(texts)) or UNCHANGED
+    return one_line(", ".join(texts)) or UNCHANGED
 
 
 def apply(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from utils.text import CONTROL, clock, number
+from utils.text import CONTROL, clock, number, one_line, printable
 
 POLL = 0.1  # seconds between two looks at the processes
 REFRESH = 1.0  # seconds between two looks at the clock in the live table
@@ -65,7 +65,7 @@ def end(job: Job, code: int, accuracy_of: Callable[[Path], float | None], why: s
         lines = CONTROL.sub("", printed).splitlines()
         errors = [line for line in lines if line.startswith("error: ")] or [line for line in lines if line.strip()]
         what = why or ("interrupted, resumable" if code == 75 else f"exit {code}")
-        job.reason = f"{what}: {errors[-1] if errors else 'it printed nothing'} (full output: {job.console})"
+        job.reason = one_line(f"{what}: {errors[-1] if errors else 'it printed nothing'} (full output: {job.console})")
 
 
 def sentence(job: Job, jobs: Sequence[Job]) -> str:
@@ -105,7 +105,7 @@ class Board:
 
     def line(self, text: str) -> None:
         """Prints a line that stays, above the block."""
-        self._write(f"{self._up()}{text}\n")
+        self._write(f"{self._up()}{printable(text)}\n")
         self._shown = []  # the block is drawn anew below
 
     def show(self, lines: Sequence[str]) -> None:
@@ -116,7 +116,7 @@ class Board:
         room = max(size.lines - 2, 3)
         if len(lines) > room:
             lines = [*lines[: room - 2], f"... {len(lines) - room + 1} more rows", lines[-1]]
-        lines = [line[: size.columns - 1] for line in lines]
+        lines = [one_line(line)[: size.columns - 1] for line in lines]
         fresh = self._shown[:-1] == lines[:-1] and time.monotonic() - self._time < REFRESH
         if not fresh or len(lines) != len(self._shown):
             self._write(self._up() + "".join(f"{line}\n" for line in lines))

@@ -1,5 +1,7 @@
 """A sweep as tasks of Ray: on a cluster that runs already (`ray_address` or RAY_ADDRESS), else on one started here for it.
 
+The latter takes tasks only with a token that this process draws.
+
 A task starts the run as a process where Ray has room for it. Ctrl-C cancels the tasks, which stop their runs; the runs write
 a checkpoint, and the same command continues from there.
 """
@@ -7,6 +9,7 @@ a checkpoint, and the same command continues from there.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import sys
@@ -17,6 +20,7 @@ from typing import Any
 
 from utils.engines import jobs as pool
 from utils.engines import node
+from utils.text import CONTROL, first_line
 
 POLL = 0.5  # seconds between two looks
 PATIENCE = node.STOP + 30  # seconds that cancelled tasks have to stop their runs
@@ -26,8 +30,7 @@ def run(jobs: Sequence[pool.Job], at_once: int, accuracy_of: Callable[[Path], fl
     """Hands the waiting jobs to Ray and watches them; sets each job's state, reason and accuracy.
 
     `at_once` has no effect: Ray starts as many as it has room for. Raises ValueError if the cluster cannot be reached."""
-    import ray
-
+    ray = _package(jobs[0].needs["ray_address"])
     board, start = pool.Board(sys.stdout), time.monotonic()
     joined_here = not ray.is_initialized()
     board.line(_join(ray, jobs[0].needs["ray_address"]))
@@ -50,6 +53,17 @@ def run(jobs: Sequence[pool.Job], at_once: int, accuracy_of: Callable[[Path], fl
             ray.shutdown()
 
 
+def _package(address: str | None) -> Any:
+    """Ray's package. Where it will start a cluster here, it is told before its import to ask for a token: it listens on every
+    network interface and runs whatever it is sent."""
+    if not (address or os.environ.get("RAY_ADDRESS")):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    import ray
+
+    return ray
+
+
 def _join(ray: Any, address: str | None) -> str:
     """Joins or starts a cluster; returns a line with its address, CPU cores and GPUs."""
     address = address or os.environ.get("RAY_ADDRESS")
@@ -61,9 +75,9 @@ def _join(ray: Any, address: str | None) -> str:
         try:
             ray.init(address=address or "local", runtime_env=place, logging_level="ERROR", **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            lines = str(error).splitlines() or [type(error).__name__]
+            cause = first_line(str(error) or type(error).__name__)
             raise ValueError(
-                f"ray_address: Ray at {address or 'this machine'} cannot be reached: {lines[0]} "
+                f"ray_address: Ray at {address or 'this machine'} cannot be reached: {cause} "
                 "(if it asks for a token, set RAY_AUTH_MODE=token)"
             ) from None
     has = ray.cluster_resources()
@@ -136,5 +150,4 @@ def _outcome(ray: Any, ref: Any) -> tuple[int, str]:
     try:
         return int(ray.get(ref)), ""
     except Exception as error:  # the failure of one node, of any kind, must not stop the other runs
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        return 1, f"Ray: {type(error).__name__}: {lines[0] if lines else 'no reason given'}"
+        return 1, f"Ray: {type(error).__name__}: {first_line(CONTROL.sub('', str(error)))}"

@@ -1,14 +1,32 @@
 """What an experiment file may say about the cluster that `--engine slurm` or `--engine ray` sends its runs to.
 
 These keys stand in the file beside the method's keys. They decide where a run happens, not what it computes, so they are
-neither in its hash nor in its config.json.
+neither in its hash nor in its config.json. A file that is used with `--engine slurm` is code: `slurm_setup` are lines of shell.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+
+
+def _one_line(text: str) -> str:
+    """Lines of a job's script come from these keys: a line break would begin another one, which the shell runs."""
+    if not text.replace("\t", " ").isprintable():
+        raise ValueError("one line of printable text is expected, without line breaks")
+    return text
+
+
+def _option(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
+        raise ValueError("the name of an option of sbatch is expected, such as constraint")
+    return name
+
+
+Line = Annotated[str, AfterValidator(_one_line)]
+Option = Annotated[str, AfterValidator(_option)]
 
 
 class Cluster(BaseModel):
@@ -19,7 +37,9 @@ class Cluster(BaseModel):
     slurm_cluster: Literal["slurm", "local"] = Field(
         "slurm", description="with --engine slurm: local starts the jobs on this machine without SLURM, to try it out"
     )
-    slurm_partition: str | None = Field(None, description="partition (sbatch --partition); null: the cluster's default")
+    slurm_partition: Line | None = Field(
+        None, description="partition (sbatch --partition); null: the cluster's default"
+    )
     slurm_time: int = Field(
         1440,
         ge=3,
@@ -28,16 +48,16 @@ class Cluster(BaseModel):
     slurm_gpus: int = Field(0, ge=0, description="GPUs of each job")
     slurm_cpus: int = Field(4, ge=1, description="CPU cores of each job")
     slurm_mem_gb: int | None = Field(None, ge=1, description="memory of each job, GB; null: the cluster's default")
-    slurm_account: str | None = Field(None, description="account that is charged (sbatch --account)")
-    slurm_qos: str | None = Field(None, description="quality of service (sbatch --qos)")
+    slurm_account: Line | None = Field(None, description="account that is charged (sbatch --account)")
+    slurm_qos: Line | None = Field(None, description="quality of service (sbatch --qos)")
     slurm_array_parallelism: int = Field(256, ge=1, description="most jobs of an array that run at the same time")
-    slurm_setup: tuple[str, ...] = Field(
+    slurm_setup: tuple[Line, ...] = Field(
         (), description="shell lines a job begins with, such as module load cuda or the activation of an environment"
     )
-    slurm_extra: dict[str, str | int] = Field(
+    slurm_extra: dict[Option, Line | int] = Field(
         {}, description='further options of sbatch, as {"constraint": "a100"} for --constraint=a100'
     )
-    ray_address: str | None = Field(
+    ray_address: Line | None = Field(
         None, description="running Ray cluster; null: RAY_ADDRESS, else one on this machine for the time of the sweep"
     )
     ray_gpus: float | None = Field(

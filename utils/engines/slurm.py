@@ -24,6 +24,7 @@ from utils.engines import jobs as pool
 from utils.engines import node
 from utils.files import storage
 from utils.files.lock import Lock
+from utils.text import counted, one_line
 
 POLL = 10.0  # seconds between two questions to the scheduler, one for all jobs
 LOCAL_POLL = 0.2
@@ -65,6 +66,10 @@ def run(jobs: Sequence[pool.Job], at_once: int, accuracy_of: Callable[[Path], fl
 
     Ctrl-C ends only the watching; the submitted jobs continue. `at_once` bounds the processes of `slurm_cluster` "local"."""
     folder = jobs[0].console.parent.parent / "slurm"
+    if not str(folder.absolute()).isprintable():  # its path stands in the job's script
+        raise ValueError(
+            f"--engine slurm: a path of printable characters is needed for the runs, not {folder.absolute()}"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     cluster = jobs[0].needs["slurm_cluster"]
     lock = Lock(folder)  # until all is submitted: two of these commands must not submit the same runs
@@ -155,7 +160,7 @@ class _Watch:
             raise Full(f"MaxJobCount is {self.max_jobs} and {present} jobs are there")
         self.submitted.submit(batch)
         if not self.here:
-            self.board.line(f"submitted {len(batch)} runs as job {self.submitted.last}")
+            self.board.line(f"submitted {counted(len(batch), 'run')} as job {self.submitted.last}")
 
     def _look(self, notices: Sequence[int]) -> None:
         """Asks the scheduler for the states, and reports each run that has ended."""
@@ -197,7 +202,9 @@ class _Watch:
                 f"to end them: {'kill' if self.here else 'scancel'} {' '.join(numbers)}"
             )
         if self.batches:
-            self.board.line(f"{sum(map(len, self.batches))} runs are not submitted yet: the same command submits them")
+            self.board.line(
+                f"not submitted yet: {counted(sum(map(len, self.batches)), 'run')}; the same command submits the rest"
+            )
 
 
 class Refused(ValueError):
@@ -279,7 +286,10 @@ class SubmittedJobs:
                 break
             if notices:
                 return self._known
-            print(f"warning: squeue does not answer ({asked.stderr.strip()[:200]}); asked again", file=sys.stderr)
+            print(
+                f"warning: squeue does not answer ({one_line(asked.stderr.strip()[:200])}); asked again",
+                file=sys.stderr,
+            )
             until = time.monotonic() + POLL
             while not notices and time.monotonic() < until:
                 time.sleep(LOCAL_POLL)
@@ -315,7 +325,7 @@ def _executor(submitit: Any, folder: Path, keys: Mapping[str, Any]) -> Any:
         "additional_parameters": {"requeue": True, **keys["slurm_extra"]},
     }
     executor.update_parameters(
-        job_name=folder.parent.parent.name,
+        job_name=re.sub(r"[^\w.-]", "_", folder.parent.parent.name),  # a line break would end its comment in the script
         time=keys["slurm_time"],
         nodes=1,
         ntasks_per_node=1,

@@ -6,7 +6,6 @@ import importlib
 import os
 import platform
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from utils.process import sources
+from utils.text import shell
 
 if TYPE_CHECKING:
     import torch
@@ -137,7 +137,7 @@ def python_version() -> str:
 
 def command_line() -> str:
     """The command that started this process, quoted for a shell."""
-    return shlex.join(["python", *sys.argv])
+    return shell(["python", *sys.argv])
 
 
 def environment(device: torch.device | None = None) -> dict[str, Any]:

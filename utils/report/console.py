@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from utils.evaluation import metrics
 from utils.report import class_names
 from utils.run.record import RunRecord, results_json
-from utils.text import WIDTH, clock, number
+from utils.text import WIDTH, clock, counted, number
 
 if TYPE_CHECKING:
     from utils.data.tasks import TaskStream
@@ -59,8 +59,8 @@ def run_banner(cfg: Any, stream: TaskStream, learner: Any, facts: Any, device: A
     arriving = "" if class_names.are_numbers(texts) else f": {class_names.listed(stream.order, texts)}"
     return banner(
         method=f"{cfg.model_name}  {cfg.prefix}".rstrip(),
-        data=f"{cfg.dataset}, {len(stream.order)} classes in {len(stream)} tasks of {'+'.join(map(str, stream.sizes))}"
-        + arriving,
+        data=f"{cfg.dataset}, {counted(len(stream.order), 'class', 'classes')} in {counted(len(stream), 'task')} of "
+        f"{'+'.join(map(str, stream.sizes))}{arriving}",
         backbone=f"{cfg.backbone_type} ({facts.tag}, {facts.image_size} px)",
         weights=f"{facts.source}, hash {facts.weight_hash}",
         device=str(device),
@@ -78,7 +78,9 @@ def task_table(record: RunRecord, names: Sequence[str] | None = None) -> str:
     results, t = results_json(record), len(record.correct)
     row, layers = results["accuracy_matrix"][-1], record.adapters_per_layer[-1]
     classes = [len(ids) for ids in record.task_classes]
-    head = f"after task {t}/{len(classes)}: {classes[t - 1]} new classes, {sum(classes[:t])} seen"
+    head = (
+        f"after task {t}/{len(classes)}: {counted(classes[t - 1], 'new class', 'new classes')}, {sum(classes[:t])} seen"
+    )
     lines = [f"{head}, {clock(sum(record.seconds[-1].values()))}"]
     texts = class_names.labels(names, len(record.class_order))
     if not class_names.are_numbers(texts):
@@ -125,7 +127,7 @@ def seed_table(results: Sequence[Mapping[str, Any]], folder: Path | None = None)
         return "no finished seeds"
     first = results[0]
     tasks = len(first["task_classes"])
-    names = f"{first['model_name']} on {first['dataset']}, {tasks} task{'s' * (tasks != 1)} (percent)"
+    names = f"{first['model_name']} on {first['dataset']}, {counted(tasks, 'task')} (percent)"
     lines = [*_block("", names, 0), f"{'seed':<12}" + "".join(f"{title:>12}" for title in SEED_COLUMNS.values())]
     lines[-1] += f"{'time':>12}"
     for result in results:

@@ -17,7 +17,7 @@ from utils.files.lock import Lock
 from utils.files.storage import add_path_to_errors, plain
 from utils.run.progress import Bar, write_line
 from utils.run.tracker import Mirror
-from utils.text import CONTROL
+from utils.text import CONTROL, printable
 
 
 class FolderGone(FileNotFoundError):
@@ -116,7 +116,7 @@ class RunLog:
             return
         self.check_folder()
         stamp = f"{datetime.now().isoformat(sep=' ', timespec='seconds')} {level} "
-        first, *rest = CONTROL.sub("", text).split("\n")
+        first, *rest = printable(CONTROL.sub("", text)).split("\n")
         with add_path_to_errors(self.folder / "run.log"):
             self._text.write("\n".join([stamp + first, *(" " * len(stamp) + line for line in rest)]) + "\n")
             self._text.flush()

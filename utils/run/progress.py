@@ -11,12 +11,12 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from utils.text import clock
+from utils.text import clock, printable
 
 
 def write_line(text: str, stream: TextIO) -> None:
     """Writes `text` without disturbing a progress bar on the same terminal."""
-    encoding = getattr(stream, "encoding", None) or "utf-8"
+    text, encoding = printable(text), getattr(stream, "encoding", None) or "utf-8"
     text = text.encode(encoding, "replace").decode(encoding)  # a console without UTF-8 gets '?', not a crash
     tqdm.write(text, file=stream)  # clears and redraws bars; without bars a plain write
     stream.flush()

@@ -108,7 +108,7 @@ def test_labels_name_the_method_and_what_differs_among_its_rows(tmp_path):
         "head": [None, None, "x\x1b[2J\ny"],
     }
     make(tmp_path / "d" / "seed_1", model_name="ncm", head="z" * 100)
-    assert [row.label for row in rows_in(tmp_path)[0]][2] == "ncm, head=x\\x1b[2J y"
+    assert [row.label for row in rows_in(tmp_path)[0]][2] == "ncm, head=x\\x1b[2J\\ny"
     assert len(rows_in(tmp_path)[0][3].label) <= compare_rows.LABEL + 6
 
 

@@ -320,6 +320,22 @@ def test_keys_of_a_cluster_are_checked_beside_the_settings():
     assert "must be 'slurm' or 'local'; did you mean 'slurm'?" in faults_of(slurm_cluster="slum")[0]
 
 
+def test_no_key_of_a_cluster_adds_a_line_to_the_jobs_script():
+    lines = "one line of printable text is expected, without line breaks"
+    for key, value in (
+        ("slurm_partition", "gpu\nrm x"),
+        ("slurm_account", "a\x1b[2J"),
+        ("slurm_qos", "a\u2028b"),
+        ("slurm_setup", ["module load cuda", "x\nrm y"]),
+        ("slurm_extra", {"constraint": "a\nrm x"}),
+        ("ray_address", "host\n"),
+    ):
+        faults = faults_of(**{key: value})
+        assert any(fault.startswith(f"{key}: {lines}; got ") for fault in faults)
+    assert "name of an option of sbatch is expected" in faults_of(slurm_extra={"x\nrm": "a"})[0]
+    assert resolve(GOOD | {"slurm_extra": {"mem-per-cpu": "3G"}, "slurm_setup": ["\tmodule load x && y"]})
+
+
 def test_hash_sees_everything_else():
     schema, base = models.settings_of("sema"), resolve(GOOD).settings
     assert schema.model_fields.keys() | Cluster.model_fields.keys() > hashing.NOT_HASHED > Cluster.model_fields.keys()

@@ -234,7 +234,7 @@ def test_ctrl_c_leaves_the_jobs_and_the_same_command_looks_again(tmp_path, capfd
     notice.join()
     printed = capfd.readouterr().out
     assert "continue without this window; run the same command to watch them again; to end them: kill " in printed
-    assert "1 runs are not submitted yet" in printed and not starts(jobs[2])
+    assert "not submitted yet: 1 run;" in printed and not starts(jobs[2])
     again = jobs_of(tmp_path, 200, 200, 2, slurm_cluster="local")
     engine_slurm.run(again, 2, accuracy_of)
     assert "2 of the runs are in the queue already" in capfd.readouterr().out
@@ -316,7 +316,9 @@ def test_a_full_cluster_gets_the_rest_later_in_order(acted_slurm, tmp_path, caps
     engine_slurm.run(jobs, 1, lambda folder: 50.0)
     assert acted_slurm == [[1, 2], [3, 4], [5]] and [job.state for job in jobs] == ["done"] * 5
     printed = capsys.readouterr().out
-    assert [f"submitted {n} runs as job {i}" in printed for n, i in ((2, 1), (2, 2), (1, 3))] == [True] * 3
+    assert [f"submitted {n} as job {i}" in printed for n, i in (("2 runs", 1), ("2 runs", 2), ("1 run", 3))] == [
+        True
+    ] * 3
     assert printed.count("the scheduler takes no more now, MaxJobCount is 2 and 2 jobs are there") == 1
     assert json.loads((tmp_path / "sweep" / "slurm" / "jobs.json").read_text())["runs"] == {}
 
@@ -334,7 +336,7 @@ def test_who_leaves_a_full_cluster_reads_what_continues_and_what_is_not_submitte
     with pytest.raises(KeyboardInterrupt):
         engine_slurm.run(jobs_of(tmp_path, 1, 1, 1), 1, accuracy_of)
     printed = capsys.readouterr().out
-    assert "to end them: scancel 1\n" in printed and "1 runs are not submitted yet" in printed
+    assert "to end them: scancel 1\n" in printed and "not submitted yet: 1 run;" in printed
     assert set(json.loads((tmp_path / "sweep" / "slurm" / "jobs.json").read_text())["runs"]) == {"1", "2"}
 
 
@@ -446,12 +448,15 @@ def test_what_slurm_refuses_is_said_in_its_words(one_node, tmp_path):
 @pytest.fixture(scope="module")
 def two_cores():
     """Ray is started once: that takes seconds."""
-    ray = pytest.importorskip("ray", reason="ray is not installed: requirements-ray.txt")
     from utils.engines import ray as engine_ray
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.delenv("RAY_ADDRESS", raising=False)
+        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):  # set by the engine; taken back after the tests
+            patch.setenv(name, "")
+            patch.delenv(name)
+        ray = engine_ray._package(None)
         engine_ray._join(ray, None)
         yield engine_ray
         ray.shutdown()
@@ -464,6 +469,19 @@ def test_ray_runs_all_and_a_failure_stops_none(two_cores, tmp_path, capfd):
     assert [job.state for job in jobs] == ["done", "failed", "done"] and "error: it went wrong" in jobs[1].reason
     assert capfd.readouterr().out.count("cell, seed") == 3
     assert not list((tmp_path / "sweep").rglob("*.exit"))
+
+
+@needs_ray
+def test_a_ray_started_here_refuses_who_has_no_token(two_cores):
+    """It listens on every network interface."""
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    code = f"import ray; ray.init(address={address!r}, logging_level='ERROR'); print('inside')"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    for more in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
+        done = subprocess.run([sys.executable, "-c", code], env=environment | more, capture_output=True, text=True)
+        assert done.returncode and "inside" not in done.stdout
 
 
 @needs_ray
