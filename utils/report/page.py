@@ -163,7 +163,7 @@ def page(
         "report.html",
         title=f"{results['model_name']} on {results['dataset']}, {tasks} task{'s' * (tasks != 1)}, seed {results['seed']}",
         about=str(settings.get("about") or ""),
-        warnings=[*warnings, *of_code],
+        warnings=[*warnings, *of_code, *tables.warning_notes(rows)],
         tiles=[(label, number(results[key])) for key, label in TILES.items()],
         cost=f"Percent. {cost}.",
         sections=[again, *figure_sections(FIGURES, pictures, below, {"selection": warnings})],

@@ -82,6 +82,11 @@ def code_notes(results: Mapping[str, Any], environment: Mapping[str, Any]) -> li
     return [Note(text, "warn") for text in notes]
 
 
+def warning_notes(rows: Rows) -> list[Block]:
+    """What the run warned of: keys that could not do their work, and signs in its measurements."""
+    return [Note(f"{row['text'][:1].upper()}{row['text'][1:]}.", "warn") for row in rows if row["kind"] == "warning"]
+
+
 def peeked(results: Mapping[str, Any]) -> list[Block]:
     """A warning, if anything was selected on test data."""
     history = results.get("selection_history") or ()

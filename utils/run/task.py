@@ -6,8 +6,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from utils.config.split import Split
 from utils.data.tasks import TaskStream
-from utils.evaluation import head_drift, routing_controls
+from utils.evaluation import head_drift, health, routing_controls
 from utils.evaluation import scores as evaluation
 from utils.process import parallel, stopwatch
 from utils.process.machine import peak_memory
@@ -68,5 +69,11 @@ def _score(
         peak_memory_bytes=peak_memory(device),
         head_drift=head_drift.drift_of(learner, stream, index, renewed, scores, by_renewed, seconds=ready - start),
     )
+    if not index:
+        for text in learner.cfg.remarks_on(Split(stream.sizes, stream.train_images())):
+            learner.log.row(
+                "warning", task=index, about="settings", text=text
+            )  # for the report; the log has them already
+    health.tell(learner, stream.sizes, index)
     accuracy = [s.correct / s.samples if s.samples else None for s in scores]
     learner.log.row("task", task=index, accuracy=accuracy, adapters=learner.adapters_per_layer(), seconds=seconds)
