@@ -46,8 +46,7 @@ def run(jobs: Sequence[Job], at_once: int, accuracy_of: Callable[[Path], float |
                     job = waiting.popleft()
                     if (holder := holder_of(job.folder)) is not None:
                         held.append(job)
-                        job.started, job.state = time.monotonic(), "running"
-                        board.line(f"{job.cell}, seed {job.seed}: runs already, it is waited for ({holder})")
+                        board.line(_waiting_for(job, holder))
                     else:
                         running.append((job, _start(job, environment)))
                 if held and time.monotonic() - looked > LOOK:
@@ -62,6 +61,11 @@ def run(jobs: Sequence[Job], at_once: int, accuracy_of: Callable[[Path], float |
                             board.line(sentence(job, jobs))
                 for job, process in [pair for pair in running if pair[1].poll() is not None]:
                     running.remove((job, process))
+                    # it may have started before the process of a killed sweep had locked the folder
+                    if process.returncode and (holder := holder_of(job.folder)) is not None:
+                        held.append(job)
+                        board.line(_waiting_for(job, holder))
+                        continue
                     end(job, process.returncode, accuracy_of)
                     board.line(sentence(job, jobs))
                 if len(seen) > passed_on:
@@ -81,6 +85,12 @@ def run(jobs: Sequence[Job], at_once: int, accuracy_of: Callable[[Path], float |
         print(f"{job.cell}, seed {job.seed}: still runs, in {job.folder}")
     if seen:
         raise KeyboardInterrupt
+
+
+def _waiting_for(job: Job, holder: str) -> str:
+    """Marks a job as running in another process; returns the line that says so."""
+    job.started, job.state = time.monotonic(), "running"
+    return f"{job.cell}, seed {job.seed}: runs already, this command waits for it ({holder})"
 
 
 def _start(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
