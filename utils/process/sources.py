@@ -90,9 +90,9 @@ def uncommitted(root: Path = ROOT, also: Sequence[str] = ()) -> tuple[list[str],
     return changed, [name for name in others if name.endswith(".py") or name in also]
 
 
-def save(folder: Path, untracked: Sequence[str], root: Path = ROOT) -> bool:
+def save(folder: Path, untracked: Sequence[str], root: Path = ROOT) -> dict[str, str]:
     """Writes `changes.patch` (tracked files against the commit) and `files/` (copies of the untracked ones) to `folder`,
-    in place of what an earlier process wrote there. Returns whether there was anything to write."""
+    in place of what an earlier process wrote there. Returns the paths of what there was to write: "patch", "files"."""
     shutil.rmtree(folder, ignore_errors=True)
     present = [name for name in RESTORED if (root / name).exists()]
     patch = git("diff", "HEAD", "--binary", "--", *present, root=root)
@@ -103,4 +103,8 @@ def save(folder: Path, untracked: Sequence[str], root: Path = ROOT) -> bool:
         if (root / name).is_file() and (root / name).stat().st_size <= MOST_BYTES:
             (folder / "files" / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(root / name, folder / "files" / name)
-    return folder.is_dir()
+    return {
+        key: str(path)
+        for key, path in (("patch", folder / "changes.patch"), ("files", folder / "files"))
+        if path.exists()
+    }

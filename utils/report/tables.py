@@ -24,12 +24,13 @@ def again(environment: Mapping[str, Any]) -> list[str]:
     git, source = environment.get("git"), environment.get("source")
     lines = []
     if isinstance(git, Mapping) and git.get("commit"):
-        changed = git.get("dirty") and not source
+        changed = git.get("dirty") and not isinstance(source, Mapping)
         lines.append(f"git checkout {git['commit']}{'   # with changes that are in no commit' * bool(changed)}")
-        if git.get("dirty") and source:
-            patch, files = (shlex.quote(f"{source}/{name}") for name in ("changes.patch", "files"))
-            lines.append(f"if [ -f {patch} ]; then git apply {patch}; fi   # changes that were in no commit")
-            lines.append(f"if [ -d {files} ]; then cp -R {files}/. .; fi   # files that git did not track")
+        paths = {key: shlex.quote(str(path)) for key, path in source.items()} if isinstance(source, Mapping) else {}
+        if "patch" in paths:
+            lines.append(f"git apply {paths['patch']}   # changes that were in no commit")
+        if "files" in paths:
+            lines.append(f"cp -R {paths['files']}/. .   # files that git did not track")
     return [*lines, "pip install -r requirements.txt", str(environment.get("command", ""))]
 
 

@@ -52,25 +52,25 @@ def describe(
         machine["processes"] = parallel.world()
     if parallel.is_first():
         describe_processes(log, getattr(cfg, "batch_size", None))
-        if save_sources(log, machine["git"], sources_changed):
-            machine["source"] = str(log.folder / "source")
+        if source := save_sources(log, machine["git"], sources_changed):
+            machine["source"] = source
         storage.write_json(log.folder / "config.json", settings)
         storage.write_json(log.folder / "environment.json", machine)
     return settings, machine
 
 
-def save_sources(log: RunLog, git: dict[str, Any] | None, changed: bool) -> bool:
-    """Writes what is in no commit to the folder `source`, see utils/process/sources.py; False where nothing is or can be."""
+def save_sources(log: RunLog, git: dict[str, Any] | None, changed: bool) -> dict[str, str]:
+    """Writes what is in no commit to the folder `source`, see utils/process/sources.py, and returns the paths."""
     folder = log.folder / "source"
     if changed and folder.is_dir():
         folder.rename(_free(folder))
     if not git or not git["dirty"]:
-        return False
+        return {}
     try:
         return sources.save(folder, git["untracked"])
     except subprocess.SubprocessError:
         log.warn("git could not say which files of the program are in no commit: they are not saved in the run folder")
-        return False
+        return {}
 
 
 def describe_processes(log: RunLog, batch: int | None) -> None:
