@@ -18,9 +18,11 @@ from models.learner.base import Learner
 from utils import data
 from utils.config import resolve, schema
 from utils.config.strict_json import read_json
+from utils.data import manifest as data_manifest
+from utils.data.dataset import Dataset
 from utils.data.tasks import TaskStream
 from utils.engines.settings import Cluster
-from utils.run import checkpoint
+from utils.run import checkpoint, provenance
 from utils.run.log import RunLog
 from utils.text import nearest
 
@@ -30,7 +32,7 @@ class SavedRun:
     """A run as its newest whole checkpoint has it.
 
     `task`: the last one learned (from 0); `record`: results so far, as `report.RunRecord.from_dict` reads them; `notes`: a
-    line for each newer checkpoint that is damaged.
+    line for each newer checkpoint that is damaged, and one if the data changed.
     """
 
     folder: Path
@@ -65,6 +67,8 @@ def load(
     path = Path(cfg.data_path).expanduser() if cfg.data_path else None
     dataset = data.load(cfg.dataset, root=Path(cfg.data_root).expanduser(), path=path, test_ratio=cfg.test_ratio)
     (seed,) = cfg.seed
+    provenance.Identity(facts.weight_hash, seed).refuse_others(saved.facts, folder / "checkpoints")
+    notes += _other_data(folder, dataset)
     stream = TaskStream.of(cfg, dataset, seed, facts.image_size, device)
     record = saved.facts["record"]
     if record["class_order"] != stream.order:
@@ -80,6 +84,18 @@ def load(
     learner.requires_grad_(False)
     stream.measure_workers(cfg, backbone, device or torch.device("cpu"))
     return SavedRun(folder, learner, stream, saved.task, record, notes)
+
+
+def _other_data(folder: Path, dataset: Dataset) -> list[str]:
+    """A line if the data are not those that the run was computed from."""
+    try:
+        if (recorded := provenance.read(folder)) is None:
+            return []
+        changes = provenance.data_differs(recorded.now, data_manifest.of(dataset), folder)
+    except ValueError as error:
+        return [f"{error}: whether the data changed since the run is not known"]
+    what = changes.fatal or f"{len(changes.unread)} images changed" * bool(changes.unread)
+    return [f"{folder}: the data changed since the run: {what}"] if what else []
 
 
 def _settings(folder: Path, data_root: str | None) -> schema.Experiment:

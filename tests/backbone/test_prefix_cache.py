@@ -355,6 +355,35 @@ def test_files_that_do_not_fit_together_are_not_read(harm, tmp_path):
     assert not RowStore(10, (3, 2), torch.bfloat16, tmp_path).has(np.arange(10)).any()
 
 
+@pytest.mark.parametrize("name", ["00000.data", "00000.rows.npy"])
+def test_a_turned_bit_in_a_block_is_told_and_the_block_computed_again(name, tmp_path):
+    for place in (0, 7, -1):
+        shutil.rmtree(tmp_path / "s", ignore_errors=True)
+        stored(tmp_path / "s")
+        content = bytearray((tmp_path / "s" / name).read_bytes())
+        content[place] ^= 16
+        (tmp_path / "s" / name).write_bytes(content)
+        (tmp_path / "s" / "notes.txt").write_text("foreign")
+        again = RowStore(10, (3, 2), torch.bfloat16, tmp_path / "s")
+        assert not again.has(np.arange(10)).any()
+        assert "notes.txt" in again.complaints[-1] and "is removed and computed again" in again.complaints[0]
+        _, values = stored(tmp_path / "s")
+        twin = RowStore(10, (3, 2), torch.bfloat16, tmp_path / "s")
+        assert torch.equal(twin.get(np.array([4, 2, 9])), values) and len(twin.complaints) == 1
+
+
+def test_turned_bits_cost_no_number(tmp_path):
+    backbone, data, said = backbone_with(), toy_stream().test(0), []
+    first = features(backbone, PrefixCache(backbone, "disk", PLENTY, tmp_path).batches(data, 4, 1, **PASS))[0]
+    (block,) = tmp_path.rglob("*.data")
+    content = bytearray(block.read_bytes())
+    content[11::16] = bytes(b ^ 1 for b in content[11::16])
+    block.write_bytes(content)
+    again = PrefixCache(backbone, "disk", PLENTY, tmp_path, said.append)
+    assert torch.equal(features(backbone, again.batches(data, 4, 1, **PASS))[0], first)
+    assert len(said) == 1 and str(block) in said[0]
+
+
 class Linear(Slot):
     """A slot of a class that the cache does not know."""
 

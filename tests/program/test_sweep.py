@@ -22,6 +22,7 @@ from utils.config.strict_json import ConfigError, read_json
 from utils.engines import jobs as pool
 from utils.engines import local
 from utils.evaluation.metrics import paired_difference
+from utils.files.lock import Lock
 from utils.text import latex
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -324,6 +325,55 @@ mine.unlink()
     local.run(jobs, 2, lambda folder: 1.0)
     counts = [int(j.console.read_text()) for j in jobs]
     assert max(counts) == 2 and all(j.state == "done" for j in jobs)
+
+
+def test_runs_of_a_killed_sweep_are_waited_for(tmp_path, monkeypatch, capsys):
+    """One ends with a result, one unfinished, and one locks its folder only after the second command has started it."""
+    monkeypatch.setattr(local, "LOOK", 0.1)
+    late = "import time; time.sleep({}); raise SystemExit(2)"
+    jobs = [
+        job(tmp_path, "raise SystemExit(9)", "done"),
+        job(tmp_path, "", "left"),
+        job(tmp_path, late.format(0.5), "late"),
+    ]
+    orphans = {}
+    for one in jobs[:2]:
+        orphans[one.cell] = lock_of(one.folder)
+    board = pool.Board.line
+    results = dict.fromkeys(["done_1", "late_1"], 50.0)
+    known = set()
+
+    def line(self, text):
+        board(self, text)
+        if "late" in text and "waits" in text:
+            known.update(results)
+            for orphan in orphans.values():
+                orphan.release()
+
+    monkeypatch.setattr(pool.Board, "line", line)
+    started = local._start
+
+    def start(one, environment):
+        process = started(one, environment)
+        if one.cell == "late":
+            orphans["late"] = lock_of(one.folder)
+        return process
+
+    monkeypatch.setattr(local, "_start", start)
+    local.run(
+        jobs,
+        3,
+        lambda folder: 50.0 if folder.name in known or (folder.name == "left_1" and jobs[1].console.exists()) else None,
+    )
+    assert [j.state for j in jobs] == ["done"] * 3 and [j.accuracy for j in jobs] == [50.0] * 3
+    said = capsys.readouterr().out
+    assert said.count("runs already, this command waits for it (process") == 3 and "failed" not in said
+    assert not jobs[0].console.exists() and jobs[1].console.exists()  # only what was unfinished is started
+
+
+def lock_of(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    return Lock(folder)
 
 
 def test_threads_share_the_cores(monkeypatch):

@@ -37,7 +37,7 @@ def digests(starts: Iterable[str], root: Path = ROOT) -> dict[str, str]:
             continue
         content = path.read_bytes()
         files[name] = hashlib.sha256(content).hexdigest()[:16]
-        waiting += _imported(content, path, root)
+        waiting += [path.parent / "__init__.py", *_imported(content, path, root)]
     return dict(sorted(files.items()))
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import struct
 import sys
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+from utils.run import journal, progress
 from utils.run import log as runlog
-from utils.run import progress
+from utils.run.journal import Journal
 from utils.run.log import RunLog
 from utils.text import clock
 
@@ -27,6 +29,34 @@ def log(tmp_path):
 
 def rows(log):
     return [json.loads(line) for line in (log.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+# ---------------------------------------------------------------- the folder
+
+
+@pytest.mark.parametrize("fate", ["deleted", "moved", "replaced"])
+def test_a_folder_that_is_gone_ends_the_run_at_the_next_write_or_step(fate, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    with pytest.raises(runlog.FolderGone, match=r"deleted or moved while the run was going on"), RunLog(folder) as log:
+        entries = Journal(folder / "checkpoints" / "task_00000", log)
+        log.row("epoch", loss=1.0)
+        if fate == "deleted":
+            shutil.rmtree(folder)
+        else:
+            folder.rename(tmp_path / "elsewhere")
+        if fate == "replaced":
+            RunLog(folder, console=False).close()
+        entries.check_folder()  # it looks only now and then
+        for write in (
+            lambda: log.row("epoch"),
+            lambda: log.info("x"),
+            lambda: entries.save("a", dict, finished=True, where=""),
+        ):
+            with pytest.raises(runlog.FolderGone):
+                write()
+        assert fate == "replaced" or not folder.exists()
+        monkeypatch.setattr(journal, "LOOK", -1.0)
+        entries.check_folder()
 
 
 # ---------------------------------------------------------------- rows
