@@ -36,7 +36,9 @@ SHARED = ("utils/data/tasks.py", "utils/evaluation/scores.py", "utils/evaluation
 def source_digests(cfg: Experiment) -> dict[str, str]:
     """Digests of the source files that the numbers of a run with these settings depend on, as this process found them."""
     embedded = data.DATASETS[cfg.dataset].kind == "embedded"
-    drawn = (f"utils/data/{cfg.dataset}.py",) if embedded else ()
+    places = (f"{place}/{cfg.dataset}*" for place in ("utils/data", "utils/data/shipped"))  # the module, and its images
+    files = [path for place in places for path in sources.ROOT.glob(place) if path.is_file()] if embedded else []
+    drawn = sorted(path.relative_to(sources.ROOT).as_posix() for path in files)
     return sources.at_start((f"models/{cfg.model_name}.py", *SHARED, *drawn))
 
 

@@ -35,7 +35,7 @@ FIELDS = {
     "last_accuracy", "average_accuracy", "final_task_mean", "forgetting", "backward_transfer", "task_oracle_accuracy",
     "adapters_per_layer", "trainable_parameters", "total_parameters", "selection_history", "test_evaluations", "seconds",
     "images_per_second", "peak_memory_bytes", "peak_memory_by_task", "head_drift", "task_oracle_curve", "task_confusion",
-    "wrong_task", "provenance", "digest",
+    "wrong_task", "class_names", "provenance", "digest",
 }  # fmt: skip
 
 

@@ -37,7 +37,8 @@ def digests(starts: Iterable[str], root: Path = ROOT) -> dict[str, str]:
             continue
         content = path.read_bytes()
         files[name] = hashlib.sha256(content).hexdigest()[:16]
-        waiting += [path.parent / "__init__.py", *_imported(content, path, root)]
+        if path.suffix == ".py":
+            waiting += [path.parent / "__init__.py", *_imported(content, path, root)]
     return dict(sorted(files.items()))
 
 
