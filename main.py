@@ -59,6 +59,7 @@ def run(experiment: Resolved, args: argparse.Namespace) -> None:
 
         device, notes = load.machine(experiment)
         dataset, shown = load.dataset(experiment), set[str]()
+        notes += dataset.notes
     for seed, path in folders.items():
         if results[seed] is not None:
             print(

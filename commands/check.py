@@ -6,132 +6,174 @@ Nothing is trained: the method is built over the backbone's shapes alone, which 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from textwrap import shorten, wrap
 from typing import Any
 
-from commands import load
+from commands import check_data, load
 from utils import data, engines
 from utils.config import sweep
 from utils.config.resolve import Resolved
-from utils.process.machine import check_torchvision
+from utils.config.schema import Experiment
+from utils.process.machine import check_torchvision, pick_device
 from utils.run import tracker
 from utils.text import WIDTH, counted, printable
 
 
 def run(args: argparse.Namespace) -> int:
-    check(load.load(args), args.engine)
+    check(load.load(args), args.engine, full=args.check == "full")
     return 0
 
 
-def check(loaded: sweep.Sweep, engine: str = "local") -> None:
-    """Shows what a run would do and what it lacks on this machine; of a sweep the first cell in full, and all cells."""
+def check(loaded: sweep.Sweep, engine: str = "local", full: bool = False) -> None:
+    """Shows what a run would do and what it lacks on this machine; of a sweep the first cell in full, and all cells.
+
+    With `full` every image is decoded. Raises ConfigError with everything that a run would refuse."""
     check_torchvision()
-    counts = fitted(loaded)
-    show(loaded.cells[0].resolved)
+    cells, look = loaded.cells, functools.cache(lambda cfg: check_data.look(cfg, full))
+    found = [look(_data_settings(cell.resolved.settings)) for cell in cells]
+    planned, faults = _fitted(loaded)
+    for faults_of_cell, cell, seen in zip(faults, cells, found, strict=True):
+        faults_of_cell += [*seen.faults, *weights_of(cell.resolved)[1], *machine_faults(cell.resolved, engine)]
+    if not any(faults[0]) or not found[0].faults:
+        show(cells[0].resolved, found[0])
     if loaded.declared:
-        print(f"the above is cell 1 of {len(loaded.cells)}")
-        rows = [(cell.label, cell.resolved.hash, count) for cell, count in zip(loaded.cells, counts, strict=True)]
+        print(f"the above is cell 1 of {len(cells)}")
+        rows = [(cell.label, cell.resolved.hash, count) for cell, count in zip(cells, planned, strict=True)]
         print(printable(cell_table(rows, len(loaded.seeds))))
-    missing = [lacking(cell.resolved) for cell in loaded.cells]
-    if lacks_package := engines.missing(engine, loaded.cells[0].resolved.all_values):
-        missing = [[*texts, lacks_package] for texts in missing]
-    notes = [
-        [
-            *cell.resolved.notes,
-            *foreseen(cell.resolved),
-            *weight_notes(cell.resolved),
-            *engines.remarks(engine, cell.resolved.all_values),
-            *texts,
+    missing = [[*seen.missing, *missing_weights(cell.resolved)] for seen, cell in zip(found, cells, strict=True)]
+    notes = []
+    for cell, seen, texts in zip(cells, found, missing, strict=True):
+        resolved = cell.resolved
+        remarks = [
+            *foreseen(resolved, seen.images),
+            *weights_of(resolved)[0],
+            *engines.remarks(engine, resolved.all_values),
         ]
-        for cell, texts in zip(loaded.cells, missing, strict=True)
-    ]
+        notes.append([*resolved.notes, *remarks, *seen.notes, *texts])
     print(printable("\n".join(f"note: {line}" for line in loaded.gather(notes))))
+    loaded.refuse(faults)
     print("the settings are valid" + ("; what is missing on this machine is listed above" if any(missing) else ""))
 
 
 def ready(swept: sweep.Sweep) -> None:
     """ConfigError if a cell does not fit its backbone or lacks data or weights: said before the first run begins."""
-    fitted(swept)
-    swept.refuse([lacking(cell.resolved) for cell in swept.cells])
+    _, faults = _fitted(swept)
+    for faults_of_cell, cell in zip(faults, swept.cells, strict=True):
+        lacking = data.missing(cell.resolved.settings.dataset, **data.places(cell.resolved.settings))
+        faults_of_cell += [
+            *([lacking] if lacking else []),
+            *weights_of(cell.resolved)[1],
+            *missing_weights(cell.resolved),
+        ]
+        faults_of_cell += [text for text in [tracker.missing(cell.resolved.settings.tracker)] if text]
+    swept.refuse(faults)
 
 
-def show(resolved: Resolved) -> None:
-    """Settings, and where the data are here also tasks and parameters."""
+def show(resolved: Resolved, found: check_data.DataFound) -> None:
+    """Settings, and where the data are here also classes, tasks and parameters."""
     from utils.data.tasks import drawn_order, task_sizes
 
-    cfg, where = resolved.settings, load.data_paths(resolved)
-    if (count := data.count_classes(cfg.dataset, **where)) is not None:
-        order_seed = cfg.seed[0] if cfg.class_order_seed is None else cfg.class_order_seed
-        sizes = task_sizes(count, cfg.init_cls, cfg.increment)
-        if cfg.class_order is not None:
-            order, source = list(cfg.class_order), "the class order of the file"
-        else:
-            order = drawn_order(count, order_seed, cfg.shuffle)
-            source = f"class order of seed {order_seed}" if cfg.shuffle else "in their natural order"
-        learner = load.outline(resolved, count)
-        print(printable(settings_table(resolved.stated, resolved.given, resolved.descriptions())))
-        print(split_table(sizes, order, source))
-        planned = learner.planned_parameters() if learner.says_what_it_trains else None
-        print(parameter_table(planned, sum(p.numel() for p in learner.parameters())))
+    cfg = resolved.settings
+    print(printable(settings_table(resolved.stated, resolved.given, resolved.descriptions())))
+    if found.table:
+        print(printable(found.table))
+    if (count := data.count_classes(cfg.dataset, **data.places(cfg))) is None:
+        return
+    order_seed = cfg.seed[0] if cfg.class_order_seed is None else cfg.class_order_seed
+    sizes = task_sizes(count, cfg.init_cls, cfg.increment)
+    if cfg.class_order is not None:
+        order, source = list(cfg.class_order), "the class order of the file"
     else:
-        print(printable(settings_table(resolved.stated, resolved.given, resolved.descriptions())))
+        order = drawn_order(count, order_seed, cfg.shuffle)
+        source = f"class order of seed {order_seed}" if cfg.shuffle else "in their natural order"
+    print(printable(split_table(sizes, order, source, found.names)))
+    try:
+        learner = load.outline(resolved, count)
+    except ValueError:
+        return  # among the faults
+    planned = learner.planned_parameters() if learner.says_what_it_trains else None
+    print(parameter_table(planned, sum(p.numel() for p in learner.parameters())))
 
 
-def fitted(swept: sweep.Sweep) -> list[int | None]:
-    """Parameters that each cell trains in its first task, None without its data. ConfigError if a method or a weight file does
-    not fit the backbone."""
+def _fitted(swept: sweep.Sweep) -> tuple[list[int | None], list[list[str]]]:
+    """(parameters that each cell trains in its first task, None without its data; what does not fit in each cell)."""
     check_torchvision()
     faults: list[list[str]] = []
     counts: list[int | None] = []
     for cell in swept.cells:
+        cfg = cell.resolved.settings
         counts.append(None)
         faults.append([])
         try:
-            if (
-                count := data.count_classes(cell.resolved.settings.dataset, **load.data_paths(cell.resolved))
-            ) is not None:
+            if (count := data.count_classes(cfg.dataset, **data.places(cfg))) is not None:
                 learner = load.outline(cell.resolved, count)
                 planned = learner.planned_parameters()
                 if learner.says_what_it_trains:
                     counts[-1] = planned[0][1] if planned else 0
-            weight_notes(cell.resolved)
         except ValueError as error:
             faults[-1] = [str(error)]
-    swept.refuse(faults)
-    return counts
+    return counts, faults
 
 
-def foreseen(resolved: Resolved) -> list[str]:
-    """Keys that will not do what they say with the tasks of this run, where the number of classes is known here."""
+def foreseen(resolved: Resolved, images: Sequence[int] = ()) -> list[str]:
+    """Keys that will not do what they say with the tasks of this run, where the number of classes is known here. `images`: of
+    each class for training, if they were counted."""
     from utils.config.split import Split
-    from utils.data.tasks import task_sizes
+    from utils.data.tasks import drawn_order, task_sizes
 
     cfg = resolved.settings
-    if (count := data.count_classes(cfg.dataset, **load.data_paths(resolved))) is None:
+    if (count := data.count_classes(cfg.dataset, **data.places(cfg))) is None:
         return []
-    return list(cfg.remarks_on(Split(task_sizes(count, cfg.init_cls, cfg.increment))))
+    sizes = task_sizes(count, cfg.init_cls, cfg.increment)
+    if not images:
+        return list(cfg.remarks_on(Split(sizes)))
+    seed = cfg.seed[0] if cfg.class_order_seed is None else cfg.class_order_seed
+    order = drawn_order(count, seed, cfg.shuffle) if cfg.class_order is None else cfg.class_order
+    arriving = iter([images[k] for k in order])
+    return list(cfg.remarks_on(Split(sizes, [sum(next(arriving) for _ in range(size)) for size in sizes])))
 
 
-def lacking(resolved: Resolved) -> list[str]:
-    """Data and weights that this machine lacks, each with the way to get it."""
+def _data_settings(cfg: Experiment) -> Experiment:
+    """The settings of the data alone, equal for all cells that read the same images."""
+    keys = ("dataset", "data_root", "data_path", "data_split", "test_ratio", "skip_broken", "grey_bits")
+    return Experiment(model_name="", init_cls=1, increment=1, **{key: getattr(cfg, key) for key in keys})
+
+
+def weights_of(resolved: Resolved) -> tuple[list[str], list[str]]:
+    """(lines on wrappings that are taken off a weight file, why a run would refuse the file)."""
     from backbone import weights
 
     cfg = resolved.settings
-    missing = (
-        data.missing(cfg.dataset, **load.data_paths(resolved)),
-        weights.missing(cfg),
-        tracker.missing(cfg.tracker),
-    )
-    return [text for text in missing if text]
+    if cfg.backbone_weights in weights.WORDS:
+        return [], []
+    if missing := weights.missing(cfg):
+        return [], [missing]
+    try:
+        return weights.fit(cfg), []
+    except ValueError as error:
+        return [], [str(error)]
 
 
-def weight_notes(resolved: Resolved) -> list[str]:
-    """Lines on the wrappings of a local weight file, empty where it is not there. Raises ValueError if it does not fit."""
+def missing_weights(resolved: Resolved) -> list[str]:
+    """Weights that a run would download, and from where."""
     from backbone import weights
 
-    return weights.fit(resolved.settings) if weights.missing(resolved.settings) is None else []
+    text = weights.missing(resolved.settings) if resolved.settings.backbone_weights in weights.WORDS else None
+    return [text] if text else []
+
+
+def machine_faults(resolved: Resolved, engine: str) -> list[str]:
+    """What this machine lacks for a run: the device, unless the run goes to a cluster, and packages."""
+    faults = [tracker.missing(resolved.settings.tracker), engines.missing(engine, resolved.all_values)]
+    if engine == "local":
+        try:
+            faults.append(pick_device(resolved.settings.device)[1])
+        except ValueError as error:
+            faults.append(str(error))
+    return [text for text in faults if text]
 
 
 def settings_table(values: Mapping[str, Any], stated: Iterable[str], descriptions: Mapping[str, str]) -> str:
@@ -146,12 +188,14 @@ def settings_table(values: Mapping[str, Any], stated: Iterable[str], description
     return "\n".join(lines)
 
 
-def split_table(sizes: Sequence[int], order: Sequence[int], source: str) -> str:
-    """Classes of each task in order of arrival, which `source` says; a last task of another size is pointed out."""
-    lines = [f"tasks ({counted(len(order), 'class', 'classes')} in {counted(len(sizes), 'task')}, {source})"]
+def split_table(sizes: Sequence[int], order: Sequence[int], source: str, names: Sequence[str] = ()) -> str:
+    """Classes of each task in order of arrival, which `source` says, with their `names` if known; a last task of another size
+    is pointed out."""
+    lines = [f"tasks ({len(order)} classes in {len(sizes)} tasks, {source})"]
     first = 0
     for task, size in enumerate(sizes, start=1):
-        ids = " ".join(str(c) for c in order[first : first + size])
+        task_classes = order[first : first + size]
+        ids = ", ".join(f"{c} {names[c]}" for c in task_classes) if names else " ".join(map(str, task_classes))
         ragged = "  (the rest)" if task == len(sizes) > 2 and size != sizes[1] else ""
         noun = "class" if size == 1 else "classes"
         lines.append(f"  {task:>3}: {size:>3} {noun}{ragged}  {shorten(ids, 72, placeholder=' ...')}")

@@ -41,16 +41,21 @@ def load(args: argparse.Namespace) -> sweep.Sweep:
     methods = models.available()
 
     def resolve_one(values: dict[str, Any], more_notes: Sequence[str] = ()) -> Resolved:
-        return resolve.resolve(
-            values,
-            source=source,
-            settings_of=models.settings_of,
-            methods=methods,
-            backbones=catalogue.names,
-            faults=faults + older + more,
-            notes=[*notes, *more_notes],
-            beside=Cluster,
-        )
+        try:
+            return resolve.resolve(
+                values,
+                source=source,
+                settings_of=models.settings_of,
+                methods=methods,
+                backbones=catalogue.names,
+                faults=faults + older + more,
+                notes=[*notes, *more_notes],
+                beside=Cluster,
+            )
+        except strict_json.ConfigError as error:
+            written = values_of_file | overrides
+            texts = [nested_lora_files.as_written(fault, written) for fault in error.faults]
+            raise strict_json.ConfigError(source, texts) from None
 
     return sweep.resolve(
         spec, values, source, overrides, resolve_one, models.settings_of, methods, Cluster.model_fields
@@ -80,12 +85,6 @@ def machine(experiment: Resolved) -> tuple[torch.device, list[str]]:
     return device, [*experiment.notes, *([warning] if warning else [])]
 
 
-def data_paths(resolved: Resolved) -> dict[str, Any]:
-    """Where the data are looked for: arguments of `data.load` and its relatives."""
-    root, path = resolved.settings.data_root, resolved.settings.data_path
-    return {"root": Path(root).expanduser(), "path": Path(path).expanduser() if path else None}
-
-
 def outline(resolved: Resolved, count: int) -> Learner:
     """The method over the backbone's shapes alone: finds in a moment what does not fit, and counts parameters."""
     import torch
@@ -102,19 +101,21 @@ def outline(resolved: Resolved, count: int) -> Learner:
 
 
 def read_data(experiment: Resolved, download: bool = True) -> Dataset:
-    """The data set as `data.load` gives it."""
+    """The data set as `data.load` gives it; reading many images shows a bar."""
     from utils import data
+    from utils.run import progress
 
     cfg = experiment.settings
-    return data.load(cfg.dataset, **data_paths(experiment), test_ratio=cfg.test_ratio, download=download)
+    with progress.of_images() as bar:
+        return data.load(cfg.dataset, **data.places(cfg), **data.reading(cfg), download=download, progress=bar)
 
 
 def dataset(experiment: Resolved) -> Dataset:
     """The data set; before it is read, the method is built on shapes alone, which shows in a moment what does not fit."""
     from utils import data
 
-    cfg, paths = experiment.settings, data_paths(experiment)
-    if (count := data.count_classes(cfg.dataset, **paths)) is not None:
+    cfg = experiment.settings
+    if (count := data.count_classes(cfg.dataset, **data.places(cfg))) is not None:
         outline(experiment, count)
     return parallel.first_rank_first(lambda: read_data(experiment))
 

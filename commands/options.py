@@ -72,7 +72,14 @@ def parser(about: str) -> argparse.ArgumentParser:
     )
     ask.add_argument("--data-root", metavar="DIR", help="folder that holds the data sets (overrides the key data_root)")
     ask.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (overrides the key device)")
-    ask.add_argument("--check", action="store_true", help="validate, show settings, tasks and parameters, and stop")
+    ask.add_argument(
+        "--check",
+        nargs="?",
+        choices=("headers", "full"),
+        const="headers",
+        help="look at all that a run needs, show it, and stop: settings, tasks, parameters, weights, device, and the header of "
+        "every image; full: decode every image",
+    )
     ask.add_argument(
         "--resume", choices=("auto", "never"), default="auto", help="never: start afresh, old folders stay"
     )

@@ -64,8 +64,7 @@ def load(
             f"{folder}: the run has backbone weights {saved.facts['weight_hash']}, "
             f"{cfg.backbone_type} ({facts.source}) here is {facts.weight_hash}"
         )
-    path = Path(cfg.data_path).expanduser() if cfg.data_path else None
-    dataset = data.load(cfg.dataset, root=Path(cfg.data_root).expanduser(), path=path, test_ratio=cfg.test_ratio)
+    dataset = data.load(cfg.dataset, **data.places(cfg), **data.reading(cfg))
     (seed,) = cfg.seed
     provenance.Identity(facts.weight_hash, seed).refuse_others(saved.facts, folder / "checkpoints")
     notes += _other_data(folder, dataset)

@@ -113,7 +113,8 @@ def stating_class(settings: type, key: str) -> type:
 
 
 # Keys of the data and of measuring, which are no choice of a method.
-DATA = {"data_root", "data_path", "test_ratio", "image_size", "class_order", "class_order_seed"}
+DATA = {"data_root", "data_path", "test_ratio", "image_size", "class_order", "class_order_seed", "data_split"}
+DATA |= {"skip_broken", "grey_bits"}
 
 
 def test_every_key_of_a_method_has_a_user():

@@ -80,6 +80,15 @@ def translate(written: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], li
     return values, notes, faults
 
 
+def as_written(fault: str, written: Mapping[str, Any]) -> str:
+    """A fault of a key of ours under the name that the user wrote. `written`: the values of the file and the command line."""
+    key = fault.partition(":")[0]
+    older = {"num_experts": "nb_tasks", "nested_lora_eval": "nested_lora_eval_ablation"}.get(key)
+    if older is None or older not in written or key in written:
+        return fault
+    return f"{older} (an older name of {key}){fault.removeprefix(key)}"
+
+
 def _name_the_competition(values: dict[str, Any], read: list[str], faults: list[str], old: bool) -> list[str]:
     """Its one method with `nb_tasks` or `moe_mode` becomes our method moe_parallel. Returns keys that had no effect there and
     are dropped."""

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -143,8 +142,8 @@ def _name_checks(settings: Experiment, backbones: Callable[[], Sequence[str]]) -
         sets = ", ".join(data.DATASETS)
         yield ("dataset",), f"dataset: {dataset!r} is not known{nearest(dataset, data.DATASETS)} (known: {sets})"
     else:
-        path = Path(settings.data_path).expanduser() if settings.data_path else None
-        count = data.count_classes(dataset, root=Path(settings.data_root).expanduser(), path=path)
+        path = settings.data_path
+        count = data.count_classes(dataset, **data.places(settings))
         if count is not None and settings.init_cls > count:
             name = f"{path}" if path else dataset
             fault = f"init_cls: {counted(settings.init_cls, 'class', 'classes')} in the first task, but {name} has only {count}"

@@ -87,6 +87,23 @@ class Experiment(BaseModel):
     test_ratio: float = Field(
         0.2, gt=0, lt=1, description="dataset 'folder' without test/: share of each class that is the test set"
     )
+    data_split: str | None = Field(
+        None,
+        description="dataset 'folder' only: a CSV file with the columns path, label and perhaps split, a list of lines "
+        "`path label`, or a folder with a train and a test file; paths are relative to data_path; null: class folders",
+    )
+    skip_broken: bool = Field(
+        False,
+        description="leave out image files that cannot be read, with their number in results.json; every start then decodes "
+        "all images once. false: they are refused",
+    )
+    grey_bits: int | None = Field(
+        None,
+        ge=8,
+        le=16,
+        description="bits of grey that 16-bit image files hold: 12 if their values end at 4095; null: 16, and refused where "
+        "that would make them black",
+    )
     num_workers: Annotated[int, Field(ge=0, le=64)] | Literal["auto"] = Field(
         0,
         description='processes that decode image files, or "auto": measured; no result depends on their number',
@@ -256,6 +273,11 @@ class Experiment(BaseModel):
             )
         if (self.data_path is not None) != (self.dataset == "folder"):
             yield ("data_path", "dataset"), "data_path: dataset 'folder' needs it, and no other dataset has it"
+        if self.data_split is not None and self.dataset != "folder":
+            yield (
+                ("data_split", "dataset"),
+                "data_split: says where labels are for dataset 'folder', no other dataset has it",
+            )
         if self.head == "linear" and self.head_projection_dim is not None:
             yield (
                 ("head_projection_dim", "head"),

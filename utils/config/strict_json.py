@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from typing import Any
 from utils.text import nearest, shortened, shown
 
 MOST_FAULTS, LONGEST_FAULT = 60, 600  # faults shown of a file, and characters of each
+DEEPEST = 32  # lists and objects inside each other; a sweep has three
+
+_JSON_WORDS = {"True": "true", "False": "false", "None": "null"}
 
 
 class ConfigError(ValueError):
@@ -25,6 +29,10 @@ class ConfigError(ValueError):
         lines = [shortened(fault, LONGEST_FAULT) for fault in self.faults[:MOST_FAULTS]]
         more = [f"and {len(self.faults) - MOST_FAULTS} more"] if len(self.faults) > MOST_FAULTS else []
         super().__init__("\n  - ".join([f"{source}: {count}", *lines, *more]))
+
+
+class Unusable(ConfigError):
+    """A JSON text that no setting can use, though it is one."""
 
 
 def read_json(path: Path) -> tuple[dict[str, Any], list[str]]:
@@ -68,16 +76,53 @@ def parse_json(text: str, source: str) -> tuple[Any, list[str]]:
         return seen
 
     try:
-        return json.loads(text, object_pairs_hook=pairs), faults
+        value = json.loads(text, object_pairs_hook=pairs)
+        if _depth(value) > DEEPEST:
+            raise RecursionError
+        return value, faults
     except json.JSONDecodeError as error:
-        what = f"{error.msg} at line {error.lineno}, column {error.colno}" if text.strip() else "the file is empty"
+        what = _fault_in(text, error) if text.strip() else "the file is empty"
         if "\0" in text:
             what += "; it contains zero bytes, as UTF-16 does: save it as UTF-8"
         raise ConfigError(source, [f"is not valid JSON: {what}"]) from None
     except RecursionError:
-        raise ConfigError(source, ["is not usable JSON: nested too deep; an experiment is flat"]) from None
+        raise Unusable(source, ["is not usable JSON: nested too deep; an experiment is flat"]) from None
     except ValueError:  # Python refuses to convert whole numbers of thousands of digits
-        raise ConfigError(source, ["is not usable JSON: it contains a number of thousands of digits"]) from None
+        raise Unusable(source, ["is not usable JSON: it contains a number of thousands of digits"]) from None
+
+
+def _depth(value: Any) -> int:
+    """How many lists and objects lie inside each other, counted up to just above DEEPEST."""
+    layer, depth = [value], 0
+    while (layer := [item for item in layer if isinstance(item, dict | list)]) and depth <= DEEPEST:
+        layer = [item for outer in layer for item in (outer.values() if isinstance(outer, dict) else outer)]
+        depth += 1
+    return depth
+
+
+def _fault_in(text: str, error: json.JSONDecodeError) -> str:
+    """What is wrong at the place where the parser stopped, in words for the habits of other languages, else the parser's."""
+    place, here = f"line {error.lineno}", text[error.pos :].lstrip()
+    first = here[:1]
+    if first == "#" or here.startswith(("//", "/*")):
+        return f"JSON has no comments: {place}; what the experiment is may stand in the key about"
+    comma = text.rfind(",", 0, error.pos + 1)
+    if comma >= 0 and (closing := re.match(r",\s*([}\]])", text[comma:])):
+        line = text.count("\n", 0, comma) + 1
+        return f"JSON has no comma before {closing[1]}: line {line}; remove the comma"
+    if first in ("'", "\u2018", "\u2019", "\u201c", "\u201d"):
+        return f'JSON has straight double quotes ("): {place}, column {error.colno} has {first}'
+    if word := re.match(r"(True|False|None)\b", here):
+        return f"JSON writes {_JSON_WORDS[word[1]]} for {word[1]}: {place}"
+    if error.msg.startswith("Expecting property name") and (name := re.match(r"\w+", here)):
+        return f'a key stands in double quotes, "{shortened(name[0], 40)}": {place}'
+    if error.msg.startswith("Expecting ',' delimiter"):
+        return f"a comma or a closing bracket is missing at or before {place}, column {error.colno}"
+    if error.msg.startswith("Invalid control character"):
+        return f"a text goes on over the end of its line: {place}; write \\n for a line break in a text"
+    if error.msg.startswith("Extra data"):
+        return f"the text goes on after the end of the object: {place}, column {error.colno}"
+    return f"{error.msg} at {place}, column {error.colno}"
 
 
 def parse_set(texts: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -95,6 +140,9 @@ def parse_set(texts: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         try:
             values[key], faults_of_value = parse_json(value, "--set")
             faults += faults_of_value
+        except Unusable as error:
+            faults.append(f"{key}: {error.faults[0]}")
+            continue
         except ConfigError:
             values[key] = value
         faults += strange(key, values[key])

@@ -7,10 +7,14 @@ May import utils.files, utils.process and utils.text; never the experiment's con
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from utils.data import folders
+from utils.data.dataset import DataFaults as DataFaults
 from utils.data.dataset import Dataset, DatasetInfo
+from utils.data.names import readable
 
 _PILOT = "train/<class> and test/<class> as LAMDA-PILOT packs it: https://github.com/LAMDA-CL/LAMDA-PILOT#datasets"
 _TORONTO = "https://www.cs.toronto.edu/~kriz/cifar.html"
@@ -45,17 +49,35 @@ _KNOWN = (
 DATASETS: dict[str, DatasetInfo] = {info.name: info for info in _KNOWN}
 
 
+def places(cfg: Any) -> dict[str, Any]:
+    """Where the settings `cfg` say that the data are: arguments of `load`, `missing`, `class_names` and `count_classes`."""
+    texts = {"root": cfg.data_root, "path": cfg.data_path, "labels": cfg.data_split}
+    return {name: Path(text).expanduser() if text else None for name, text in texts.items()}
+
+
+def reading(cfg: Any) -> dict[str, Any]:
+    """How the settings `cfg` say that images are read: further arguments of `load`."""
+    return {key: getattr(cfg, key) for key in ("test_ratio", "skip_broken", "grey_bits")}
+
+
 def load(
     name: str,
     *,
     root: Path | None = None,
     path: Path | None = None,
+    labels: Path | None = None,
     test_ratio: float = 0.2,
+    skip_broken: bool = False,
+    grey_bits: int | None = None,
     download: bool = True,
+    look_at_all: bool = False,
+    full: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
     """The data set `name`: embedded sets and CIFAR in memory, folder sets as lists of checked files.
 
-    `root` is the data root, which has a folder for each set; `path` and `test_ratio` are for the set `folder` alone.
+    `root` is the data root, which has a folder for each set; `path`, `labels` and `test_ratio` are for the set `folder` alone,
+    `skip_broken`, `grey_bits`, `look_at_all`, `full` and `progress` for sets of files (utils/data/folders.py).
     If CIFAR is missing and `download` is true, it is downloaded to `root`.
     Raises FileNotFoundError where data are missing and ValueError where they are damaged; both messages name the path and say
     what to do."""
@@ -66,12 +88,14 @@ def load(
         from utils.data import cifar
 
         return cifar.load(info, _required(info, root, "data_root"), download=download)
+    how: dict[str, Any] = {"skip_broken": skip_broken, "grey_bits": grey_bits, "progress": progress}
+    how |= {"look_at_all": look_at_all, "full": full}
     if info.folder is None:
-        return folders.load(info, _required(info, path, "data_path"), test_ratio=test_ratio)
-    return folders.load(info, _required(info, root, "data_root") / info.folder)
+        return folders.load(info, _required(info, path, "data_path"), test_ratio=test_ratio, labels=labels, **how)
+    return folders.load(info, _required(info, root, "data_root") / info.folder, **how)
 
 
-def missing(name: str, *, root: Path | None = None, path: Path | None = None) -> str | None:
+def missing(name: str, *, root: Path | None = None, path: Path | None = None, labels: Path | None = None) -> str | None:
     """None if the data are on this machine, else one line with the path that was searched and how to get them.
 
     It opens no image. In folder sets it also compares the names of the class folders with what `load` expects."""
@@ -82,16 +106,44 @@ def missing(name: str, *, root: Path | None = None, path: Path | None = None) ->
         from utils.data import cifar
 
         return cifar.missing(info, root)
-    folder = path if info.folder is None else root / info.folder if root is not None else None
-    return folders.missing(info, folder)
+    return folders.missing(info, _folder(info, root, path), labels)
 
 
-def count_classes(name: str, *, root: Path | None = None, path: Path | None = None) -> int | None:
-    """Number of classes; for the set `folder` the class folders under `path`, None if that is missing (`missing` explains)."""
+def is_absent(name: str, *, root: Path | None = None, path: Path | None = None, labels: Path | None = None) -> bool:
+    """Whether there is nothing at all where the data are looked for, so that they may be on another machine."""
+    info = _info(name)
+    if info.kind == "torchvision":
+        return missing(name, root=root) is not None
+    folder = _folder(info, root, path)
+    return info.kind == "folders" and (folder is None or not folder.exists())
+
+
+def class_names(
+    name: str, *, root: Path | None = None, path: Path | None = None, labels: Path | None = None
+) -> list[str] | None:
+    """The class names of a set of files, readable; None if they are missing (`missing` explains) or the set has none there."""
+    info = _info(name)
+    if info.kind != "folders":
+        return None
+    try:
+        return [readable(text) for text in folders.class_names(info, _folder(info, root, path), labels)]
+    except (OSError, ValueError):
+        return None
+
+
+def count_classes(
+    name: str, *, root: Path | None = None, path: Path | None = None, labels: Path | None = None
+) -> int | None:
+    """Number of classes; for the set `folder` those under `path`, None if that is missing (`missing` explains)."""
     info = _info(name)
     if info.num_classes is not None or path is None:
         return info.num_classes
-    return folders.count_classes(path)
+    names = class_names(name, root=root, path=path, labels=labels)
+    return None if names is None else len(names)
+
+
+def _folder(info: DatasetInfo, root: Path | None, path: Path | None) -> Path | None:
+    return path if info.folder is None else root / info.folder if root is not None else None
 
 
 def _info(name: str) -> DatasetInfo:

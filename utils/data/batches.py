@@ -55,7 +55,7 @@ class Source:
             digest.update(self.images.images.contiguous().numpy().data)
         for path in getattr(self.images, "paths", ()):
             facts = os.stat(path)
-            digest.update(f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode())
+            digest.update(os.fsencode(f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}\0"))
         return digest.hexdigest()
 
 

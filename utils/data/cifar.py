@@ -1,39 +1,23 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from the official files, fetched with torchvision's downloader.
 
 We download the binary version, which needs no unpickling. The python version, which torchvision's CIFAR classes leave in a
-data folder, is read as well, by an unpickler that can build numpy arrays and nothing else.
+data folder, is read as well (utils/data/cifar_pickle.py), by an unpickler that builds plain values and bytes alone.
 Formats: https://www.cs.toronto.edu/~kriz/cifar.html
 """
 
 from __future__ import annotations
 
-import io
-import pickle
-import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from utils.data import cifar_pickle
 from utils.data.dataset import Dataset, DatasetInfo
 from utils.files import lock
 
 _PIXELS = 3 * 32 * 32
 TRAIN_IMAGES, TEST_IMAGES = 50_000, 10_000
-# Exceptions that unpickling a damaged file may raise.
-_DAMAGE = (
-    pickle.UnpicklingError,
-    EOFError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    ArithmeticError,
-    MemoryError,
-    AssertionError,
-    struct.error,
-)
 
 
 @dataclass(frozen=True)
@@ -207,7 +191,7 @@ def _joined(files: list[Labelled]) -> Labelled:
 
 def _read_python(layout: _Layout, root: Path) -> tuple[list[str], Labelled, Labelled]:
     folder = root / layout.python
-    names = _unpickle(folder / layout.names_file).get(layout.names_key)
+    names = cifar_pickle.read(folder / layout.names_file).get(layout.names_key)
     if not isinstance(names, list):
         raise ValueError(f"{folder / layout.names_file}: has no list {layout.names_key!r}; unpack it again")
     train = [_batch(folder / name, layout.label_key) for name in layout.python_train]
@@ -215,7 +199,7 @@ def _read_python(layout: _Layout, root: Path) -> tuple[list[str], Labelled, Labe
 
 
 def _batch(path: Path, label_key: str) -> Labelled:
-    content = _unpickle(path)
+    content = cifar_pickle.read(path)
     pixels, labels = content.get("data"), content.get(label_key)
     shape = getattr(pixels, "shape", None)
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (_PIXELS,):
@@ -225,46 +209,3 @@ def _batch(path: Path, label_key: str) -> Labelled:
     if not isinstance(labels, list) or len(labels) != len(pixels) or not all(type(k) is int for k in labels):
         raise ValueError(f"{path}: {label_key!r} should be a list of {len(pixels)} whole numbers; unpack it again")
     return pixels.reshape(-1, 3, 32, 32).copy(), np.asarray(labels, dtype=np.int64)
-
-
-class _ArraysOnly(pickle._Unpickler):
-    """Builds plain containers and numpy arrays; a pickle that asks for anything else is refused before any of it runs.
-
-    The unpickler written in Python, not the one in C: that one stores its memo in an array, so a single damaged index can
-    take up to 32 GB."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return _empty_array
-        if (module, name) == ("numpy", "ndarray"):
-            return np.ndarray
-        if (module, name) == ("numpy", "dtype"):
-            return np.dtype
-        if (module, name) == ("_codecs", "encode"):
-            return _latin_bytes  # how Python 3 writes bytes in the old protocol
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-
-def _empty_array(kind: type, shape: tuple[int, ...], code: Any) -> np.ndarray:
-    """The substitute for numpy's _reconstruct, which creates an array before its content follows: empty ones alone."""
-    if kind is not np.ndarray or tuple(shape) != (0,):
-        raise pickle.UnpicklingError("it builds something else than an array")
-    return np.ndarray((0,), dtype=np.uint8)
-
-
-def _latin_bytes(text: str, encoding: str) -> bytes:
-    if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"it uses the encoding {encoding!r}")
-    return text.encode("latin-1")
-
-
-def _unpickle(path: Path) -> dict[str, Any]:
-    """The dict in a file of the python version; keys and strings as Python 2 wrote them."""
-    try:
-        content = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="latin1").load()
-    except _DAMAGE as error:
-        cause = " ".join(str(error).split())
-        raise ValueError(f"{path}: is not an official CIFAR batch file ({cause}); unpack the archive again") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: contains a {type(content).__name__}, expected a dict; unpack the archive again")
-    return content

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ class Dataset:
     train: ImageSet
     test: ImageSet
     transforms: str  # a kind that utils.data.transforms.build knows
+    notes: tuple[str, ...] = ()  # what the user should know of how the data were read
+    left_out: dict[str, int] = field(default_factory=dict)  # images that skip_broken left out of train and test
 
 
 @dataclass(frozen=True)
@@ -42,3 +45,27 @@ class DatasetInfo:
     kind: Literal["embedded", "torchvision", "folders"]
     folder: str | None  # its folder under the data root
     transforms: str  # kind of utils.data.transforms
+
+
+MOST_FAULTS = 20
+
+
+class DataFaults(ValueError):
+    """Everything that is wrong with a data set, one line each in `faults`; the message shows the first ones."""
+
+    def __init__(self, what: str, faults: Sequence[str], remedy: str = ""):
+        self.what, self.faults, self.remedy = what, list(faults), f" ({remedy})" if remedy else ""
+        first, *more = lines = self.lines()
+        head = f"{what}: {len(self.faults):,} faults{self.remedy}"
+        super().__init__(f"{first}{self.remedy}" if not more else "\n  - ".join([head, *lines]))
+
+    def lines(self) -> tuple[str, ...]:
+        """The first faults, and how many more there are."""
+        more = len(self.faults) - MOST_FAULTS
+        return (*self.faults[:MOST_FAULTS], *([f"and {more:,} more in the data"] if more > 0 else []))
+
+    @classmethod
+    def refuse(cls, name: str, faults: Sequence[str], remedy: str = "") -> None:
+        """Raises if there are faults."""
+        if faults:
+            raise cls(f"dataset {name}", faults, remedy)

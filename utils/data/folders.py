@@ -1,181 +1,169 @@
-"""Data sets in class folders: `train/<class>/<image>` and `test/<class>/<image>` as LAMDA-PILOT, or class folders alone."""
+"""Data sets of image files: found in class folders or by a file of labels, looked at, and split into training and test."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from utils.data.dataset import Dataset, DatasetInfo
+from utils.data import layout, listing
+from utils.data.dataset import DataFaults, Dataset, DatasetInfo
+from utils.data.listing import FilesOf, Found
+from utils.data.names import counted, readable
 from utils.process.seeds import named_generator
 
-SPLITS = ("train", "test")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm")
+LOOKED_AT = 20_000  # images; of a larger set no header is read before the run starts: --check reads them
 
 
-def missing(info: DatasetInfo, folder: Path | None) -> str | None:
+def missing(info: DatasetInfo, folder: Path | None, labels: Path | None = None) -> str | None:
     """None if `folder` exists with the expected class folders, else one line for the user. It lists directories and opens no
-    image."""
+    image. `labels`: the file of the key data_split."""
     try:
-        fault = _absent(info, folder)
-        if fault is None and folder is not None:
-            _class_names(info, folder)
-    except ValueError as error:
+        class_names(info, folder, labels)
+    except (ValueError, FileNotFoundError) as error:
         return str(error)
     except OSError as error:
         return f"dataset {info.name}: {error.filename} cannot be read: {error.strerror}"
-    return fault
-
-
-def _absent(info: DatasetInfo, folder: Path | None) -> str | None:
-    """One line on the first folder that is missing, None if all exist."""
-    if folder is None:
-        key = "data_path" if info.folder is None else "data_root"
-        return f"dataset {info.name}: the key {key} must say where the images are ({info.source})"
-    if not folder.is_dir():
-        return f"dataset {info.name}: no folder {folder.absolute()}; needed: {info.source}"
-    absent = [split for split in SPLITS if not (folder / split).is_dir()]
-    if absent and (info.folder is not None or any(_has_folders(folder / split) for split in SPLITS)):
-        return f"dataset {info.name}: no folder {(folder / absent[0]).absolute()}; needed: {info.source}"
     return None
 
 
-def count_classes(path: Path) -> int | None:
-    """The number of classes that `load` would read from `path`, by folder names; None if they cannot be read."""
-    try:
-        return len(_class_folders(path / "train" if _has_folders(path / "train") else path))
-    except (OSError, ValueError):
-        return None
+def class_names(info: DatasetInfo, folder: Path | None, labels: Path | None = None) -> list[str]:
+    """The class names in the order of their numbers. ValueError if there are none, a wrong number, or other ones in train/
+    than in test/; FileNotFoundError if a folder is missing."""
+    if folder is None:
+        key = "data_path" if info.folder is None else "data_root"
+        raise ValueError(f"dataset {info.name}: the key {key} must say where the images are ({info.source})")
+    if labels is not None:
+        from utils.data import label_files
+
+        return label_files.class_names(labels, folder)
+    return _class_folders(info, layout.find(info, folder))
 
 
-def load(info: DatasetInfo, folder: Path, *, test_ratio: float = 0.2) -> Dataset:
+def load(
+    info: DatasetInfo,
+    folder: Path,
+    *,
+    test_ratio: float = 0.2,
+    labels: Path | None = None,
+    skip_broken: bool = False,
+    grey_bits: int | None = None,
+    look_at_all: bool = False,
+    full: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Dataset:
     """Lists the images below `folder`, classes and files in plain string order, like torchvision's ImageFolder.
 
-    A class folder is read to any depth. Hidden files and files without an image suffix (in any case) are skipped. Empty image
-    files, dangling links and class folders without an image are refused. Links to class folders and to files are followed;
-    links to folders further down are not, and a link to a folder that contains it is refused.
-    Without train/ and test/ (the set `folder` alone) a share `test_ratio` of each class, at least one image, is the test
-    set. It depends on the file names alone, so every seed is tested on the same images.
-    A train/ that has images and no folders is a class named "train".
-    Raises FileNotFoundError if the folder is missing, ValueError with both numbers if the number of classes is wrong."""
+    A class folder is read to any depth, links included. Hidden files, folders of the system and files without an image suffix
+    (in any case) are skipped, and counted in a note. `labels`, a file or folder, says instead which image has which label.
+    Without a test set (the set `folder` alone) a share `test_ratio` of each class, at least one image, is held out. It depends
+    on the file names alone, so every seed is tested on the same images.
+    The headers of up to LOOKED_AT images are read, with `look_at_all` those of more; with `full` all images are decoded. With
+    `skip_broken` too, and those that cannot be are left out. `progress` is called with (images done, all).
+    Raises FileNotFoundError if the folder is missing, DataFaults with everything that is wrong: no images in a class folder,
+    empty files, dangling links, images that cannot be read, another number of classes."""
+    from utils.data import inspection
     from utils.data.images import ImageFiles  # heavy: torch
 
-    fault = _absent(info, folder)
-    if fault:
-        raise FileNotFoundError(fault)
-    names = _class_names(info, folder)
-    if _is_split(info, folder):
-        train, test = (_images(folder / split, names) for split in SPLITS)
-    else:
-        train, test = _split(_images(folder, names), test_ratio)
+    found = find(info, folder, labels)
+    files = found.files
+    whole = look_at_all or full or skip_broken or len(files) <= LOOKED_AT
+    looked_at = [file for file in (files if whole else inspection.spread(files)) if file not in found.broken]
+    report = inspection.inspect(looked_at, full=full or skip_broken, progress=progress)
+    found, left_out = _without_broken(info.name, found, report.broken, skip_broken)
+    bits, notes = inspection.grey_bits_of(report.deep_grey, grey_bits)
+    train, test = (found.train, found.test) if found.test is not None else _drawn(found.train, test_ratio)
     sets = []
     for files_of in (train, test):
-        labelled = [(file, label) for label, name in enumerate(names) for file in files_of[name]]
-        sets.append(ImageFiles([file for file, _ in labelled], [label for _, label in labelled]))
-    return Dataset(info.name, names, sets[0], sets[1], info.transforms)
+        labelled = [(file, label) for label, files in enumerate(files_of.values()) for file in files]
+        sets.append(ImageFiles([file for file, _ in labelled], [label for _, label in labelled], bits))
+    from utils.data import duplicates
+
+    if whole:
+        notes += duplicates.note(*sets)
+    names = [readable(name) for name in train]
+    return Dataset(info.name, names, sets[0], sets[1], info.transforms, (*found.notes, *notes), left_out)
 
 
-def _is_split(info: DatasetInfo, folder: Path) -> bool:
-    """Whether `folder` has train/ and test/, not class folders directly."""
-    return info.folder is not None or _has_folders(folder / "train")
+def find(info: DatasetInfo, folder: Path, labels: Path | None = None) -> Found:
+    """The image files of a data set, none of them opened. Raises as `load` does where there are no classes."""
+    if labels is not None:
+        from utils.data import label_files
+
+        return label_files.read(labels, folder)
+    where = layout.find(info, folder)
+    names = _class_folders(info, where)
+    parts, skipped, broken, faults = [], Counter[str](), dict[str, str](), list[str]()
+    for parent in (where.train, *([where.test] if where.test else [])):
+        lists = {name: listing.list_images(parent / name) for name in names}
+        parts.append({name: one.files for name, one in lists.items()})
+        for one in lists.values():
+            skipped += one.skipped
+            broken |= one.broken
+            faults += one.faults
+    if where.test is None:
+        faults += [_alone(name, files) for name, files in parts[0].items() if len(files) == 1]
+    notes = (*where.notes, *listing.skipped_note(skipped))
+    return Found(parts[0], parts[1] if where.test else None, notes, broken, tuple(faults))
 
 
-def _class_names(info: DatasetInfo, folder: Path) -> list[str]:
-    """The sorted class names. ValueError if there are none, a wrong number, or other ones in train/ than in test/."""
-    split = _is_split(info, folder)
-    parent = folder / "train" if split else folder
-    names = _class_folders(parent)
+def _class_folders(info: DatasetInfo, where: layout.Layout) -> list[str]:
+    names = listing.folders_in(where.train)
     if info.num_classes is not None and len(names) != info.num_classes:
         raise ValueError(
-            f"dataset {info.name}: {parent} has {len(names)} class folders, expected "
+            f"dataset {info.name}: {readable(str(where.train))} has {len(names)} class folders, expected "
             f"{info.num_classes}; needed: {info.source}"
         )
     if not names:
-        raise ValueError(f"{parent}: has no class folders; expected {parent}/<class>/<image>")
-    if split:
-        _check_same_classes(info.name, folder, names, _class_folders(folder / "test"))
+        place = readable(str(where.train))
+        raise ValueError(f"{place}: has no class folders; expected {place}/<class>/<image>")
+    if where.test is not None:
+        layout.check_same_classes(info.name, (where.train, where.test), names, listing.folders_in(where.test))
     return names
 
 
-def _has_folders(folder: Path) -> bool:
-    return folder.is_dir() and any(entry.is_dir() for entry in os.scandir(folder) if not entry.name.startswith("."))
+def _without_broken(name: str, found: Found, broken: dict[str, str], skip: bool) -> tuple[Found, dict[str, int]]:
+    """The files without those that cannot be read, and how many were left out of each part. DataFaults with everything that
+    is wrong: faults of classes, and files that cannot be read unless they are to be skipped."""
+    reasons = [*found.broken.values(), *broken.values()]
+    remedy = "skip_broken=true leaves such files out and counts them" if reasons and not skip else ""
+    DataFaults.refuse(name, [*found.faults, *([] if skip else reasons)], remedy)
+    if not reasons:
+        return found, {"train": 0, "test": 0} if skip else {}
+    gone = found.broken.keys() | broken.keys()
+    parts, faults, left_out = [], [], {}
+    for part, files_of in (("train", found.train), ("test", found.test or {})):
+        sound = {name: [f for f in files if f not in gone] for name, files in files_of.items()}
+        faults += [
+            f"class {readable(name)}: no {part} image of it can be read" for name, files in sound.items() if not files
+        ]
+        left_out[part] = sum(map(len, files_of.values())) - sum(map(len, sound.values()))
+        parts.append(sound)
+    if found.test is None:
+        faults += [_alone(one, files) for one, files in parts[0].items() if len(files) == 1]
+    DataFaults.refuse(f"{name} without what skip_broken leaves out", faults)
+    first = "; ".join(reasons[:3]) + "; ..." * (len(reasons) > 3)
+    note = f"skip_broken: {len(reasons):,} of {counted(len(found.files), 'image')} left out: {first}"
+    test = None if found.test is None else parts[1]
+    return replace(found, train=parts[0], test=test, notes=(*found.notes, note)), left_out
 
 
-def _class_folders(folder: Path) -> list[str]:
-    """The sorted names of the folders in `folder`, without hidden ones. ValueError for a dangling link or one that leads to a
-    folder above."""
-    real = os.path.realpath(folder)
-    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
-    for name in names:
-        path = os.path.join(folder, name)
-        if not os.path.exists(path):
-            raise ValueError(f"{path}: is a dangling link; remove it")
-        if os.path.isdir(path) and f"{real}{os.sep}".startswith(f"{os.path.realpath(path)}{os.sep}"):
-            raise ValueError(f"{path}: is a link to a folder that contains it; remove it")
-    return [name for name in names if os.path.isdir(os.path.join(folder, name))]
+def _alone(name: str, files: Sequence[str]) -> str:
+    return (
+        f"{readable(files[0])}: is the only image of class {readable(name)}; at least two are needed for train and test"
+    )
 
 
-def _images(folder: Path, names: Sequence[str]) -> dict[str, list[str]]:
-    """{class name: its sorted image files}."""
-    return {name: _files(folder / name) for name in names}
-
-
-def _files(folder: Path) -> list[str]:
-    """The sorted image files below a class folder, at any depth. ValueError if there are none or one is empty."""
-    images: list[str] = []
-    others = 0
-    for parent, subfolders, names in os.walk(folder, onerror=_refuse, followlinks=False):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in names:
-            if name.startswith("."):
-                continue
-            if not name.lower().endswith(IMAGE_SUFFIXES):
-                others += 1
-                continue
-            path = os.path.join(parent, name)
-            try:
-                size = os.stat(path).st_size
-            except OSError:
-                raise ValueError(f"{path}: is a dangling link; remove it") from None
-            if size == 0:
-                raise ValueError(f"{path}: is an empty file; replace or remove it")
-            images.append(path)
-    if not images:
-        also = f" (only {others} files of other kinds)" if others else ""
-        raise ValueError(
-            f"{folder}: class folder without images{also}; expected files ending in {' '.join(IMAGE_SUFFIXES)}"
-        )
-    return sorted(images)
-
-
-def _refuse(error: OSError) -> None:
-    raise ValueError(f"{error.filename}: cannot be read: {error.strerror}")
-
-
-def _check_same_classes(name: str, folder: Path, train: Sequence[str], test: Sequence[str]) -> None:
-    for has, lacks, one, other in ((train, test, "train", "test"), (test, train, "test", "train")):
-        extra = sorted(set(has) - set(lacks))
-        if extra:
-            first = ", ".join(extra[:10]) + (", ..." if len(extra) > 10 else "")
-            raise ValueError(
-                f"dataset {name}: {len(extra)} class folders of {folder / one} are not in {folder / other}: {first} "
-                f"({len(train)} classes in train, {len(test)} in test)"
-            )
-
-
-def _split(images: dict[str, list[str]], ratio: float) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+def _drawn(images: FilesOf, ratio: float) -> tuple[FilesOf, FilesOf]:
     """(training, test) files by class: of every class a share `ratio` is for test, drawn from its name and number of files."""
     import torch
 
     if not 0 < ratio < 1:
         raise ValueError(f"test_ratio: must lie between 0 and 1, got {ratio}")
-    train: dict[str, list[str]] = {}
-    test: dict[str, list[str]] = {}
+    train: FilesOf = {}
+    test: FilesOf = {}
     for name, files in images.items():
-        if len(files) < 2:
-            raise ValueError(
-                f"{files[0]}: is the only image of class {name}; at least two are needed for train and test"
-            )
         count = min(max(round(ratio * len(files)), 1), len(files) - 1)
         order = torch.randperm(len(files), generator=named_generator("folder split", name)).tolist()
         held_out = set(order[:count])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +9,13 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
+
+from utils.data import formats
+from utils.data.names import readable
 
 # Exceptions that Pillow raises on damaged files, from its checks or from the parsers it calls.
-_DAMAGE = (
+DAMAGE = (
     OSError,
     SyntaxError,
     ValueError,
@@ -53,15 +55,16 @@ class Watch(Protocol):
 
 
 class ImageFiles:
-    """Images on disk, decoded on every access: `paths` [N], `labels` int64 [N].
+    """Images on disk, decoded on every access: `paths` [N], `labels` int64 [N]. `grey_bits`: see `decode`.
 
     `watch`, if set, reads the files and compares them with what the run read before (utils/data/manifest.py)."""
 
     watch: Watch | None = None
 
-    def __init__(self, paths: Sequence[str | Path], labels: np.ndarray | Sequence[int]):
+    def __init__(self, paths: Sequence[str | Path], labels: np.ndarray | Sequence[int], grey_bits: int = 16):
         self.paths = [str(p) for p in paths]
         self.labels = np.asarray(labels, dtype=np.int64)
+        self.grey_bits = grey_bits
         assert self.labels.shape == (len(self.paths),), (self.labels.shape, len(self.paths))
 
     def __len__(self) -> int:
@@ -69,38 +72,43 @@ class ImageFiles:
 
     def image(self, index: int) -> torch.Tensor:
         if self.watch is None:
-            return decode(self.paths[index])
-        pixels = decode(self.paths[index], self.watch.read(index, self.paths[index]))
+            return decode(self.paths[index], grey_bits=self.grey_bits)
+        pixels = decode(self.paths[index], self.watch.read(index, self.paths[index]), self.grey_bits)
         self.watch.decoded(index)  # a damaged file does not count as read: it may be repaired
         return pixels
 
 
-def decode(path: str | Path, content: bytes | None = None) -> torch.Tensor:
+def decode(path: str | Path, content: bytes | None = None, grey_bits: int = 16) -> torch.Tensor:
     """Reads an image file as RGB, uint8 [3, H, W], upright. `content`: its bytes, if they were read before.
 
     It is rotated as its EXIF tag says. Transparent pixels become white (LAMDA-PILOT drops the alpha channel, which turns a
-    drawing in black on transparent into a black square). 16-bit grey is scaled to 8 bits, not clipped. Of an animation the
-    first frame is read.
-    Raises ValueError with the path if the file is damaged, empty or has pixels without a defined range, FileNotFoundError if
-    it has been removed."""
+    drawing in black on transparent into a black square). 16-bit grey is scaled to 8 bits, not clipped: its values lie in
+    0 .. 2^grey_bits - 1, the same for every image of a data set. Of an animation the first frame is read.
+    Raises ValueError with the path if the file is damaged, empty, of a format that is not read (utils/data/formats.py), too
+    large or has pixels without a defined range, FileNotFoundError if it has been removed."""
     try:
-        with Image.open(path if content is None else io.BytesIO(content)) as opened:
+        with formats.open_image(path, content) as opened:
             opened.load()
-            pixels = np.array(_rgb(ImageOps.exif_transpose(opened)))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: the image is gone or is a dangling link") from None
-    except (*_DAMAGE, Image.DecompressionBombError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # an error of the system, not of the decoder
-            raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
-        text = "cannot identify image file" if isinstance(error, UnidentifiedImageError) else str(error)
-        reason = " ".join(text.split()) or type(error).__name__
-        raise ValueError(f"{path}: is not a readable image ({reason}); replace or remove the file") from None
+            pixels = np.array(_rgb(ImageOps.exif_transpose(opened), grey_bits))
+    except (*DAMAGE, Image.DecompressionBombError) as error:
+        raise refusal(path, error) from None
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def refusal(path: str | Path, error: Exception) -> ValueError | FileNotFoundError:
+    """What to raise for an image that could not be read: one line with the path, the reason and what to do."""
+    name = readable(str(path))
+    if isinstance(error, FileNotFoundError):
+        return FileNotFoundError(f"{name}: the image is gone or is a dangling link")
+    if isinstance(error, OSError) and error.errno is not None:  # an error of the system, not of the decoder
+        return ValueError(f"{name}: cannot be read: {error.strerror}")
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ValueError(f"{name}: is not a readable image ({reason}); replace or remove the file")
+
+
+def _rgb(image: Image.Image, grey_bits: int) -> Image.Image:
     if image.mode.startswith("I"):
-        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+        return Image.fromarray(eight_bits(np.asarray(image), grey_bits)).convert("RGB")
     if image.mode == "F":
         raise ValueError("floating-point pixels have no defined range; save it with 8 or 16 bits")
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
@@ -109,9 +117,11 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _eight_bits(pixels: np.ndarray) -> np.ndarray:
-    """Integer grey values 0..65535 as uint8: divided by 257 and rounded, so that 65535 becomes 255."""
-    values = pixels.astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"grey values {values.min()}..{values.max()} do not fit 16 bits; save it with 8 or 16 bits")
-    return ((values + 128) // 257).astype(np.uint8)
+def eight_bits(pixels: np.ndarray, bits: int) -> np.ndarray:
+    """Integer grey values 0 .. 2^bits - 1 as uint8: scaled and rounded, so that the largest becomes 255."""
+    low, high, most = int(pixels.min()), int(pixels.max()), 2**bits - 1
+    if low < 0 or high > 65535:
+        raise ValueError(f"grey values {low}..{high} do not fit 16 bits; save it with 8 or 16 bits")
+    if high > most:
+        raise ValueError(f"grey value {high} is above {most}, the most that grey_bits {bits} allows")
+    return ((pixels.astype(np.uint32) * 510 + most) // (2 * most)).astype(np.uint8)

@@ -79,6 +79,7 @@ class TaskStream:
         self.order = drawn_order(count, order_seed, shuffle) if class_order is None else list(class_order)
         if sorted(self.order) != list(range(count)):
             raise ValueError(f"class_order: each of the {count} classes 0..{count - 1} is expected once")
+        self.left_out = dataset.left_out
         self.class_names = [dataset.class_names[c] for c in self.order]
         pair = transforms.build(dataset.transforms, image_size)
         shared = (*pair, seed, num_workers, f"{dataset.name} {dataset.transforms} {image_size}", device)

@@ -6,12 +6,15 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 from tqdm import tqdm
 
 from utils.text import clock, printable
+
+SOON = 2.0  # seconds of work that need no bar
 
 
 def write_line(text: str, stream: TextIO) -> None:
@@ -90,3 +93,22 @@ class Bar:
         """Removes the bar from the terminal. May be called again."""
         if self._tqdm is not None:
             self._tqdm.close()
+
+
+@contextmanager
+def of_images(console: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """A function to call with (images done, all), which shows a bar where it takes longer than SOON seconds."""
+    bars: list[Bar] = []
+    start = time.monotonic()
+
+    def show(done: int, count: int) -> None:
+        if not bars and console and done < count and time.monotonic() - start > SOON:
+            bars.append(Bar(count, "images looked at", 0, 10.0, console, done))
+        if bars:
+            bars[0].update(done - bars[0].done)
+
+    try:
+        yield show
+    finally:
+        for bar in bars:
+            bar.close()

@@ -88,4 +88,5 @@ class RunState:
     def results(self) -> dict[str, Any]:
         """The content of results.json."""
         names = [printable(name) for name in self.stream.original_names()]
-        return results_json(self.record, names) | {"provenance": self.origin.of_results()}
+        left_out = {"images_left_out": self.stream.left_out} if self.stream.left_out else {}
+        return results_json(self.record, names) | left_out | {"provenance": self.origin.of_results()}

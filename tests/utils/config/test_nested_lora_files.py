@@ -182,5 +182,9 @@ def test_contradictions_and_misspelt_values_are_faults(tmp_path):
     first, second = caught.value.faults
     assert first == "num_experts: nb_tasks is its older name; keep one of the two"
     assert second.startswith("nested_lora_eval_ablation: none, fast_only or slow_only is expected")
+    with pytest.raises(ConfigError, match=r"- nb_tasks \(an older name of num_experts\): a whole number is expected"):
+        load(MARKED | {"nb_tasks": "four", "moe_mode": "parallel"}, tmp_path)
+    with pytest.raises(ConfigError, match="- num_experts: "):
+        load(MARKED | {"nb_tasks": 2, "moe_mode": "parallel"}, tmp_path, "num_experts=0")
     with pytest.raises(ConfigError, match="keep one of the two"):
         load(MARKED | {"nested_lora_eval": "slow", "nested_lora_eval_ablation": "none"}, tmp_path)

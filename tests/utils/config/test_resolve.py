@@ -93,7 +93,15 @@ def test_byte_order_mark_is_accepted(tmp_path):
     [
         (b"", "empty"),
         (b"  \n", "empty"),
-        (b'{"a": 1,}', "line 1, column"),
+        (b'{"a": 1,\n\n}', "no comma before }: line 1; remove"),
+        (b'{"a": [1,\n 2,]}', r"no comma before ]: line 2; remove"),
+        (b'{"a": 1,\n // why\n "b": 2}', "JSON has no comments: line 2"),
+        (b'{"a": 1}\n\n# why', "JSON has no comments: line 3"),
+        (b"{'a': 1}", r"straight double quotes \("),
+        (b'{"a": True}', "writes true for True: line 1"),
+        (b'{"a": 1\n "b": 2}', "a comma or a closing bracket is missing at or before line 2"),
+        (b'{"a": "x\ny"}', "over the end of its line: line 1"),
+        (b"[" * 500 + b"]" * 500, "nested too deep"),
         (b"[1, 2]", "an object"),
         (b"7", "an object"),
         (b'{"a": "\xff"}', "UTF-8"),
@@ -290,6 +298,9 @@ def test_set_reads_json_else_text():
 def test_set_faults():
     _, faults = parse_set(["seed", "=1", "a=1", "a=2", "b=NaN", "c=1e999"])
     assert [f.partition(":")[0] for f in faults] == ["--set seed", "--set =1", "a", "b", "c"]
+    assert parse_set(["a=" + "[" * 500 + "]" * 500])[1] == [
+        "a: is not usable JSON: nested too deep; an experiment is flat"
+    ]
 
 
 @pytest.mark.parametrize("key", sorted(hashing.NOT_HASHED))
@@ -345,6 +356,7 @@ def test_hash_sees_everything_else():
         if value is None:  # an optional whole number, text or list
             other = {
                 "data_path": "x",
+                "data_split": "x",
                 "class_order": (1, 0),
                 "nested_lora_level_lrs": (0.1,),
                 "nested_lora_level_intervals": (2,),

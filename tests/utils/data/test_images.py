@@ -1,6 +1,8 @@
 """utils/data/images.py: every kind of image file becomes the right RGB pixels, or is refused with its path."""
 
+import os
 import struct
+import subprocess
 import zlib
 
 import numpy as np
@@ -8,7 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from utils.data import formats
 from utils.data.images import ImageArray, ImageFiles, decode
+from utils.data.listing import IMAGE_SUFFIXES
 
 RED, GREEN, BLUE, WHITE = [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]
 
@@ -141,3 +145,66 @@ def test_sets_agree(tmp_path):
     assert len(memory) == len(disk) == 3
     assert memory.labels.dtype == disk.labels.dtype == np.int64
     assert all(torch.equal(memory.image(k), disk.image(k)) for k in range(3))
+
+
+# ---------------------------------------------------------------- what is not read
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n", r"PostScript \(EPS\)"),
+        (b"\n <!DOCTYPE html><html>404</html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS"),
+        (b"\0\0\0\x1cftypheic\0\0\0\0", r"HEIC or video \(heic\)"),
+        (b"%PDF-1.4", "PDF"),
+        (b"\0" * 99, "zero bytes"),
+        (b"hello", "unknown"),
+    ],
+)
+def test_other_content_is_named_and_no_program_started(content, what, tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", None)  # what Pillow starts Ghostscript with
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    for read in (lambda: decode(path), lambda: decode(path, content)):
+        with pytest.raises(ValueError, match=rf"a\.png: .+its content is {what}.*, read are PNG, JPEG") as caught:
+            read()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["jfif", "jpe", "jp2", "tga", "ico", "webp", "tiff", "pnm", "avif"])
+def test_formats_beside_the_usual_ones(suffix, tmp_path):
+    if suffix == "avif" and "AVIF" not in formats.known():
+        pytest.skip("this Pillow reads no AVIF")
+    assert f".{suffix}" in IMAGE_SUFFIXES
+    form = {"jfif": "JPEG", "jpe": "JPEG", "jp2": "JPEG2000", "pnm": "PPM"}.get(suffix, suffix.upper())
+    path = save(tmp_path / f"a.{suffix}", Image.new("RGB", (16, 16), (255, 0, 0)), format=form)
+    assert np.abs(np.array(pixels(path)) - RED).max() <= 8
+    if suffix == "tga":  # it has no signature: any bytes might be one
+        with pytest.raises(ValueError, match="unknown"):
+            decode(path.rename(tmp_path / "a.png"))
+
+
+def test_too_many_pixels_are_refused_by_the_header(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.png", Image.new("L", (40, 30)))
+    monkeypatch.setattr(formats, "MOST_PIXELS", 1199)
+    with pytest.raises(ValueError, match=r"a\.png: .+40 x 30 pixels are more than"):
+        decode(path)
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 16])
+def test_grey_of_fewer_bits_in_16_bit_files(bits, tmp_path):
+    most = 2**bits - 1
+    image = Image.new("I;16", (2, 1), most)
+    image.putpixel((0, 0), round(most / 3))
+    path = save(tmp_path / "a.png", image)
+    assert decode(path, grey_bits=bits)[0].tolist() == [[85, 255]]
+    if bits < 16:
+        image.putpixel((0, 0), most + 1)
+        with pytest.raises(ValueError, match=f"grey value {most + 1} is above {most}, the most that grey_bits {bits}"):
+            decode(save(path, image), grey_bits=bits)
+
+
+def test_a_name_that_is_not_utf_8_is_readable_in_the_refusal(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"caf\\xe9\.png: the image is gone"):
+        decode(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
