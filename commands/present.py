@@ -211,7 +211,7 @@ def refuse_mixed(by_seed: Mapping[int, Mapping[str, Any]], row: str = "") -> Non
 
 def _data_keys(cfg: Experiment) -> list[str]:
     """The keys that decide which images a data set has."""
-    return sorted(key for key in type(cfg).model_fields if key.startswith(("data_", "test_ratio", "skip_", "split")))
+    return sorted(key for key in type(cfg).model_fields if key.startswith(("data_", "test_ratio", "skip_", "grey_")))
 
 
 def _listed(names: list[str]) -> str:

@@ -31,7 +31,7 @@ def experiment(tmp_path):
     for c in range(4):
         for part, count in (("train", 4), ("test", 2)):
             for i in range(count):
-                picture(tmp_path / "data" / part / f"c{c}" / f"{part}{i}.bmp", 5 * c + i)
+                picture(tmp_path / "data" / part / f"c{c}" / f"{part}{i}.bmp", 5 * c + i + 100 * (part == "test"))
     values = {
         "model_name": "simplecil", "dataset": "folder", "data_path": str(tmp_path / "data"), "init_cls": 2, "increment": 2,
         "backbone_weights": "random", "image_size": 16, "seed": [1], "device": "cpu", "num_workers": 0, "shuffle": False,
