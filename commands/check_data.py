@@ -8,9 +8,9 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from utils import data
-from utils.data.names import counted, readable
+from utils.data.names import readable
 from utils.run import progress
-from utils.text import WIDTH
+from utils.text import WIDTH, counted
 
 if TYPE_CHECKING:
     from utils.config.schema import Experiment
@@ -56,7 +56,7 @@ def look(cfg: Experiment, full: bool = False) -> DataFound:
     counts = {part: [labels.count(k) for k in range(len(names))] for part, labels in parts.items()}
     seen = "" if kind != "folders" else ", every image decoded" if full else ", the header of every image read"
     where = places["path"] if cfg.dataset == "folder" else places["root"]
-    head = f"data ({counted(len(names), 'class')} in {readable(str(where))}{seen})"
+    head = f"data ({counted(len(names), 'class', 'classes')} in {readable(str(where))}{seen})"
     return DataFound(names, tuple(counts["training"]), table(head, names, counts), dataset.notes)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.data.images import ImageArray, ImageFiles
-from utils.data.names import counted, readable
+from utils.data.names import readable
+from utils.text import counted
 
 PIECE = 4096  # bytes compared first, from the middle of files of one size
 

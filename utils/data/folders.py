@@ -10,8 +10,9 @@ from pathlib import Path
 from utils.data import layout, listing
 from utils.data.dataset import DataFaults, Dataset, DatasetInfo
 from utils.data.listing import FilesOf, Found
-from utils.data.names import counted, readable
+from utils.data.names import readable
 from utils.process.seeds import named_generator
+from utils.text import counted
 
 LOOKED_AT = 20_000  # images; of a larger set no header is read before the run starts: --check reads them
 

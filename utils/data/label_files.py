@@ -16,8 +16,8 @@ from pathlib import Path
 from utils.data.dataset import DataFaults
 from utils.data.layout import part_of
 from utils.data.listing import Found, fault_of_file
-from utils.data.names import counted, listed, readable, same_but_for_form
-from utils.text import nearest, shown
+from utils.data.names import listed, readable, same_but_for_form
+from utils.text import counted, nearest, shown
 
 TABLES, LISTS = (".csv", ".tsv"), (".txt", ".lst", ".list")
 # What the columns of a table may be called, in lower case; the first name is the one we write.
@@ -69,7 +69,9 @@ def read(source: Path, folder: Path) -> Found:
     for part, by_label in files_of.items():
         absent = [name for name, files in by_label.items() if not files]
         if absent and not faults:
-            faults.append(f"{source}: no {part} images for {counted(len(absent), 'class')}: {listed(absent)}")
+            faults.append(
+                f"{source}: no {part} images for {counted(len(absent), 'class', 'classes')}: {listed(absent)}"
+            )
     if "test" not in files_of and not faults:
         faults += [f"{source}: class {name} has one image; at least two are needed for train and test"
                    for name, files in files_of["train"].items() if len(files) == 1]  # fmt: skip
@@ -115,7 +117,7 @@ def _parts(source: Path) -> tuple[dict[str, list[Row]], tuple[str, ...]]:
         _without_faults(source, rows)
         if part == "test" and (extra := sorted({r.label for r in rows} - {r.label for r in parts["train"]})):
             raise ValueError(
-                f"data_split: {counted(len(extra), 'class')} of the test images have no training image in {source}: "
+                f"data_split: {counted(len(extra), 'class', 'classes')} of the test images have no training image in {source}: "
                 f"{listed(extra)}{same_but_for_form(extra, [r.label for r in parts['train']])}"
             )
     return parts, tuple(notes)

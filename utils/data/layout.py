@@ -13,7 +13,8 @@ from pathlib import Path
 
 from utils.data.dataset import DatasetInfo
 from utils.data.listing import folders_in, has_folders, images_in
-from utils.data.names import counted, listed, readable, same_but_for_form
+from utils.data.names import listed, readable, same_but_for_form
+from utils.text import counted
 
 # What the parts of a split are called, in lower case; the first name is the one we write.
 PARTS = {

@@ -20,12 +20,6 @@ def listed(names: Iterable[str], most: int = SHOWN) -> str:
     return ", ".join(map(readable, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def counted(count: int, noun: str) -> str:
-    """`1 image`, `2,000 images`; of a noun in -y or -s the other plural: `classes`."""
-    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
-    return f"{count:,} {noun if count == 1 else plural}"
-
-
 def same_but_for_form(one: Sequence[str], other: Sequence[str]) -> str:
     """A clause for names that are equal once composed (Unicode NFC) and differ as they are; empty if there are none.
 
