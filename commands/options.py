@@ -18,13 +18,14 @@ PROFILED_NOTHING = " (--profile has nothing to measure: --resume never runs it a
 COMMANDS = {
     "list": (),
     "explain": (),
+    "report": (),
     "verify": (),
     "evaluate": ("data_root", "device"),
     "export": ("data_root",),
     "compare": ("out",),
     "check": ("config", "set", "out", "data_root", "device", "resume", "jobs", "engine"),
 }
-USES_SETTINGS_OF_RUN = ("evaluate", "export", "explain", "verify")
+USES_SETTINGS_OF_RUN = ("evaluate", "export", "explain", "report", "verify")
 
 
 def parse(argv: Sequence[str] | None, about: str) -> argparse.Namespace:
@@ -109,6 +110,7 @@ def parser(about: str) -> argparse.ArgumentParser:
         help="write a saved run's adapted model as RUN/export/model.safetensors and config.json",
     )
     ask.add_argument("--explain", type=Path, metavar="RUN", help="say in plain sentences what happened in a run")
+    ask.add_argument("--report", type=Path, metavar="RUN", help="write the report.html of a finished run again")
     ask.add_argument(
         "--verify", type=Path, metavar="RUN", help="compare a run of a shipped experiment with its expected numbers"
     )

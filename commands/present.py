@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backbone.catalogue import EMBEDDED
-from commands import load
+from commands import load, report
 from utils import data
 from utils.config.resolve import Resolved
 from utils.config.schema import Experiment
@@ -193,6 +193,8 @@ def finished_results(
         for seed, folder in finished:
             present.compare(experiment, folder, f"seed {seed}")
         present.tell()
+        for _, folder in finished:
+            report.restore(folder)
         return results, {}
 
     results, _ = parallel.broadcast_from_first(look)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from commands import check, present
+from commands import check, present, report
 from utils import engines
 from utils.compare import table
 from utils.config.sweep import Sweep
@@ -94,6 +94,9 @@ def _compare_finished(swept: Sweep, args: argparse.Namespace, jobs: list[pool.Jo
             name = f"seed {job.seed}" + f" of {job.cell}" * swept.declared
             now.compare(cells[job.cell].resolved, job.folder, name)
     now.tell()
+    for job in jobs:
+        if job.state == "done":
+            report.restore(job.folder)
 
 
 def _prepare(swept: Sweep, args: argparse.Namespace, files: list[Path]) -> None:

@@ -220,7 +220,7 @@ def test_the_python_page_the_readmes_prediction_and_the_commands_on_runs(workpla
 
     block = next(block for block in blocks(ROOT / "docs" / "runs.md", "") if "--explain" in block)
     lines = block.replace("logs/quickstart", "logs/simplecil_digits").splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 6
     for line in lines:
         assert main.main(shlex.split(line)[2:]) == 0, line
     printed = capsys.readouterr().out

@@ -139,4 +139,8 @@ def seed_table(results: Sequence[Mapping[str, Any]], folder: Path | None = None)
     lines.append(f"{'mean':<12}" + "".join(f"{number(s.mean):>12}" for s in summaries))
     lines.append(f"{'std':<12}" + "".join(f"{number(s.std):>12}" for s in summaries))
     lines.append(f"{'n':<12}" + "".join(f"{s.n:>12}" for s in summaries))
-    return "\n".join([*lines, *([f"run folder: {folder}"] if folder is not None else [])])
+    if folder is not None:
+        seeds = [result["seed"] for result in results]
+        page = folder / f"seed_{seeds[0]}" / "report.html"
+        lines += [f"{'report' if len(seeds) == 1 else 'first report'}: {page}", f"run folder: {folder}"]
+    return "\n".join(lines)

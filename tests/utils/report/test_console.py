@@ -253,7 +253,9 @@ def test_seed_table():
     assert cells["mean"][0] == "82.00" and cells["std"][0] == "2.83"
     assert cells["mean"][3] == "10.00" and cells["std"][3] == "-"
     assert cells["n"] == ["2", "2", "2", "1", "2", "2"]
-    assert lines[-1] == f"run folder: {Path('logs/run')}"
+    report = Path("logs/run/seed_7/report.html")
+    assert lines[-2:] == [f"first report: {report}", f"run folder: {Path('logs/run')}"]
+    assert seed_table([first], Path("logs/run")).splitlines()[-2] == f"report: {report}"
     assert max(map(len, lines)) <= 100
     assert seed_table([]) == "no finished seeds"
 

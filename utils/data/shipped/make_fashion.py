@@ -32,8 +32,14 @@ def make(folder: Path, to: Path = HERE) -> None:
     """Writes fashion.npz to `to`."""
     train, train_labels = first_of_each_class(folder, "train", TRAIN_PER_CLASS)
     test, test_labels = first_of_each_class(folder, "t10k", TEST_PER_CLASS)
-    labels = {"train_labels": train_labels, "test_labels": test_labels}
-    np.savez_compressed(to / "fashion.npz", classes=np.array(CLASSES), train=train, test=test, **labels)
+    np.savez_compressed(
+        to / "fashion.npz",
+        classes=np.array(CLASSES),
+        train=train,
+        train_labels=train_labels,
+        test=test,
+        test_labels=test_labels,
+    )
 
 
 if __name__ == "__main__":

@@ -106,8 +106,13 @@ def make(package: Path, to: Path = HERE) -> None:
                 author, url = about["author"]["name"], about["license"].get("url", about["author"].get("url", ""))
                 notices.append(f"| {name} | {about['name']} | {author} | {licence} | {url} | {len(names)} |")
     order = np.argsort(labels, kind="stable")
-    arrays = {"images": np.stack(images), "labels": np.array(labels, np.int64), "sets": np.array(sets)}
-    np.savez_compressed(to / "icons.npz", classes=np.array(CLASSES), **{k: v[order] for k, v in arrays.items()})
+    np.savez_compressed(
+        to / "icons.npz",
+        classes=np.array(CLASSES),
+        images=np.stack(images)[order],
+        labels=np.array(labels, np.int64)[order],
+        sets=np.array(sets)[order],
+    )
     head = HEAD.format(version=version, images=len(images), sets=len(notices))
     (to / "icons-licences.md").write_text("\n".join([head, *notices]) + "\n", encoding="utf-8")
 

@@ -1,0 +1,40 @@
+"""`--report RUN`: writes report.html and the plots of a finished run again, from the files in its folder.
+
+Nothing is computed anew: the page shows results.json, metrics.jsonl, config.json and environment.json as the run wrote them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import models
+from utils.report import results as report_results
+
+PAGE = "report.html"
+
+
+def run(args: argparse.Namespace) -> int:
+    print(f"report: {write(args.report)}")
+    return 0
+
+
+def write(folder: Path) -> Path:
+    """Writes the page of the finished run in `folder`; returns its path. Raises ValueError if a file of the run is missing
+    or damaged."""
+    from utils.report import page
+
+    files = ("results.json", "config.json", "environment.json")
+    results, settings, environment = (report_results.read(folder, name) for name in files)
+    known = results.get("model_name") in models.available()  # a method's file may be gone since
+    defaults = models.settings_of(results["model_name"]).defaults() if known else {}
+    try:
+        return page.write_report(folder, results, settings, environment, defaults=defaults)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(f"{folder}: its results are not as this program writes them ({error})") from None
+
+
+def restore(folder: Path) -> None:
+    """Writes the page of a finished run if somebody deleted it, and says so."""
+    if not (folder / PAGE).exists():
+        print(f"a report was missing and is written again: {write(folder)}")
