@@ -22,7 +22,7 @@ from utils.config.schema import Experiment
 from utils.process import machine as this_machine
 from utils.process import parallel, sources
 from utils.run import provenance
-from utils.text import shortened
+from utils.text import one_line, shortened
 
 if TYPE_CHECKING:
     from backbone.weights import BackboneFacts
@@ -118,7 +118,7 @@ class Present:
     def tell(self) -> None:
         """Prints the remarks. Raises ValueError, in one line, with the faults."""
         for text, names in self.remarks.items():
-            print(f"warning: {_listed(names)}: {text}", file=sys.stderr)
+            print(one_line(f"warning: {_listed(names)}: {text}"), file=sys.stderr)
         if self.faults:
             texts = [
                 f"{_listed(names)} {'are' if len(names) > 1 else 'is'} finished, but {text}"
@@ -206,7 +206,7 @@ def refuse_mixed(by_seed: Mapping[int, Mapping[str, Any]], row: str = "") -> Non
     faults, remarks = provenance.mixed(by_seed)
     label = f"{row}: " if row else ""
     for text in remarks:
-        print(f"warning: {label}{text}", file=sys.stderr)
+        print(one_line(f"warning: {label}{text}"), file=sys.stderr)
     if faults:
         raise ValueError(f"{label}{faults[0]}: no mean is taken over them; --resume never runs them all anew")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from utils.engines.jobs import POLL, Board, Job, end, notices, sentence, table
 from utils.files.lock import holder_of
 from utils.process.machine import cores
+from utils.text import one_line
 
 LOOK = 1.0  # seconds between two looks at the folders that others hold
 
@@ -90,7 +91,7 @@ def run(jobs: Sequence[Job], at_once: int, accuracy_of: Callable[[Path], float |
 def _waiting_for(job: Job, holder: str) -> str:
     """Marks a job as running in another process; returns the line that says so."""
     job.started, job.state = time.monotonic(), "running"
-    return f"{job.cell}, seed {job.seed}: runs already, this command waits for it ({holder})"
+    return f"{job.cell}, seed {job.seed}: runs already, this command waits for it ({one_line(holder)})"
 
 
 def _start(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from utils.report.html import Block, Bold, Folded, Lines, Note, Table, folded
 from utils.report.plots import Rows
 from utils.report.plots_nested import is_competition
 from utils.run.record import PHASES
-from utils.text import number
+from utils.text import number, shell
 
 
 def again(environment: Mapping[str, Any]) -> list[str]:
@@ -26,7 +25,7 @@ def again(environment: Mapping[str, Any]) -> list[str]:
     if isinstance(git, Mapping) and git.get("commit"):
         changed = git.get("dirty") and not isinstance(source, Mapping)
         lines.append(f"git checkout {git['commit']}{'   # with changes that are in no commit' * bool(changed)}")
-        paths = {key: shlex.quote(str(path)) for key, path in source.items()} if isinstance(source, Mapping) else {}
+        paths = {key: shell([str(path)]) for key, path in source.items()} if isinstance(source, Mapping) else {}
         if "patch" in paths:
             lines.append(f"git apply {paths['patch']}   # changes that were in no commit")
         if "files" in paths:
