@@ -96,7 +96,8 @@ def load(info: DatasetInfo, root: Path, *, download: bool = True) -> Dataset:
 
     Raises FileNotFoundError if the files are missing and cannot be downloaded, ValueError if they are not the official
     ones."""
-    from utils.data.images import ImageArray  # heavy: torch
+    from utils.data import duplicates  # heavy: torch
+    from utils.data.images import ImageArray
 
     layout = _layout(info)
     if missing(info, root):
@@ -119,7 +120,8 @@ def load(info: DatasetInfo, root: Path, *, download: bool = True) -> Dataset:
         raise ValueError(
             f"dataset {info.name}: {len(names)} class names under {root}, expected {layout.classes}; unpack again"
         )
-    return Dataset(info.name, names, ImageArray(*train), ImageArray(*test), info.transforms)
+    sets = ImageArray(*train), ImageArray(*test)
+    return Dataset(info.name, names, *sets, info.transforms, tuple(duplicates.note(*sets)))
 
 
 def _has_binary(layout: _Layout, root: Path) -> bool:

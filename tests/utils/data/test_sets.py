@@ -207,6 +207,13 @@ def test_a_malicious_pickle_is_refused_before_it_acts(tmp_path, few):
     assert not (tmp_path / "hacked").exists()
 
 
+# An array of shape (8,), its dtype and its content, as numpy pickles it.
+DTYPE = (
+    b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01K\x08\x85cnumpy\ndtype\n"
+    b"%sK\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x01tb\x89%stb."
+)
+
+
 @pytest.mark.parametrize(
     "payload",
     [
@@ -218,6 +225,11 @@ def test_a_malicious_pickle_is_refused_before_it_acts(tmp_path, few):
         b"garbage",
         b"\x80\x02K\x01.",
         b"\x80\x02G\x00.",
+        b"\x80\x02cnumpy\nndarray\n((\x8a\x06\x00\x00\x00\x00\x00\x01tU\x02u1tR.",  # an array of 10^12 bytes
+        b"\x80\x05\x96\x00\x00\x00\x00\x00\x01\x00\x00.",  # the same as a bytearray
+        DTYPE % (b"U\x02O8", b"U\x08AAAAAAAA"),  # bytes as pointers to objects
+        DTYPE % (b"U\x02u1", b"U\x09AAAAAAAAA"),  # 9 bytes for 8
+        DTYPE % (b"U\x02u1", b"cos\nsystem\n"),
     ],
 )
 def test_other_pickles_are_refused(tmp_path, payload):

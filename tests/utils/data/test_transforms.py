@@ -87,6 +87,19 @@ def test_imagenet_test_cuts_the_centre_of_the_enlarged_image():
     assert (result[:, :, :108] == 0).all() and (result[:, :, 116:] == 1).all()
 
 
+def test_a_strip_is_cut_before_it_is_enlarged_and_the_middle_stays(monkeypatch):
+    strip = torch.zeros(3, 4, 400, dtype=torch.uint8)
+    strip[..., 200:] = 255
+    test = transforms.build("imagenet", 56)[1]
+    result = test([strip], seeds(1))[0]
+    monkeypatch.setattr(transforms, "LONGEST", 1000)
+    assert torch.equal(result, test([strip], seeds(1))[0])
+    monkeypatch.undo()
+    assert transforms._middle(torch.zeros(3, 20_000, 1)).shape == (3, 16, 1)
+    assert transforms._middle(torch.zeros(3, 16, 1)).shape == (3, 16, 1)
+    assert transforms.build("imagenet", 56)[0]([torch.zeros(3, 1, 20_000, dtype=torch.uint8)], seeds(1)).shape[-1] == 56
+
+
 def test_imagenet_test_is_close_to_pillow():
     from PIL import Image
 
