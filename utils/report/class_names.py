@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from utils.text import printable
+from utils.text import one_line
 
 LONGEST = 24  # characters of a name among others; the middle of a longer one is left out
 
@@ -16,7 +16,7 @@ def labels(names: Sequence[str] | None, count: int) -> list[str]:
     `names` in the order of the original classes; None and names of another number of classes give numbers."""
     if names is None or len(names) != count:
         return [str(c) for c in range(count)]
-    return [_short(printable(" ".join(str(name).split()))) or str(c) for c, name in enumerate(names)]
+    return [_short(one_line(str(name)).strip()) or str(c) for c, name in enumerate(names)]
 
 
 def of_results(results: Mapping[str, Any]) -> list[str]:
