@@ -31,7 +31,7 @@ from utils.text import counted, number, shortened
 MOST_DETAILED = 24  # rows whose settings, environments and commands are shown
 MOST_DRAWN = len(plots_compare.PALETTE)
 MOST_READ = 50  # environments of a row
-MOST_COMMANDS = 5  # of a row, where they differ between seeds, as in a sweep
+MOST_COMMANDS = 5  # of a row, where they differ between seeds, as in a sweep; and seeds whose classes are named
 
 FIGURES = {  # name: heading, caption
     "accuracy": ("Accuracy", "Test accuracy over all classes seen so far, after each task."),
@@ -149,6 +149,20 @@ def forgetting_table(rows: Numbered) -> list[Block]:
     return folded("Forgetting as numbers", _of_rows(rows, [f"task {k + 1}" for k in range(count)], cells))
 
 
+def class_table(rows: Numbered) -> list[Block]:
+    """Names of the classes of each task, a column a seed: of the seeds for which they are the same in all rows."""
+    by_seed: dict[int, set[tuple[str, ...]]] = {}
+    for _, row in rows:
+        for run in row.runs.values():
+            by_seed.setdefault(run.seed, set()).add(run.results["classes"])
+    alike = {seed: next(iter(named)) for seed, named in by_seed.items() if len(named) == 1}
+    columns = {seed: classes for seed, classes in list(alike.items())[:MOST_COMMANDS] if classes}
+    if not columns:
+        return []
+    body = [[t, *cells] for t, cells in enumerate(zip(*columns.values(), strict=False), start=1)]
+    return folded("Classes of each task", Table(["task", *(f"seed {s}" for s in columns)], body, "names across"))
+
+
 def adapter_table(rows: Numbered) -> list[Block]:
     """Adapters in each layer at the end, means over seeds; empty without any."""
     layers = dict.fromkeys(layer for _, row in rows for run in row.runs.values() for layer in run.results["layers"])
@@ -249,7 +263,7 @@ def page(rows: Sequence[Arm], table: Sequence[comparison.TableRow], notes: Seque
         short_title=shortened(title, 100),
         notes=[*(Note(note, "warn") for note in notes), *map(Note, cut)],
         sections=[
-            Section("Results", result_table(table)),
+            Section("Results", [*result_table(table), *class_table(detailed)]),
             Section("Settings that differ", settings_table(detailed)),
             *figure_sections(FIGURES, svgs, below, {}),
             Section("Environments that differ", environment_table(detailed, environments)),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.evaluation import error_parts, metrics
+from utils.report import class_names
 from utils.report import results as report_results
 from utils.text import csv_text
 
@@ -36,8 +37,8 @@ SKIPPED = {"cells", "console", "checkpoints", "plots", "samples", "cache", "expo
 class Run:
     """One finished seed. `results`: NUMBERS, LISTS and, by task, `forgetting_by_task`, `splits`, `adapters` (their number),
     `seconds` (by phase), `peaks` (bytes or None); `layers` (adapters by layer at the end), `sizes` (classes of each task),
-    `order` (a hash of the class order), `provenance` (empty in runs of older versions) and `selection_history` as far
-    as `utils.compare.table` reads it."""
+    `order` (a hash of the class order), `classes` (the names of each task's, empty where they are but numbers),
+    `provenance` (empty in runs of older versions) and `selection_history` as far as `utils.compare.table` reads it."""
 
     folder: Path
     seed: int
@@ -97,9 +98,17 @@ def _slim(results: Mapping[str, Any]) -> dict[str, Any]:
         "peaks": peaks,
         "sizes": tuple(len(classes) for classes in results["task_classes"]),
         "order": hash(tuple(results["class_order"])),
+        "classes": _named_classes(results),
         "selection_history": [{"split": "test"}] if peeked else [],
         "provenance": dict(results.get("provenance") or {}),
     }
+
+
+def _named_classes(results: Mapping[str, Any]) -> tuple[str, ...]:
+    """A text for each task; none where classes are but numbers."""
+    texts = class_names.of_results(results)
+    named = not class_names.are_numbers(texts)
+    return tuple(class_names.listed(ids, texts, 6) for ids in results["task_classes"]) if named else ()
 
 
 # ------------------------------------------------------------------------------------------------ the search

@@ -84,7 +84,7 @@ def code_notes(results: Mapping[str, Any], environment: Mapping[str, Any]) -> li
 
 def warning_notes(rows: Rows) -> list[Block]:
     """What the run warned of: keys that could not do their work, and signs in its measurements."""
-    return [Note(f"{row['text'][:1].upper()}{row['text'][1:]}.", "warn") for row in rows if row["kind"] == "warning"]
+    return [Note(f"{row['text']}.", "warn") for row in rows if row["kind"] == "warning"]
 
 
 def peeked(results: Mapping[str, Any]) -> list[Block]:

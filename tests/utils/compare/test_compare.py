@@ -343,3 +343,21 @@ def test_it_starts_without_torch(three):
     line = [sys.executable, "-c", code, "--compare", str(three / "r"), "--out", str(three)]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == ""
+
+
+def test_the_page_names_the_classes_that_are_the_same_in_all_rows(tmp_path):
+    def named(folder, seed, names, **settings):
+        results = json.loads((make(folder, seed, **settings) / "results.json").read_text())
+        (folder / "results.json").write_text(json.dumps(results | {"class_names": names}))
+
+    named(tmp_path / "a" / "seed_1", 1, ["wren", "great\x1b tit"])
+    named(tmp_path / "b" / "seed_1", 1, ["wren", "great\x1b tit"], init_lr=0.5)
+    named(tmp_path / "a" / "seed_2", 2, ["wren", "robin"])
+    named(tmp_path / "b" / "seed_2", 2, ["wren", "crow"], init_lr=0.5)
+    make(tmp_path / "a" / "seed_3", 3)
+    rows, _ = rows_in(tmp_path)
+    ((folded),) = page.class_table(list(enumerate(rows, start=1)))
+    assert folded.blocks[0].head == ["task", "seed 1"]
+    assert folded.blocks[0].rows == [[1, "wren"], [2, "great\\x1b tit"]]
+    rows, _ = rows_in(tmp_path / "a" / "seed_3")
+    assert page.class_table([(1, rows[0])]) == []
