@@ -1,9 +1,14 @@
 """What a method's settings say of the tasks before a run: one class in a task, and intervals that are never due."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 
 import models
+from commands import check, load
 from tests.helpers.toy import toy_settings
+from utils import data
 from utils.config.split import Split
 
 DIGITS = Split((2, 2, 2, 2, 2), (286, 290, 280, 284, 298))
@@ -141,3 +146,27 @@ def test_milestones_after_the_last_epoch():
     assert told("slca", epochs=20, milestones=(9, 20, 40)) == [f"milestones: {late}"]
     assert told("sd_lora", epochs=5, init_epoch=20, init_milestones=(20, 40)) == [f"init_milestones: {late}"]
     assert not told("slca", epochs=20, milestones=(19,))
+
+
+def test_check_counts_the_images_of_an_embedded_set_where_a_key_depends_on_them(monkeypatch, tmp_path):
+    path = tmp_path / "x.json"
+    keys = {
+        "model_name": "nested_lora",
+        "dataset": "digits",
+        "init_cls": 4,
+        "increment": 5,
+        "epochs": 2,
+        "head": "linear",
+    }
+
+    def told(**more):
+        path.write_text(json.dumps(keys | more))
+        arguments = SimpleNamespace(config=path, set=[], data_root=None, device=None)
+        return check.foreseen(load.load(arguments).cells[0].resolved)
+
+    interval, one_class = told(nested_lora_update_interval_slow=20)[::-1]
+    assert "20 is more than the 10 training steps of task 3" in interval and one_class.startswith(
+        "task 3 has one class"
+    )
+    monkeypatch.setattr(data, "load", None)
+    assert told() == [one_class]  # the images need not be read
