@@ -13,7 +13,7 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 from commands import failures, options
-from utils.process import parallel, startup
+from utils.process import interrupt, parallel, startup
 from utils.text import printable
 
 if TYPE_CHECKING:
@@ -95,7 +95,6 @@ def run_seed(
     from commands import present
     from utils.config.split import Split
     from utils.data.tasks import TaskStream
-    from utils.process import interrupt
     from utils.report import console, page, profile
     from utils.report.results import load_rows
     from utils.run import folder, provenance, task
@@ -135,5 +134,7 @@ def run_seed(
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's notice counts as an interruption
+    for notice in interrupt.NOTICES:  # a scheduler's counts as an interruption
+        if signal.getsignal(notice) is not signal.SIG_IGN:
+            signal.signal(notice, interrupt.raise_once)
     startup.leave(main())

@@ -102,7 +102,7 @@ def begin(ask: argparse.ArgumentParser) -> tuple[argparse.Namespace, torch.devic
     """Parses the arguments; prints what is measured and on what machine. Returns arguments and device."""
     args = ask.parse_args()
     torch.set_num_threads(args.threads)
-    device, _ = pick_device(args.device)
+    device = pick_device(args.device)
     args.clock = args.clock or ("processor" if device.type == "cpu" else "wall")
     if device.type != "cpu" and args.clock != "wall":
         ask.error("--clock processor does not count what a GPU computes; use wall")

@@ -285,7 +285,7 @@ def main() -> None:
     args = ask.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    device, warning = pick_device(args.device)
+    device = pick_device(args.device)
     if device.type != "cpu" and args.clock != "wall":
         ask.error("--clock processor does not count what a GPU computes; use wall")
     with torch.random.fork_rng():
@@ -297,7 +297,6 @@ def main() -> None:
     rows = measure(vit, args.rank, args.ks, args.batch, args.rounds, device, CLOCKS[args.clock])
     facts = environment(device)
     threads = f", {facts['threads']} threads" if device.type == "cpu" else ""
-    print(*([f"warning: {warning}\n"] if warning else []), sep="")
     print(
         f"{args.model} at {args.image_size} px, experts of rank {args.rank} in the last {LAYERS} layers, batch {args.batch}, "
         f"float32, {args.rounds} rounds, {args.clock} time; "

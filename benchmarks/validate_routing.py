@@ -230,7 +230,7 @@ def main(argv: list[str] | None = None) -> int:
     ask.add_argument("--data-root", help="where the data are, if not where the run had them")
     args = ask.parse_args(argv)
     try:
-        device, _ = pick_device(args.device)
+        device = pick_device(args.device)
         run = saved.load(args.run, device, args.data_root)
         if (method := cast(Any, run.learner.cfg).model_name) not in METHODS:
             raise ValueError(f"{args.run} is a run of {method}; routed experts are those of {' and '.join(METHODS)}")

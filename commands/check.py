@@ -17,7 +17,7 @@ from utils import data, engines
 from utils.config import sweep
 from utils.config.resolve import Resolved
 from utils.config.schema import Experiment
-from utils.process.machine import check_torchvision, pick_device
+from utils.process.machine import check_torchvision, missing_device
 from utils.run import tracker
 from utils.text import WIDTH, counted, printable
 
@@ -58,8 +58,8 @@ def check(loaded: sweep.Sweep, engine: str = "local", full: bool = False) -> Non
     print("the settings are valid" + ("; what is missing on this machine is listed above" if any(missing) else ""))
 
 
-def ready(swept: sweep.Sweep) -> None:
-    """ConfigError if a cell does not fit its backbone or lacks data or weights: said before the first run begins."""
+def ready(swept: sweep.Sweep, engine: str) -> None:
+    """ConfigError if a cell does not fit its backbone or lacks data, weights or device: said before the first run begins."""
     _, faults = _fitted(swept)
     for faults_of_cell, cell in zip(faults, swept.cells, strict=True):
         lacking = data.missing(cell.resolved.settings.dataset, **data.places(cell.resolved.settings))
@@ -68,7 +68,7 @@ def ready(swept: sweep.Sweep) -> None:
             *weights_of(cell.resolved)[1],
             *missing_weights(cell.resolved),
         ]
-        faults_of_cell += [text for text in [tracker.missing(cell.resolved.settings.tracker)] if text]
+        faults_of_cell += machine_faults(cell.resolved, engine)
     swept.refuse(faults)
 
 
@@ -175,10 +175,7 @@ def machine_faults(resolved: Resolved, engine: str) -> list[str]:
     """What this machine lacks for a run: the device, unless the run goes to a cluster, and packages."""
     faults = [tracker.missing(resolved.settings.tracker), engines.missing(engine, resolved.all_values)]
     if engine == "local":
-        try:
-            faults.append(pick_device(resolved.settings.device)[1])
-        except ValueError as error:
-            faults.append(str(error))
+        faults.append(missing_device(resolved.settings.device))
     return [text for text in faults if text]
 
 

@@ -23,9 +23,9 @@ def evaluate(folder: Path, device_name: str, data_root: str | None) -> int:
     from utils.evaluation import scores
 
     flush_denormals()
-    device, warning = pick_device(device_name)
+    device = pick_device(device_name)
     run = saved.load(folder, device, data_root)
-    for line in [*run.notes, *([warning] if warning else [])]:
+    for line in run.notes:
         print(printable(f"warning: {line}"), file=sys.stderr)
     record = run_record.RunRecord.from_dict(run.record)
     now = [score.correct for score in scores.evaluate(run.learner, run.stream, run.task, device)[0]]

@@ -29,14 +29,15 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 def run(args: argparse.Namespace) -> int:
     check_torchvision()
-    print(printable(export(args.export, args.export / "export", args.data_root)))
+    print(printable(export(args.export, args.out or args.export / "export", args.data_root)))
     return 0
 
 
-def export(folder: Path, out: Path, data_root: str | None = None) -> str:
+def export(folder: Path | str, out: Path | str, data_root: str | None = None) -> str:
     """Writes the model of the run in `folder`, as its newest checkpoint has it, and tells in a line what was written.
 
     Raises ValueError if `out` is there and no empty folder, and what `saved.load` raises."""
+    out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not an empty folder; move it away first")
     run = saved.load(folder, data_root=data_root)
@@ -62,11 +63,12 @@ def export(folder: Path, out: Path, data_root: str | None = None) -> str:
     return "; ".join([done, *run.notes])
 
 
-def load(folder: Path, device: torch.device | None = None) -> tuple[Learner, list[str]]:
+def load(folder: Path | str, device: torch.device | None = None) -> tuple[Learner, list[str]]:
     """The model in `folder`, frozen and in evaluation mode, and its classes: `logits(images)` of images [B, 3, S, S] in [0, 1]
     are scores [B, classes].
 
     Raises ValueError if a file is missing or not as it was written."""
+    folder = Path(folder)
     try:
         config: dict[str, Any] = json.loads((folder / CONFIG).read_bytes())
         data = (folder / WEIGHTS).read_bytes()

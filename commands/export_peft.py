@@ -19,13 +19,15 @@ from backbone.experts.routed import RoutedLinears, loras_of, routed_layers
 from commands import saved
 from utils.evaluation import routing
 from utils.report.results import load_rows
+from utils.text import printable
 
 
-def export(folder: Path, expert: int, out: Path, data_root: str | None = None) -> str:
+def export(folder: Path | str, expert: int, out: Path | str, data_root: str | None = None) -> str:
     """Writes the expert and tells in a line what was written.
 
     Raises ValueError for a run without LoRA experts, for an expert it has not, and if `out` is there and no empty folder;
     and what `saved.load` raises."""
+    out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not an empty folder; name one that does not exist")
     run = saved.load(folder, data_root=data_root)
@@ -67,9 +69,9 @@ def main(argv: list[str] | None = None) -> int:
     ask.add_argument("--data-root", help="where the data are, if not where the run had them")
     args = ask.parse_args(argv)
     try:
-        print(export(args.run, args.expert, args.out, args.data_root))
+        print(printable(export(args.run, args.expert, args.out, args.data_root)))
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     return 0
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
+
+from utils.text import printable
 
 EXAMPLES = """five commands to start with:
   python main.py --config exps/quickstart.json
@@ -21,10 +24,12 @@ COMMANDS = {
     "report": (),
     "verify": (),
     "evaluate": ("data_root", "device"),
-    "export": ("data_root",),
+    "export": ("data_root", "out"),
     "compare": ("out",),
     "check": ("config", "set", "out", "data_root", "device", "resume", "jobs", "engine"),
 }
+OUT = Path("logs")
+RESERVED = ("", ".", "..", "latest")  # names in OUT that are no folder of an experiment
 USES_SETTINGS_OF_RUN = ("evaluate", "export", "explain", "report", "verify")
 
 
@@ -50,8 +55,16 @@ def parse(argv: Sequence[str] | None, about: str) -> argparse.Namespace:
         raise ValueError("--profile measures a run: it goes with --config FILE alone")
     if idle := [key for key in stated if asked and key not in (*asked, *COMMANDS[asked[0]], "debug")]:
         raise ValueError(f"{_flag(idle[0])} has no effect with {_flag(asked[0])}: leave it out")
-    if args.command in ("run", "check") and args.config is None:
-        raise ValueError(f"--config FILE is needed beside {_flag(stated[0])}")
+    if args.command in ("run", "check"):
+        if args.config is None:
+            raise ValueError(f"--config FILE is needed beside {_flag(stated[0])}")
+        if args.config.stem in RESERVED:
+            raise ValueError(
+                f"--config {args.config}: the folder of its runs would be called {args.config.stem!r}, which "
+                "has another meaning; rename the file"
+            )
+    if args.command != "export":
+        args.out = args.out or OUT
     return args
 
 
@@ -59,9 +72,16 @@ def _flag(key: str) -> str:
     return f"--{key.replace('_', '-')}"
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse repeats what it does not understand."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def parser(about: str) -> argparse.ArgumentParser:
     """Options of main.py; `about` opens the help."""
-    ask = argparse.ArgumentParser(
+    ask = _Parser(
         prog="main.py", description=about, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     ask.add_argument("--config", type=Path, metavar="FILE", help="experiment JSON")
@@ -69,7 +89,7 @@ def parser(about: str) -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key (JSON value, else string)"
     )
     ask.add_argument(
-        "--out", type=Path, default=Path("logs"), metavar="DIR", help="where run folders go (default: logs)"
+        "--out", type=Path, metavar="DIR", help=f"where run folders go (default: {OUT}); with --export, the new folder"
     )
     ask.add_argument("--data-root", metavar="DIR", help="folder that holds the data sets (overrides the key data_root)")
     ask.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (overrides the key device)")
@@ -107,7 +127,7 @@ def parser(about: str) -> argparse.ArgumentParser:
         "--export",
         type=Path,
         metavar="RUN",
-        help="write a saved run's adapted model as RUN/export/model.safetensors and config.json",
+        help="write a saved run's adapted model as model.safetensors and config.json into RUN/export, or --out",
     )
     ask.add_argument("--explain", type=Path, metavar="RUN", help="say in plain sentences what happened in a run")
     ask.add_argument("--report", type=Path, metavar="RUN", help="write the report.html of a finished run again")
@@ -119,7 +139,8 @@ def parser(about: str) -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         metavar="RUN",
-        help="finished runs side by side: a table and a page (--out FILE.html, default: compare.html in --out's folder). RUN: "
+        help="finished runs side by side: a table and a page (--out FILE.html, or the table alone as FILE.txt, .csv, .md "
+        "or .tex; default: compare.html in --out's folder). RUN: "
         "a seed's folder, or any folder with runs below it",
     )
     ask.add_argument("--list", action="store_true", help="show methods, data sets, backbones and experiment files")

@@ -44,7 +44,7 @@ class SavedRun:
 
 
 def load(
-    folder: Path, device: torch.device | None = None, data_root: str | None = None, log: RunLog | None = None
+    folder: Path | str, device: torch.device | None = None, data_root: str | None = None, log: RunLog | None = None
 ) -> SavedRun:
     """The learner and the tasks of the run in `folder` (OUT/<config name>/<settings hash>/seed_<seed>), on `device`, frozen
     and in evaluation mode as the end of a task left it.
@@ -52,6 +52,7 @@ def load(
     `data_root` replaces that of the run. Without `log` the learner can predict but not learn on.
     Raises ValueError if the folder is no run, has no whole checkpoint, or backbone weights, classes or the method's code are
     no longer those of the run; FileNotFoundError without its data."""
+    folder = Path(folder)
     cfg = _settings(folder, data_root)
     saved, notes = checkpoint.newest(folder / "checkpoints", learned=False)
     if saved is None:

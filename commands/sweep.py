@@ -103,7 +103,7 @@ def _prepare(swept: Sweep, args: argparse.Namespace, files: list[Path]) -> None:
     """Checks all cells, writes their files and prints their notes. Raises ValueError before the first process starts."""
     if missing := engines.missing(args.engine, swept.cells[0].resolved.all_values):
         raise ValueError(missing)
-    check.ready(swept)
+    check.ready(swept, args.engine)
     for cell, file in zip(swept.cells, files, strict=True):
         file.parent.mkdir(parents=True, exist_ok=True)
         storage.write_json(file, cell.values)

@@ -31,8 +31,15 @@ def available() -> list[str]:
 
 
 def summaries() -> dict[str, str]:
-    """Each method with the first line of its file's docstring."""
-    return {name: (ast.get_docstring(_parse(name)) or "").partition("\n")[0] for name in available()}
+    """Each method with the first line of its file's docstring, or with the fault for which its file cannot be read."""
+
+    def summary(name: str) -> str:
+        try:
+            return (ast.get_docstring(_parse(name)) or "").partition("\n")[0]
+        except ValueError as error:
+            return f"cannot be used: {error}"
+
+    return {name: summary(name) for name in available()}
 
 
 def learner_of(name: str) -> type:
@@ -81,6 +88,8 @@ def _parse(name: str) -> ast.Module:
         return ast.parse(path.read_text(encoding="utf-8"), str(path))
     except SyntaxError as error:
         raise ValueError(f"{path}, line {error.lineno}: {error.msg}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start})") from None
 
 
 def _is_light(node: ast.stmt) -> bool:

@@ -35,6 +35,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def shown(value: Any) -> str:
     """A value as JSON for a message, cut after 60 characters."""
+    if isinstance(value, list | tuple | str) and len(value) > 1000:
+        value = value[:1000]
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:56] + " ..."
 

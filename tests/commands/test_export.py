@@ -20,7 +20,7 @@ def test_an_exported_model_of_any_method_scores_as_its_run(method, tmp_path, mon
     assert main.main(["--export", str(folder)]) == 0
     assert f"{method} after task 2/2, 10 classes" in capsys.readouterr().out
     (folder / "export").rename(tmp_path / "elsewhere")
-    again, classes = export.load(tmp_path / "elsewhere")
+    again, classes = export.load(str(tmp_path / "elsewhere"))
     order = json.loads((folder / "results.json").read_text())["class_order"]
     assert classes == [str(c) for c in order]
     images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -23,7 +23,7 @@ def contents(folder):
 def test_a_finished_run_of_any_method_comes_back_bit_for_bit(method, tmp_path, monkeypatch):
     folder, learner = tiny_run(method, tmp_path, monkeypatch)
     before = contents(folder)
-    run = saved.load(folder)
+    run = saved.load(str(folder))
     assert contents(folder) == before  # reading changes nothing
     assert (run.task, run.notes, run.learner.structure()) == (1, [], learner.structure())
     ours, theirs = run.learner.state_dict(), learner.state_dict()
@@ -51,14 +51,14 @@ def folder(finished, tmp_path, monkeypatch):
 def test_an_unfinished_run_comes_back_as_after_its_last_task(folder):
     (folder / "results.json").unlink()
     (folder / "checkpoints" / "task_00001.json").unlink()
-    run = saved.load(folder)
+    run = saved.load(str(folder))
     assert (run.task, run.learner.seen, len(run.record["correct"])) == (0, 5, 1)
 
 
 def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(folder):
     path = folder / "checkpoints" / "task_00001.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    run = saved.load(folder)
+    run = saved.load(str(folder))
     assert run.task == 0 and len(run.notes) == 1 and "task_00001" in run.notes[0]
 
 

@@ -362,13 +362,12 @@ def test_out_that_is_a_file(tiny, tmp_path, capsys):
     assert str(tmp_path / "logs") in capsys.readouterr().err
 
 
-def test_a_gpu_that_is_not_here_is_one_warning(tiny, tmp_path, monkeypatch, capsys):
+def test_a_gpu_that_is_not_here_is_an_error_before_anything_is_written(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    arguments = ["--config", str(tiny), "--out", str(tmp_path), "--set", "func_epoch=0", "--set", "rd_epoch=0"]
-    assert main.main([*arguments, "--set", "seed=3", "--set", 'device=["0"]']) == 0
-    warnings = [line for line in capsys.readouterr().err.splitlines() if "cuda:0" in line]
-    assert len(warnings) == 1 and "using the CPU" in warnings[0]
-    assert read_json(tmp_path / "latest" / "results.json")[0]["test_evaluations"] == TASKS
+    for flags in (["--set", 'device=["0"]'], ["--device", "cuda"]):
+        assert main.main(["--config", str(tiny), "--out", str(tmp_path / "out"), *flags]) == 2
+        assert "auto takes the CPU where there is no GPU" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_warnings_come_once_for_all_seeds_but_stand_in_each_log(finished):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from utils import data
 from utils.config.hashing import settings_hash
 from utils.config.schema import WITHOUT_EFFECT, Experiment
-from utils.config.strict_json import ConfigError
+from utils.config.strict_json import MOST_FAULTS, ConfigError
 from utils.text import counted, nearest, shown
 
 Schema = type[Experiment]
@@ -92,11 +93,13 @@ def resolve(
     apart = {k: checked.pop(k) for k in list(checked) if k in beside.model_fields}
     if not known:  # the keys of an unknown method cannot be judged, the common ones can
         union = (
-            {k for m in methods for k in settings_of(m).accepted_keys()}
+            {k for other in _others(methods, settings_of).values() for k in other.accepted_keys()}
             | schema.accepted_keys()
             | beside.model_fields.keys()
         )
-        all_faults += [f"{k or shown(k)}: unknown key{nearest(k, union)}" for k in checked if k not in union]
+        foreign = [k for k in checked if k not in union]  # there may be absurdly many
+        near = {k: nearest(k, union) for k in foreign[:MOST_FAULTS]}
+        all_faults += [f"{k or shown(k)}: unknown key{near.get(k, '')}" for k in foreign]
         checked = {k: v for k, v in checked.items() if k in schema.model_fields}
 
     faulty = {fault.partition(":")[0] for fault in all_faults}
@@ -110,11 +113,13 @@ def resolve(
     try:
         settings = schema.model_validate(checked)
     except ValidationError as error:
-        for item in error.errors():
+        others = {m: s for m, s in _others(methods, settings_of).items() if m != method} if known else {}
+        for number, item in enumerate(error.errors(include_url=False, include_input=False)):
             key = str(item["loc"][0])
-            if key not in faulty:
-                others = {m: settings_of(m) for m in methods if m != method} if known else {}
+            if key not in faulty and number < MOST_FAULTS:
                 all_faults.append(_explain(item, checked.get(key), schema, str(method), others, beside.model_fields))
+            elif key not in faulty:
+                all_faults.append(f"{key}: {item['type'].replace('_', ' ')}")
             faulty.add(key)
         settings = _without_faulty(schema, checked, faulty)
     if settings is not None:
@@ -124,6 +129,15 @@ def resolve(
         raise ConfigError(source, list(dict.fromkeys(all_faults)))
     ignored = [f"these keys have no effect for {method} and are ignored: {', '.join(dropped)}"] if dropped else []
     return Resolved(settings, frozenset(checked | apart), (*notes, *ignored, *settings.remarks()), keys_beside)
+
+
+def _others(methods: Sequence[str], settings_of: SettingsOf) -> dict[str, Schema]:
+    """The settings of the methods, but of those whose file cannot be read: that is no fault of another method's experiment."""
+    schemas = {}
+    for method in methods:
+        with suppress(Exception):  # whatever a file does that somebody is just writing
+            schemas[method] = settings_of(method)
+    return schemas
 
 
 def _without_faulty(schema: Schema, values: Mapping[str, Any], faulty: set[str]) -> Experiment | None:

@@ -242,18 +242,18 @@ class Experiment(BaseModel):
 
     def cross_checks(self) -> Iterator[tuple[tuple[str, ...], str]]:
         """Yields (keys involved, fault) for rules over several keys. A fault is dropped if one of its keys has one already."""
-        if len(set(self.seed)) != len(self.seed) or not self.seed:
+        if len(self.seed) > MOST_SEEDS:
+            yield (
+                ("seed",),
+                f"seed: each of the {len(self.seed)} seeds is a separate run; at most {MOST_SEEDS} are allowed",
+            )
+        elif len(set(self.seed)) != len(self.seed) or not self.seed:
             yield (
                 ("seed",),
                 f"seed: a list of different whole numbers is expected, such as [1993, 1994]; got {shown(self.seed)}",
             )
         elif not all(0 <= s < 2**32 for s in self.seed):
             yield ("seed",), f"seed: every seed must lie in 0..{2**32 - 1}; got {shown(self.seed)}"
-        elif len(self.seed) > MOST_SEEDS:
-            yield (
-                ("seed",),
-                f"seed: each of the {len(self.seed)} seeds is a separate run; at most {MOST_SEEDS} are allowed",
-            )
         if self.class_order is not None:
             if sorted(self.class_order) != list(range(len(self.class_order))):
                 yield (

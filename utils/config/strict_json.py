@@ -8,14 +8,16 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from utils.text import nearest, shortened, shown
 
 MOST_FAULTS, LONGEST_FAULT = 60, 600  # faults shown of a file, and characters of each
+MOST_BYTES = 10_000_000  # of an experiment file
 DEEPEST = 32  # lists and objects inside each other; a sweep has three
+TOO_DEEP = "is not usable JSON: nested too deep; an experiment is flat"
 
 _JSON_WORDS = {"True": "true", "False": "false", "None": "null"}
 
@@ -35,11 +37,13 @@ class Unusable(ConfigError):
     """A JSON text that no setting can use, though it is one."""
 
 
-def read_json(path: Path) -> tuple[dict[str, Any], list[str]]:
+def read_json(path: Path, most: int = MOST_BYTES) -> tuple[dict[str, Any], list[str]]:
     """(the object in a JSON file, faults that a plain parser accepts, such as duplicate keys, NaN and Infinity).
 
-    Raises ConfigError if the file cannot be read as a JSON object."""
+    Raises ConfigError if the file cannot be read as a JSON object or has more than `most` bytes."""
     try:
+        if path.is_file() and (size := path.stat().st_size) > most:
+            raise ConfigError(str(path), [f"has {size:,} bytes; at most {most:,} are read"])
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         near = [str(p) for folder in (path.parent, path.parent / "exps") for p in folder.glob("*.json")]
@@ -47,6 +51,8 @@ def read_json(path: Path) -> tuple[dict[str, Any], list[str]]:
         raise ConfigError(str(path), [f"there is no such file{close}"]) from None
     except UnicodeDecodeError as error:
         raise ConfigError(str(path), [f"is not UTF-8 text (byte {error.start}); save it as UTF-8"]) from None
+    except ConfigError:
+        raise
     except ValueError as error:  # a path with a zero byte
         raise ConfigError(str(path), [f"is not a path: {error}"]) from None
     except OSError as error:
@@ -86,16 +92,20 @@ def parse_json(text: str, source: str) -> tuple[Any, list[str]]:
             what += "; it contains zero bytes, as UTF-16 does: save it as UTF-8"
         raise ConfigError(source, [f"is not valid JSON: {what}"]) from None
     except RecursionError:
-        raise Unusable(source, ["is not usable JSON: nested too deep; an experiment is flat"]) from None
+        raise Unusable(source, [TOO_DEEP]) from None
     except ValueError:  # Python refuses to convert whole numbers of thousands of digits
         raise Unusable(source, ["is not usable JSON: it contains a number of thousands of digits"]) from None
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _depth(value: Any) -> int:
     """How many lists and objects lie inside each other, counted up to just above DEEPEST."""
     layer, depth = [value], 0
     while (layer := [item for item in layer if isinstance(item, dict | list)]) and depth <= DEEPEST:
-        layer = [item for outer in layer for item in (outer.values() if isinstance(outer, dict) else outer)]
+        layer = [item for outer in layer for item in _inside(outer)]
         depth += 1
     return depth
 
@@ -157,8 +167,7 @@ def strange(key: str, value: Any) -> list[str]:
         return [f"{key}: {value} is not a finite number"]
     if isinstance(value, int) and abs(value) >= 2**63:
         return [f"{key}: a whole number of {len(str(abs(value)))} digits is too large"]
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [fault for item in inner for fault in strange(key, item)]
+    return [fault for item in _inside(value) for fault in strange(key, item)]
 
 
 def _not_text(text: str) -> str | None:

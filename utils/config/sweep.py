@@ -74,7 +74,9 @@ class Sweep:
 
 def gather(labels: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
     """The lines of all cells: a line that every cell has once, the others with the number and label of their cell."""
-    shared = [line for line in lines[0] if all(line in other for other in lines)]
+    shared = dict.fromkeys(lines[0])
+    for other in map(set, lines[1:]):
+        shared = {line: None for line in shared if line in other}
     of_cells = [
         f"cell {number} ({shortened(label, 200)}): {line}"
         for number, (label, lines_of_cell) in enumerate(zip(labels, lines, strict=True), start=1)

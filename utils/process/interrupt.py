@@ -6,8 +6,10 @@ the global state here.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -15,12 +17,23 @@ from types import FrameType
 from utils.process import parallel
 
 NOTICES = (signal.SIGINT, signal.SIGTERM)
+PATIENCE = 10.0
+_raised = -math.inf  # when `raise_once` last raised
 _requested = False  # whether a signal arrived
 _deferred = 0  # how many `defer` blocks enclose this moment
 
 
 class Interrupted(KeyboardInterrupt):
     """The run stopped on request, in a state from which the same command resumes it."""
+
+
+def raise_once(number: int, frame: FrameType | None) -> None:
+    """A handler that raises KeyboardInterrupt, and for `PATIENCE` seconds lets further signals pass: who holds Ctrl-C down must
+    not interrupt the saving and the message that the first one began."""
+    global _raised
+    if time.monotonic() - _raised > PATIENCE:
+        _raised = time.monotonic()
+        raise KeyboardInterrupt
 
 
 @contextmanager
@@ -37,7 +50,7 @@ def handling() -> Iterator[None]:
                 os._exit(128 + number)
             return
         if _requested:
-            raise KeyboardInterrupt
+            raise_once(number, frame)
         _requested = True
 
     _requested = False

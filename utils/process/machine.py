@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from utils.process import sources
-from utils.text import shell
+from utils.text import counted, shell
 
 if TYPE_CHECKING:
     import torch
@@ -43,24 +43,35 @@ def flush_denormals() -> None:
     torch.set_flush_denormal(True)
 
 
-def pick_device(name: str = "auto") -> tuple[torch.device, str | None]:
-    """The device for `auto`, `cpu`, `cuda` or `cuda:N`, and a warning if another one had to be taken, else None.
-
-    An experiment written for a GPU machine also runs on a machine without one. Raises ValueError for any other name.
-    """
+def missing_device(name: str) -> str | None:
+    """Why this machine cannot compute on the device `name`, None if it can."""
     import torch
 
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
-        raise ValueError(f"device '{name}' is unknown: give auto, cpu, cuda or cuda:N (N counts from 0)")
-    if name == "cpu":
-        return torch.device("cpu"), None
+        return f"device '{name}' is unknown: give auto, cpu, cuda or cuda:N (N counts from 0)"
+    if name in ("auto", "cpu"):
+        return None
+    remedy = "auto takes the CPU where there is no GPU, cpu asks for it"
     if not torch.cuda.is_available():
         why = "torch is a CPU-only build" if torch.version.cuda is None else "torch sees no CUDA GPU here"
-        return torch.device("cpu"), None if name == "auto" else f"device '{name}' asked for, but {why}: using the CPU"
-    index, count = int(name.partition(":")[2] or 0), torch.cuda.device_count()
-    if index >= count:
-        return torch.device("cuda:0"), f"device '{name}' asked for, but there are {count} GPUs here: using cuda:0"
-    return torch.device(f"cuda:{index}"), None
+        return f"device '{name}' was asked for, but {why}; {remedy}"
+    count = torch.cuda.device_count()
+    if int(name.partition(":")[2] or 0) >= count:
+        return (
+            f"device '{name}' was asked for, but this machine has {counted(count, 'GPU')}: the last is cuda:{count - 1}"
+        )
+    return None
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device for `auto` (the first GPU, else the CPU), `cpu`, `cuda` or `cuda:N`. Raises ValueError if it is not here."""
+    import torch
+
+    if fault := missing_device(name):
+        raise ValueError(fault)
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device(f"cuda:{int(name.partition(':')[2] or 0)}")
 
 
 @contextmanager

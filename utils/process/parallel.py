@@ -60,19 +60,20 @@ def torchrun_ranks() -> tuple[int, int]:
 
 
 def start(name: str = "auto") -> tuple[torch.device, str | None]:
-    """Like `pick_device`. Under torchrun it also joins the process group and takes the GPU with the number LOCAL_RANK.
+    """The device as `pick_device` finds it, and a warning or None. Under torchrun it also joins the process group and takes
+    the GPU with the number LOCAL_RANK.
 
     Raises ValueError if there are more processes than GPUs, or if the processes have different kinds of device."""
     global _rank, _world, _device
     number, count = torchrun_ranks()
     if count == 1:
-        return pick_device(name)
+        return pick_device(name), None
     if _device is not None:
         return _device
     import torch
     from torch import distributed
 
-    device, warning = pick_device(name)
+    device, warning = pick_device(name), None
     if device.type == "cuda":
         local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
         if local >= gpus:

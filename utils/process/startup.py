@@ -5,13 +5,15 @@ from __future__ import annotations
 import gc
 import io
 import os
+import signal
 import sys
 
-from utils.process import parallel
+from utils.process import interrupt, parallel
 
 
 def prepare() -> None:
     """Settings of the process that must come before torch is imported. Of several ranks, rank 0 alone prints."""
+    _open_closed_streams()
     # OpenMP threads that spin while they wait make small models up to 20 times slower once the cores are shared. torch
     # reads these variables when it is imported, which happens later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -22,6 +24,18 @@ def prepare() -> None:
             stream.reconfigure(errors="backslashreplace")
     if not is_first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+def _open_closed_streams() -> None:
+    """Puts os.devnull where standard input, output or error is closed (`>&-`): a file of the run would take its number, and
+    what torch prints there would be written into it."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the system gives it the lowest free number, this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r+" if number == 0 else "w"))  # noqa: SIM115
 
 
 def is_first() -> bool:
@@ -35,5 +49,7 @@ def leave(code: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+    for notice in interrupt.NOTICES:  # what is left to do cannot be interrupted
+        signal.signal(notice, signal.SIG_IGN)
     gc.freeze()  # otherwise Python ends by searching all that torch has loaded for cycles: a fifth of the time of --check
     sys.exit(code)

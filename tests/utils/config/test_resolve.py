@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -11,7 +12,7 @@ import pytest
 
 import models
 from backbone import catalogue
-from utils.config import hashing
+from utils.config import hashing, strict_json, sweep
 from utils.config import resolve as config_resolve
 from utils.config import schema as config
 from utils.config.strict_json import ConfigError, parse_set, read_json
@@ -466,3 +467,68 @@ def test_keys_without_effect_are_named(method, keys, why):
     assert found.notes == (f"these keys have no effect with {why}",)
     acting = resolve({"model_name": method, "dataset": "digits", "init_cls": 2, "increment": 2})
     assert acting.notes == ()
+
+
+# ---------------------------------------------------------------- absurd input: bounded time and text
+
+
+@pytest.mark.parametrize("depth", [101, 500, 1000, 10**5])
+def test_deep_json_is_refused_alike_at_any_depth(depth, tmp_path):
+    text = "[" * depth + "]" * depth
+    (tmp_path / "x.json").write_text(f'{{"seed": {text}}}')
+    with pytest.raises(ConfigError) as error:
+        read_json(tmp_path / "x.json")
+    assert error.value.faults == [strict_json.TOO_DEEP]
+    assert parse_set([f"seed={text}"])[1] == [f"seed: {strict_json.TOO_DEEP}"]
+
+
+def test_absurdly_many_keys_and_values_are_refused_soon():
+    start = time.monotonic()
+    foreign = {f"{'x' * 100}{n}": 1 for n in range(30_000)}
+    for method in ("simplecil", "simplecl"):
+        faults = faults_of(**foreign, model_name=method)
+        assert len(faults) >= 30_000 and len(str(ConfigError("x", faults))) < 40_000
+    (fault,) = faults_of(seed=list(range(300_000)))
+    assert fault == "seed: each of the 300000 seeds is a separate run; at most 1000 are allowed"
+    assert len(faults_of(class_order=list(range(300_000)))[0]) < 300
+    labels = ["one", "two"]
+    lines = [[f"{n}: unknown key" for n in range(50_000)]] * 2
+    assert len(sweep.gather(labels, lines)) == 50_000
+    assert time.monotonic() - start < 15  # a few seconds; without bounds it is minutes
+
+
+def test_a_file_of_absurd_size_is_not_read(tmp_path):
+    with open(tmp_path / "x.json", "wb") as file:
+        file.truncate(strict_json.MOST_BYTES + 1)
+    with pytest.raises(ConfigError, match=r"has 10,000,001 bytes; at most 10,000,000 are read"):
+        read_json(tmp_path / "x.json")
+
+
+def test_a_broken_method_file_is_no_fault_of_another_methods_experiment():
+    def settings_of(name):
+        if name == "dualprompt":
+            raise ValueError("dualprompt.py, line 1: invalid syntax")
+        return models.settings_of(name)
+
+    def check(**values):
+        return config_resolve.resolve(
+            GOOD | values, source="x", settings_of=settings_of, methods=models.available(), backbones=catalogue.names
+        )
+
+    assert check().settings.model_name == GOOD["model_name"]
+    with pytest.raises(ConfigError, match=r"bach_size: unknown key; did you mean 'batch_size'"):
+        check(bach_size=3)
+    with pytest.raises(ConfigError, match=r"'sma' is not a method; did you mean 'sema'"):
+        check(model_name="sma")
+    with pytest.raises(ValueError, match=r"dualprompt.py, line 1"):
+        check(model_name="dualprompt")
+
+
+def test_a_broken_method_file_is_listed_with_its_fault(tmp_path, monkeypatch):
+    (tmp_path / "good.py").write_text('"""A method."""\n')
+    (tmp_path / "bad.py").write_text("x = (\n")
+    (tmp_path / "latin.py").write_bytes(b"# caf\xe9\n")
+    monkeypatch.setattr(models, "_FOLDER", tmp_path)
+    listed = models.summaries()
+    assert listed["good"] == "A method." and "bad.py, line 1: '(' was never closed" in listed["bad"]
+    assert "latin.py is not UTF-8 text (byte 5)" in listed["latin"]

@@ -57,21 +57,22 @@ def test_named_seed_and_runlog_need_no_torch():
 # ---------------------------------------------------------------- machine
 
 
-def test_pick_device_falls_back_with_one_warning(monkeypatch):
+def test_only_auto_falls_back_to_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert machine.pick_device("auto") == (torch.device("cpu"), None)
-    assert machine.pick_device("cpu") == (torch.device("cpu"), None)
-    device, warning = machine.pick_device("cuda:1")
-    assert device == torch.device("cpu") and "'cuda:1'" in warning and "using the CPU" in warning
+    assert machine.pick_device("auto") == machine.pick_device("cpu") == torch.device("cpu")
+    for name in ("cuda", "cuda:0", "cuda:1"):
+        with pytest.raises(ValueError, match=rf"device '{name}' was asked for, but torch .+; auto takes the CPU"):
+            machine.pick_device(name)
+        assert machine.missing_device(name)
 
 
 def test_pick_device_with_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert machine.pick_device("auto") == (torch.device("cuda:0"), None)
-    assert machine.pick_device("cuda:1") == (torch.device("cuda:1"), None)
-    device, warning = machine.pick_device("cuda:2")
-    assert device == torch.device("cuda:0") and "2 GPUs" in warning
+    assert machine.pick_device("auto") == machine.pick_device("cuda") == torch.device("cuda:0")
+    assert machine.pick_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(ValueError, match=r"'cuda:2' was asked for, but this machine has 2 GPUs: the last is cuda:1"):
+        machine.pick_device("cuda:2")
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "", "cuda:0 "])
