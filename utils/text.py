@@ -87,7 +87,9 @@ def latex(text: str) -> str:
 
 def markdown(text: str) -> str:
     """For a cell of a Markdown table: no link, picture, address, HTML, code, formula or further cell arises from `text`."""
-    text = re.sub(r"[\\`*\[\]<>|~!$]|&(?=[#\w])|(?<!\w)_|_(?!\w)|:(?=//)", lambda match: f"\\{match[0]}", one_line(text))
+    text = re.sub(
+        r"[\\`*\[\]<>|~!$]|&(?=[#\w])|(?<!\w)_|_(?!\w)|:(?=//)", lambda match: f"\\{match[0]}", one_line(text)
+    )
     return re.sub(r"(?i)\bwww\.", lambda match: f"{match[0][:3]}&#46;", text)
 
 
