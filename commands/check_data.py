@@ -47,7 +47,7 @@ def look(cfg: Experiment, full: bool = False) -> DataFound:
             how: dict[str, Any] = {"download": False, "look_at_all": True, "full": full, "progress": bar}
             dataset = data.load(cfg.dataset, **places, **data.reading(cfg), **how)
     except data.DataFaults as error:
-        return DataFound(faults=error.lines())
+        return DataFound(faults=error.lines(), notes=(error.remedy,) if error.remedy else ())
     except (OSError, ValueError) as error:
         text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
         return DataFound(faults=(text,))

@@ -60,7 +60,8 @@ def test_every_fault_at_once(checked, tmp_path):
         "--set",
         "device=cuda:99",
     )
-    code, _, errors = checked("--check", *more, "--set", "image_size=224")
+    code, shown, errors = checked("--check", *more, "--set", "image_size=224")
+    assert "note: skip_broken=true leaves such files out" in shown
     assert code == 2 and all(word in errors for word in (*words, "gone.pth", "'cuda:99'"))
     assert errors.startswith("error: ") and errors.count("\n  - ") == 6
     code, _, errors = checked()  # the run refuses the same

@@ -54,10 +54,11 @@ class DataFaults(ValueError):
     """Everything that is wrong with a data set, one line each in `faults`; the message shows the first ones."""
 
     def __init__(self, what: str, faults: Sequence[str], remedy: str = ""):
-        self.what, self.faults, self.remedy = what, list(faults), f" ({remedy})" if remedy else ""
+        self.what, self.faults, self.remedy = what, list(faults), remedy
         first, *more = lines = self.lines()
-        head = f"{what}: {len(self.faults):,} faults{self.remedy}"
-        super().__init__(f"{first}{self.remedy}" if not more else "\n  - ".join([head, *lines]))
+        remedy = f" ({remedy})" if remedy else ""
+        head = f"{what}: {len(self.faults):,} faults{remedy}"
+        super().__init__(f"{first}{remedy}" if not more else "\n  - ".join([head, *lines]))
 
     def lines(self) -> tuple[str, ...]:
         """The first faults, and how many more there are."""

@@ -109,7 +109,7 @@ def _parts(source: Path) -> tuple[dict[str, list[Row]], tuple[str, ...]]:
     if "train" not in parts:
         raise ValueError(f"data_split: {source} has no training images")
     if "val" in parts and "test" in parts:
-        notes.append(f"{counted(len(parts.pop('val')), 'image')} of the part val are not used")
+        notes.append(f"the part val is not used ({counted(len(parts.pop('val')), 'image')}), test is the test set")
     elif "val" in parts:
         parts["test"] = parts.pop("val")
         notes.append("the part val is the test set, since there is no part test")
@@ -117,7 +117,7 @@ def _parts(source: Path) -> tuple[dict[str, list[Row]], tuple[str, ...]]:
         _without_faults(source, rows)
         if part == "test" and (extra := sorted({r.label for r in rows} - {r.label for r in parts["train"]})):
             raise ValueError(
-                f"data_split: {counted(len(extra), 'class', 'classes')} of the test images have no training image in {source}: "
+                f"data_split: {source} has no training image for {counted(len(extra), 'class', 'classes')} of its test images: "
                 f"{listed(extra)}{same_but_for_form(extra, [r.label for r in parts['train']])}"
             )
     return parts, tuple(notes)

@@ -123,7 +123,7 @@ def _alike(folder: Path, names: Sequence[str]) -> list[str]:
 def _loose(folder: Path) -> list[str]:
     """A note on images beside the class folders, where they belong to no class."""
     count = images_in(folder)
-    return [f"{counted(count, 'image')} in {shown(folder)} belong to no class folder and are not read"] if count else []
+    return [f"not read, since outside of class folders: {counted(count, 'image')} in {shown(folder)}"] if count else []
 
 
 def check_same_classes(name: str, folders: tuple[Path, Path], train: Sequence[str], test: Sequence[str]) -> None:

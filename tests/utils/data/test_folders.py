@@ -292,7 +292,7 @@ def test_what_systems_put_there_is_no_data_and_other_files_are_counted(tmp_path)
     loaded = data.load("folder", path=tmp_path)
     assert names_of(loaded.train) == ["0.png", "1.png"] * 2 and loaded.class_names == ["a", "b"]
     loose, skipped = [note for note in loaded.notes if "byte for byte" not in note]
-    assert loose == f"1 image in {tmp_path / 'train'} belong to no class folder and are not read"
+    assert loose == f"not read, since outside of class folders: 1 image in {tmp_path / 'train'}"
     assert skipped.startswith("3 files in class folders skipped") and skipped.endswith(": 2 .txt, 1 .heic")
 
 
