@@ -286,7 +286,7 @@ def _against_before(
         earlier.append(old.data)
     if changes.unread:
         warnings.append(
-            f"{_count(changes.unread)} changed before this run read {'it' if len(changes.unread) == 1 else 'them'}"
+            f"{_count(changes.unread)} written again before this run read {'it' if len(changes.unread) == 1 else 'them'}"
         )
     if old.weights != now.weights:
         faults.append(f"the backbone's weights changed since this run began ({old.weights} then, {now.weights} now)")

@@ -166,7 +166,7 @@ def test_a_stopped_run_goes_on_with_a_repaired_image_and_refuses_changed_ones(ex
         undo()
     assert experiment() == 0
     shown = capsys.readouterr()
-    assert "resumed" in shown.out and "1 image (train/c3/train1.bmp) changed before this run read it" in shown.err
+    assert "resumed" in shown.out and "1 image (train/c3/train1.bmp) written again before this run read it" in shown.err
     fresh = json.loads((folder / "results.json").read_text())
     assert experiment("--resume", "never") == 0
     again = json.loads((folder_of(tmp_path) / "results.json").read_text())
