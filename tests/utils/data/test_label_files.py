@@ -69,7 +69,7 @@ def test_lists_of_lines(images, tmp_path):
         ("a.csv", "path,label,split\nx/0.png,a,tests\nx/1.png,a,\n", ['line 2: split "tests" is not known', "line 3: split"]),
         ("a.csv", "image;target\n", ["names no image"]),
         ("a.csv", "x/0.png,a\n", ["line 1 should name the columns path, label", "no column for path"]),
-        ("a.csv", "path,label,split\nx/0.png,a,train\nx/1.png,b,test\n", ["no training image for 1 class of its test images: b"]),
+        ("a.csv", "path,label,split\nx/0.png,a,train\nx/1.png,b,test\n", ["image for 1 class of its test images: b"]),
         ("a.txt", "x/0.png a\nx/1.png\n", ["a.txt line 2: `path label` is expected"]),
         ("a.txt", "x/0.png a\nx/1.png a\nx/2.png b\n", ["class b has one image"]),
         ("a.json", "{}", ["should end in .csv .tsv .txt"]),
