@@ -21,7 +21,9 @@ def labels(names: Sequence[str] | None, count: int) -> list[str]:
 
 def of_results(results: Mapping[str, Any]) -> list[str]:
     """The labels of the classes of a results.json; those of older versions have no names."""
-    return labels(results.get("class_names"), 1 + max(c for classes in results["task_classes"] for c in classes))
+    return labels(
+        results.get("class_names"), 1 + max((c for classes in results["task_classes"] for c in classes), default=-1)
+    )
 
 
 def are_numbers(texts: Sequence[str]) -> bool:
