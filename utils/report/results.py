@@ -13,6 +13,7 @@ from utils.files import storage
 from utils.report import console
 from utils.text import shortened
 
+MOST_BYTES = 2**28  # of a file that a run wrote: the results of thousands of classes and tasks fit
 View = TypeVar("View")  # what a caller reads from results.json
 
 
@@ -23,7 +24,7 @@ def read(run: Path, name: str) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path} is missing: {run} is no run folder, or its run is not finished")
     try:
-        values, faults = read_json(path)
+        values, faults = read_json(path, most=MOST_BYTES)
     except ConfigError as error:
         faults = error.faults
     except RecursionError:  # the parser can read deeper lists than the search for faults
