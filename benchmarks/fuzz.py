@@ -32,7 +32,7 @@ FILES = sorted((Path(__file__).resolve().parent.parent / "exps").glob("*.json"))
 LIMIT = 10.0  # seconds of processor time for one --check: the wall clock of a shared machine says little
 ROOM = 4 << 30  # bytes of address space that one --check may add
 LONGEST = 10_000  # characters of a refusal, however long the keys in the file are
-PLACE = r"line \d+, column \d+|byte \d+|the file is empty"  # where a file is no JSON
+PLACE = r"line \d+|byte \d+|the file is empty"  # where a file is no JSON
 
 Pairs = list[tuple[str, Any]]  # a file's keys and values; a list, since a mutant may have a key twice
 # What was changed, the new content, and the keys concerned, of which a refusal must name one.

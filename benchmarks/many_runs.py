@@ -77,6 +77,7 @@ def make(config: Path, out: Path) -> tuple[int, int]:
                 "config.json": json.dumps({**settings, "seed": [seed]}, indent=1),
                 "environment.json": json.dumps(MACHINE, indent=1),
                 "metrics.jsonl": "".join(f"{json.dumps(row)}\n" for row in rows),
+                "report.html": "a page",  # a missing one would be written again
                 "run.log": "2026-01-01 00:00:00 INFO  a line of a run's log\n" * 20,
                 "results.json": json.dumps(results_of(seed, draw), indent=1),
             }

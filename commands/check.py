@@ -132,14 +132,21 @@ def foreseen(resolved: Resolved, images: Sequence[int] = ()) -> list[str]:
     if few == many:
         return many
     if not images and data.DATASETS[cfg.dataset].kind == "embedded":
-        labels = data.load(cfg.dataset, **data.places(cfg), **data.reading(cfg)).train.labels.tolist()
-        images = [labels.count(k) for k in range(count)]
+        images = _images_of_embedded(cfg.dataset)
     if not images:
         return list(cfg.remarks_on(Split(sizes)))
     seed = cfg.seed[0] if cfg.class_order_seed is None else cfg.class_order_seed
     order = drawn_order(count, seed, cfg.shuffle) if cfg.class_order is None else cfg.class_order
     arriving = iter([images[k] for k in order])
     return list(cfg.remarks_on(Split(sizes, [sum(next(arriving) for _ in range(size)) for size in sizes])))
+
+
+@functools.cache
+def _images_of_embedded(name: str) -> list[int]:
+    """Training images of each class of an embedded set, once for all cells of a sweep: drawing a set takes seconds."""
+    loaded = data.load(name)
+    labels = loaded.train.labels.tolist()
+    return [labels.count(k) for k in range(len(loaded.class_names))]
 
 
 def _data_settings(cfg: Experiment) -> Experiment:

@@ -129,7 +129,11 @@ def _fault_in(text: str, error: json.JSONDecodeError) -> str:
     if error.msg.startswith("Expecting ',' delimiter"):
         return f"a comma or a closing bracket is missing at or before {place}, column {error.colno}"
     if error.msg.startswith("Invalid control character"):
-        return f"a text goes on over the end of its line: {place}; write \\n for a line break in a text"
+        if (sign := text[error.pos : error.pos + 1]) in "\r\n":
+            return f"a text goes on over the end of its line: {place}; write \\n for a line break in a text"
+        return (
+            f"a text holds the control character {json.dumps(sign)}: {place}, column {error.colno}; write it like that"
+        )
     if error.msg.startswith("Extra data"):
         return f"the text goes on after the end of the object: {place}, column {error.colno}"
     return f"{error.msg} at {place}, column {error.colno}"

@@ -53,7 +53,8 @@ def adapters_of(learner):
 def test_its_originals_file_loads(method, tmp_path, capsys):
     path = tmp_path / "pilot.json"
     path.write_text(json.dumps(PILOT | {"model_name": method} | FILES[method]))
-    assert main.main(["--config", str(path), "--check", "--data-root", str(tmp_path)]) == 0
+    more = ["--data-root", str(tmp_path), "--device", "cpu"]  # the originals ask for the first GPU
+    assert main.main(["--config", str(path), "--check", *more]) == 0
     assert "the settings are valid" in capsys.readouterr().out
 
 

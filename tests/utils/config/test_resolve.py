@@ -99,6 +99,8 @@ def test_byte_order_mark_is_accepted(tmp_path):
         (b'{"a": 1,\n // why\n "b": 2}', "JSON has no comments: line 2"),
         (b'{"a": 1}\n\n# why', "JSON has no comments: line 3"),
         (b"{'a': 1}", r"straight double quotes \("),
+        (b'{"a": "b\nc"}', r"goes on over the end of its line: line 1; write \\n"),
+        (b'{"a": "b\tc"}', r'control character "\\t": line 1, column 9'),
         (b'{"a": True}', "writes true for True: line 1"),
         (b'{"a": 1\n "b": 2}', "a comma or a closing bracket is missing at or before line 2"),
         (b'{"a": "x\ny"}', "over the end of its line: line 1"),
