@@ -47,6 +47,12 @@ NESTED: tuple[Any, ...] = (
     [], {}, [[]], [None], [1, "a"], {"a": 1}, {"a": {"b": [1]}}, [0], [-1], [1.5], [2**63], ["0"], [True], [1, 1],
     [0, 1, 2], list(range(2_000)), list(range(100_000)), [0.1] * 5_000, ["0"] * 100_000, ["qkv"], ["qkv"] * 2,
 )  # fmt: skip
+# texts that do something where they are shown: a terminal, a page, a sheet, a paper, a shell
+HOSTILE = ("\x1b]0;title\x07\x1b[2J", "\x9b31m", "\u202egpj.exe", "\u2066a\u2069", "a\r\nerror: b", "=cmd|'/c calc'!A0",
+           "<script>alert(1)</script>", "[a](javascript:b)", "\\input{x}", "$(touch x)", "{{ 7 * 7 }}", "%s%n")  # fmt: skip
+SHOWN = re.compile(
+    r"[\u202a-\u202e\u2066-\u2069]"
+)  # signs that reorder a line; other control characters: utils/text.py
 OTHERS = (None, True, False, float("nan"), float("inf"), float("-inf"))
 GROUPS = (OTHERS, TEXTS, NUMBERS, NESTED)
 
@@ -152,6 +158,24 @@ def swept(pairs: Pairs, draw: Random) -> Mutated:
     )
 
 
+def hostile(pairs: Pairs, draw: Random) -> Mutated:
+    """A text that attacks whoever shows it, in a free text, a name or a path."""
+    key = draw.choice(["prefix", "about", "dataset", "model_name", "backbone_type", "data_path", "data_root"])
+    text = draw.choice(HOSTILE)
+    return f"{key}={json.dumps(text)}", [*((k, v) for k, v in pairs if k != key), (key, text)], (key,)
+
+
+def deep(pairs: Pairs, draw: Random) -> Mutated:
+    """Lists or objects within each other, as deep as a parser may still read and a search for faults may not."""
+    levels, (opening, closing) = (
+        draw.choice([20, 100, 700, 990, 2_000, 100_000]),
+        draw.choice([("[", "]"), ('{"a":', "}")]),
+    )
+    (key, _), text = draw.choice(pairs), opening * levels + "1" + closing * levels
+    rest = json.dumps({k: v for k, v in pairs if k != key})
+    return f"{key} {levels} levels deep", f'{rest[:-1]}, "{key}": {text}}}', ("nested too deep", key)
+
+
 def cut(pairs: Pairs, draw: Random) -> Mutated:
     text = json.dumps(dict(pairs), indent=2)
     at = draw.randrange(len(text))
@@ -196,7 +220,7 @@ def encoded(pairs: Pairs, draw: Random) -> Mutated:
 MUTATIONS: dict[str, Mutation] = {
     "key missing": missing, "key doubled": doubled, "key misspelt": renamed, "key added": added,
     "wrong type": replaced(foreign), "extreme value": replaced(extreme), "values swapped": swapped, "sweep": swept,
-    "cut off": cut, "broken JSON": broken, "encoding": encoded,
+    "hostile text": hostile, "deep": deep, "cut off": cut, "broken JSON": broken, "encoding": encoded,
 }  # fmt: skip
 
 
@@ -247,7 +271,7 @@ def judge(mutant: Mutant, folder: Path) -> tuple[str, float]:
         verdict = "it wrote files"
     elif seconds > LIMIT:
         verdict = f"it took {seconds:.1f} s"
-    elif CONTROL.search(shown + said) or "Traceback" in said or len(said) > LONGEST:
+    elif CONTROL.search(shown + said) or SHOWN.search(shown + said) or "Traceback" in said or len(said) > LONGEST:
         verdict = f"not readable: {len(said)} characters, {said[:300]!r}"
     elif code not in (0, 2) or (code == 2 and message == said):
         verdict = f"exit code {code}: {said[:300]}"
