@@ -1,5 +1,7 @@
 """Fixtures that tests of several rooms use."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -12,10 +14,17 @@ from tests.helpers.toy import toy_backbone, toy_settings
 from utils.data import cifar
 from utils.data.dataset import Dataset
 from utils.data.images import ImageFiles
+from utils.process import interrupt
 from utils.report import plots
 from utils.run.log import RunLog
 
 torch.set_num_threads(1)  # toy sizes: a second thread only costs
+
+
+@pytest.fixture(autouse=True)
+def no_signal_before(monkeypatch):
+    """A signal that an earlier test of this process raised does not silence those of this test."""
+    monkeypatch.setattr(interrupt, "_raised", -math.inf)
 
 
 @pytest.fixture

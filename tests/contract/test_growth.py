@@ -42,7 +42,7 @@ def test_between_tasks_only_the_model_is_in_memory(method, toy_learner, only_new
     assert all(parameter.grad is None for parameter in learner.parameters())
 
 
-def test_memory_counts_each_storage_once_and_gradients_too():
+def test_memory_counts_each_storage_once_and_gradients_too(only_new_objects):
     module = nn.Linear(64, 1, bias=False)
     before = memory_of(module)
     assert before["model"] == 64 * 4

@@ -67,7 +67,6 @@ def test_fifty_signals_end_as_one():
 
 
 def test_a_signal_after_a_while_interrupts_again(monkeypatch):
-    monkeypatch.setattr(interrupt, "_raised", interrupt._raised)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             interrupt.raise_once(signal.SIGINT, None)
