@@ -74,7 +74,7 @@ def ready(swept: sweep.Sweep, engine: str) -> None:
 
 def show(resolved: Resolved, found: check_data.DataFound) -> None:
     """Settings, and where the data are here also classes, tasks and parameters."""
-    from utils.data.tasks import drawn_order, task_sizes
+    from utils.data.tasks import task_sizes
 
     cfg = resolved.settings
     print(printable(settings_table(resolved.stated, resolved.given, resolved.descriptions())))
@@ -82,13 +82,8 @@ def show(resolved: Resolved, found: check_data.DataFound) -> None:
         print(printable(found.table))
     if (count := data.count_classes(cfg.dataset, **data.places(cfg))) is None:
         return
-    order_seed = cfg.seed[0] if cfg.class_order_seed is None else cfg.class_order_seed
+    order, source = class_order(cfg, count)
     sizes = task_sizes(count, cfg.init_cls, cfg.increment)
-    if cfg.class_order is not None:
-        order, source = list(cfg.class_order), "the class order of the file"
-    else:
-        order = drawn_order(count, order_seed, cfg.shuffle)
-        source = f"class order of seed {order_seed}" if cfg.shuffle else "in their natural order"
     print(printable(split_table(sizes, order, source, found.names)))
     try:
         learner = load.outline(resolved, count)
@@ -96,6 +91,17 @@ def show(resolved: Resolved, found: check_data.DataFound) -> None:
         return  # among the faults
     planned = learner.planned_parameters() if learner.says_what_it_trains else None
     print(parameter_table(planned, sum(p.numel() for p in learner.parameters())))
+
+
+def class_order(cfg: Experiment, count: int) -> tuple[list[int], str]:
+    """The order in which `count` classes arrive in the run of the first seed, and what it comes from."""
+    from utils.data.tasks import drawn_order
+
+    if cfg.class_order is not None:
+        return list(cfg.class_order), "the class order of the file"
+    seed = cfg.seed[0] if cfg.class_order_seed is None else cfg.class_order_seed
+    source = f"class order of seed {seed}" if cfg.shuffle else "in their natural order"
+    return drawn_order(count, seed, cfg.shuffle), source
 
 
 def _fitted(swept: sweep.Sweep) -> tuple[list[int | None], list[list[str]]]:
@@ -122,7 +128,7 @@ def foreseen(resolved: Resolved, images: Sequence[int] = ()) -> list[str]:
     """Keys that will not do what they say with the tasks of this run, where the number of classes is known here. `images`: of
     each class for training, if they were counted; those of an embedded set are counted here if a key depends on them."""
     from utils.config.split import Split
-    from utils.data.tasks import drawn_order, task_sizes
+    from utils.data.tasks import task_sizes
 
     cfg = resolved.settings
     if (count := data.count_classes(cfg.dataset, **data.places(cfg))) is None:
@@ -135,9 +141,7 @@ def foreseen(resolved: Resolved, images: Sequence[int] = ()) -> list[str]:
         images = _images_of_embedded(cfg.dataset)
     if not images:
         return list(cfg.remarks_on(Split(sizes)))
-    seed = cfg.seed[0] if cfg.class_order_seed is None else cfg.class_order_seed
-    order = drawn_order(count, seed, cfg.shuffle) if cfg.class_order is None else cfg.class_order
-    arriving = iter([images[k] for k in order])
+    arriving = iter([images[k] for k in class_order(cfg, count)[0]])
     return list(cfg.remarks_on(Split(sizes, [sum(next(arriving) for _ in range(size)) for size in sizes])))
 
 

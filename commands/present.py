@@ -6,7 +6,6 @@ is drawn by this program, only weights, sources and versions are compared, so th
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -147,7 +146,7 @@ class Present:
     def _manifest(self, experiment: Resolved) -> Manifest | str:
         """The manifest of the data, or in words why there is none."""
         cfg = experiment.settings
-        key = json.dumps([cfg.dataset, cfg.data_root, *(str(getattr(cfg, k)) for k in _data_keys(cfg))])
+        key = f"{cfg.dataset} {data.places(cfg)} {data.reading(cfg)}"
         if key not in self._manifests:
             from utils.data import manifest as data_manifest
 
@@ -209,11 +208,6 @@ def refuse_mixed(by_seed: Mapping[int, Mapping[str, Any]], row: str = "") -> Non
         print(one_line(f"warning: {label}{text}"), file=sys.stderr)
     if faults:
         raise ValueError(f"{label}{faults[0]}: no mean is taken over them; --resume never runs them all anew")
-
-
-def _data_keys(cfg: Experiment) -> list[str]:
-    """The keys that decide which images a data set has."""
-    return sorted(key for key in type(cfg).model_fields if key.startswith(("data_", "test_ratio", "skip_", "grey_")))
 
 
 def _listed(names: list[str]) -> str:
