@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -229,6 +230,21 @@ def test_a_saved_state_names_its_run(changes, words, tmp_path):
     with pytest.raises(ValueError, match="seed 3 there"):
         here.refuse_others({"weight_hash": "weights", "record": {"seed": 3}}, tmp_path)
     Identity("weights").refuse_others(here.facts(), tmp_path)
+
+
+def test_a_stopped_run_names_both_weights_and_both_seeds(tmp_path):
+    """Before a saved state is read: the record of the run is compared."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "task_00000.json").write_text("{}")
+    provenance.write(tmp_path, Recorded(NOW))
+    same = SimpleNamespace(stamp=NOW.stamp, digest=NOW.data)
+    assert provenance._against_before(tmp_path, NOW, same) == (True, [], [], [], [])
+    now = dataclasses.replace(NOW, weights="other", seed=NOW.seed + 1)
+    _, faults, *_ = provenance._against_before(tmp_path, now, same)
+    assert faults == [
+        f"provenance.json is of another run (seed {NOW.seed}, settings {NOW.settings})",
+        f"the backbone's weights changed since this run began ({NOW.weights} then, other now)",
+    ]
 
 
 def test_seeds_that_mix(tmp_path):
