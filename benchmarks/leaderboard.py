@@ -30,14 +30,13 @@ from utils.report import results as report_results
 from utils.text import number
 
 ROOT = Path(__file__).resolve().parent.parent
-SETS = ("digits", "glyphs", "fractals")
+SETS = ("icons", "fashion", "digits", "glyphs", "fractals")
 # files that have a card but no row in the table
 ALONE = (
     "quickstart",
     "debug_moe_parallel",
     "debug_nested_lora",
     *(f"{method}_domains" for method in ("dylora_moe", "sema", "simplecil", "sparse_moe")),
-    *(f"{method}_{name}" for name in ("icons", "fashion") for method in ("nested_lora", "ranpac", "sema", "simplecil")),
 )
 SEEDS = [1993, 1994, 1995, 1996, 1997]
 RUNS = Path(__file__).with_suffix(".jsonl")
