@@ -7,9 +7,9 @@
    at the end of `about`. Files in ALONE get their card from `python main.py --config exps/<file>.json --out OUT`.
 4. Without an option it writes the tables of PAGES again from benchmarks/leaderboard.jsonl.
 
-Budget, equal for all: one backbone and its weights, one augmentation, batches of 32, at most 10 (digits) or 5 (glyphs,
-fractals) passes over a task's images in each phase that trains on them (besides those, SEMA's descriptors make 20 passes over
-stored mean tokens), rates chosen on held-out training images; the last epoch counts.
+Budget, equal for all: one backbone and its weights, one augmentation, batches of 32, at most 10 (digits, fashion) or 5 (icons,
+glyphs, fractals) passes over a task's images in each phase that trains on them (besides those, SEMA's descriptors make 20
+passes over stored mean tokens), rates chosen on held-out training images; the last epoch counts.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import models
+from benchmarks import leaderboard_tables as tables
 from commands import verify
-from utils.compare.table import signed
 from utils.config.strict_json import read_json
-from utils.evaluation.metrics import paired_difference, summarise
+from utils.evaluation.metrics import summarise
 from utils.report import results as report_results
 from utils.text import number
 
 ROOT = Path(__file__).resolve().parent.parent
-SETS = ("icons", "fashion", "digits", "glyphs", "fractals")
+SETS = (*tables.RANKED, *tables.SMOKE)
 # files that have a card but no row in the table
 ALONE = (
     "quickstart",
@@ -41,19 +41,9 @@ ALONE = (
 SEEDS = [1993, 1994, 1995, 1996, 1997]
 RUNS = Path(__file__).with_suffix(".jsonl")
 WRITER = "written by python -m benchmarks.leaderboard"
-SHORT = ("joint", "ranpac", "sema", "l2p", "finetune")  # rows of the README's table, beside the best method
 COMMON = ("dataset", "init_cls", "increment", "seed", "backbone_type", "batch_size")
-# keys that bring back what the originals' code does and our defaults do not; exps/<method>_original_<set>.json sets them
-ORIGINALS: dict[str, dict[str, Any]] = {
-    "l2p": {"batchwise_prompt": True, "decay_other_rows": True},
-    "dualprompt": {"batchwise_prompt": True, "scrambled_e_prompt": True, "decay_other_rows": True},
-    "coda_prompt": {"cosine_off_by_one": True, "drop_last": True, "decay_other_rows": True},
-    "ranpac": {"ranpac_scores": "cosine", "ranpac_ridge": "task"},
-    "inflora": {"late_schedule": True, "short_first_basis": True},
-    "sd_lora": {"restart_magnitudes": True},
-}
 # shipped files besides those named after a method
-VARIANTS = ("sema_corrected", *(f"{method}_original" for method in ORIGINALS))
+VARIANTS = ("sema_corrected", *(f"{method}_original" for method in tables.ORIGINALS))
 
 Run = dict[str, Any]
 
@@ -124,88 +114,6 @@ def _resolved(values: Mapping[str, Any]) -> dict[str, Any]:
     ).values
 
 
-def table(runs: Iterable[Run]) -> str:
-    """A Markdown row a method: its head; last and average accuracy on each set, mean ± std over the seeds; then, set by set,
-    the last accuracy with the task known, the number of seeds and the seconds of a run."""
-    by = _by_method(runs)
-    columns = [f"{name} {what}" for name in SETS for what in ("last", "average")]
-    lines = [
-        f"| method | head | {' | '.join(columns)} | task known | n | seconds |",
-        "|---|---|" + "---:|" * (len(columns) + 3),
-    ]
-    for method, sets in by.items():
-        runs_of = [sets.get(name, []) for name in SETS]
-        cells = [_mean(group, key) for group in runs_of for key in ("last_accuracy", "average_accuracy")]
-        counts = ", ".join(str(len(group)) for group in runs_of)
-        known, seconds = (
-            ", ".join(number(summarise(r[key] for r in group).mean, digits) for group in runs_of)
-            for key, digits in (("task_oracle_accuracy", 1), ("seconds", 0))
-        )
-        lines.append(f"| {method} | {_heads(sets)} | {' | '.join(cells)} | {known} | {counts} | {seconds} |")
-    return "\n".join(lines)
-
-
-def short_table(runs: Iterable[Run]) -> str:
-    """A Markdown row for the best method and each of SHORT: its head, and its last accuracy on each set."""
-    by = _by_method(runs)
-    lines = [f"| method | head | {' | '.join(SETS)} |", "|---|---|" + "---:|" * len(SETS)]
-    for place, (method, sets) in enumerate(by.items()):
-        if place == 0 or method in SHORT:
-            cells = " | ".join(_mean(sets.get(name, []), "last_accuracy") for name in SETS)
-            best = " (highest mean)" if place == 0 else ""
-            lines.append(f"| `{method}`{best} | {_heads(sets)} | {cells} |")
-    return "\n".join(lines)
-
-
-def _by_method(runs: Iterable[Run]) -> dict[str, dict[str, list[Run]]]:
-    """Runs on SETS by method and set, the highest mean last accuracy first; without the originals' forms."""
-    by: dict[str, dict[str, list[Run]]] = {}
-    for run in runs:
-        if run["set"] in SETS and not run["method"].endswith("_original"):
-            by.setdefault(run["method"], {}).setdefault(run["set"], []).append(run)
-
-    def mean_last(method: str) -> float:
-        values = [r["last_accuracy"] for name in SETS for r in by[method].get(name, ())]
-        return sum(values) / len(values)
-
-    return {method: by[method] for method in sorted(by, key=mean_last, reverse=True)}
-
-
-def _mean(runs: Iterable[Run], key: str) -> str:
-    """Mean ± standard deviation, in percent."""
-    summary = summarise(r[key] for r in runs)
-    return number(summary.mean, 1) + (f" ± {number(summary.std, 1)}" if summary.std is not None else "")
-
-
-def _heads(sets: Mapping[str, list[Run]]) -> str:
-    """The heads that a method's runs have, in the order of SETS."""
-    return ", ".join(dict.fromkeys(r["head"] for name in SETS for r in sets.get(name, ())))
-
-
-def departures(runs: Iterable[Run]) -> str:
-    """A Markdown row for each method whose default departs from its original's code: last accuracy on each set with the default
-    and with the original's form, the paired difference and its interval."""
-    last: dict[tuple[str, str], dict[int, float]] = {}
-    for run in runs:
-        last.setdefault((run["set"], run["method"]), {})[run["seed"]] = run["last_accuracy"]
-    lines = [f"| method | keys of the original's form | {' | '.join(SETS)} |", "|---|---|" + "---|" * len(SETS)]
-    for method, keys in ORIGINALS.items():
-        cells = []
-        for name in SETS:
-            ours, theirs = last.get((name, method), {}), last.get((name, f"{method}_original"), {})
-            gap = paired_difference(theirs, ours)
-            if not gap.n:
-                cells.append("-")
-                continue
-            means = (number(summarise(values[s] for s in ours.keys() & theirs).mean, 1) for values in (ours, theirs))
-            # two differences can be equal by chance; their interval is empty then
-            interval = "" if gap.low is None or gap.n < 3 else f" [{signed(gap.low)}, {signed(gap.high)}]"
-            cells.append(f"{' to '.join(means)}: {signed(gap.mean)}{interval}" + f" (n {gap.n})" * (gap.n < len(SEEDS)))
-        shown = ", ".join(f"`{key}: {json.dumps(value)}`" for key, value in keys.items())
-        lines.append(f"| {method} | {shown} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def card(runs: list[Run]) -> dict[str, Any]:
     """The reproduction card of one file from its recorded runs, which share settings and weights."""
     assert len({(r["settings"], r["weights"]) for r in runs}) == 1, (
@@ -258,22 +166,26 @@ def recorded() -> list[Run]:
     return [json.loads(line) for line in RUNS.read_text(encoding="utf-8").splitlines()] if RUNS.is_file() else []
 
 
-# The pages that hold a table, each with the table's name in its markers and the function that writes it.
-PAGES: dict[str, tuple[str, Callable[[Iterable[Run]], str]]] = {
-    "README.md": ("results", short_table),
-    "docs/results.md": ("leaderboard", table),
-    "docs/originals.md": ("departures", departures),
-}
+# (page, name of the table in its markers, the function that writes it)
+PAGES: tuple[tuple[str, str, Callable[[Iterable[Run]], str]], ...] = (
+    ("README.md", "results", tables.short_table),
+    ("docs/results.md", "leaderboard", tables.ranked_table),
+    ("docs/results.md", "differences", tables.against_reference),
+    ("docs/results.md", "smoke", tables.smoke_table),
+    ("docs/originals.md", "departures", tables.departures),
+)
 
 
-def with_table(page: str, text: str, runs: Iterable[Run]) -> str:
-    """`text` of a page with the table of `runs` between its markers. Raises ValueError if a marker is missing."""
-    name, write = PAGES[page]
-    begin, end = f"<!-- {name}: {WRITER} -->", f"<!-- end of {name} -->"
-    before, marker, rest = text.partition(begin)
-    if not marker or end not in rest:
-        raise ValueError(f"{page} lacks {begin} or {end}")
-    return f"{before}{begin}\n{write(runs)}\n{end}{rest.partition(end)[2]}"
+def with_tables(page: str, text: str, runs: Iterable[Run]) -> str:
+    """`text` of a page with its tables of `runs` between their markers. Raises ValueError if a marker is missing."""
+    runs = list(runs)
+    for name, write in ((name, write) for where, name, write in PAGES if where == page):
+        begin, end = f"<!-- {name}: {WRITER} -->", f"<!-- end of {name} -->"
+        before, marker, rest = text.partition(begin)
+        if not marker or end not in rest:
+            raise ValueError(f"{page} lacks {begin} or {end}")
+        text = f"{before}{begin}\n{write(runs)}\n{end}{rest.partition(end)[2]}"
+    return text
 
 
 def main() -> None:
@@ -297,10 +209,10 @@ def main() -> None:
                     text = path.read_text(encoding="utf-8")
                     text = with_figures(text, of_method) if name in SETS else text
                     path.write_text(with_card(text, card(of_method)), encoding="utf-8")
-    for page in PAGES:
+    for page in dict.fromkeys(page for page, _, _ in PAGES):
         path = ROOT / page
-        path.write_text(with_table(page, path.read_text(encoding="utf-8"), recorded()), encoding="utf-8")
-    print(table(recorded()))
+        path.write_text(with_tables(page, path.read_text(encoding="utf-8"), recorded()), encoding="utf-8")
+    print(tables.ranked_table(recorded()))
 
 
 if __name__ == "__main__":

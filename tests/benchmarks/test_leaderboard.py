@@ -6,21 +6,23 @@ import pytest
 
 import models
 from benchmarks import leaderboard
+from benchmarks import leaderboard_tables as tables
 from commands import verify
 from utils.config.strict_json import read_json
 
 
-@pytest.mark.parametrize("page", leaderboard.PAGES)
+@pytest.mark.parametrize("page", sorted({page for page, _, _ in leaderboard.PAGES}))
 def test_the_tables_of_the_pages_are_up_to_date(page):
     text = (leaderboard.ROOT / page).read_text(encoding="utf-8")
-    assert leaderboard.with_table(page, text, leaderboard.recorded()) == text, "python -m benchmarks.leaderboard"
+    assert leaderboard.with_tables(page, text, leaderboard.recorded()) == text, "python -m benchmarks.leaderboard"
 
 
 def test_the_short_table_has_the_best_method_and_the_chosen_ones():
-    lines = leaderboard.short_table(leaderboard.recorded()).split("\n")[2:]
-    full = leaderboard.table(leaderboard.recorded()).split("\n")[2:]
+    lines = tables.short_table(leaderboard.recorded()).split("\n")[2:]
+    full = tables.ranked_table(leaderboard.recorded()).split("\n")[2:]
     assert "(highest mean)" in lines[0] and f"| {lines[0].split('`')[1]} " in full[0]
-    assert {line.split("`")[1] for line in lines[1:]} == set(leaderboard.SHORT) - {lines[0].split("`")[1]}
+    recorded = {run["method"] for run in leaderboard.recorded() if run["set"] in tables.RANKED}
+    assert {line.split("`")[1] for line in lines[1:]} == set(tables.SHORT) & recorded - {lines[0].split("`")[1]}
 
 
 @pytest.mark.parametrize("name", leaderboard.SETS)
@@ -93,11 +95,21 @@ def test_the_table_has_mean_deviation_and_count():
             "head": "linear",
         }
 
-    lines = leaderboard.table([run("a", "digits", 1, 10.0), run("b", "digits", 1, 20.0), run("b", "digits", 2, 30.0)])
-    assert lines.split("\n")[2:] == [
+    runs = [run("a", "digits", 1, 10.0), run("b", "digits", 1, 20.0), run("b", "digits", 2, 30.0)]
+    assert tables.table(runs, tables.SMOKE).split("\n")[2:] == [
         "| b | linear | 25.0 ± 7.1 | 50.0 ± 0.0 | - | - | - | - | 99.0, -, - | 2, 0, 0 | 4, -, - |",
         "| a | linear | 10.0 | 50.0 | - | - | - | - | 99.0, -, - | 1, 0, 0 | 4, -, - |",
     ]
+
+
+def test_differences_from_the_reference_are_paired_by_seed():
+    def run(method, seed, last):
+        return {"method": method, "set": "icons", "seed": seed, "last_accuracy": last}
+
+    runs = [run("ranpac", seed, last) for seed, last in ((1, 50.0), (2, 60.0), (3, 70.0), (4, 1.0))]
+    runs += [run("sema", seed, last) for seed, last in ((1, 51.0), (2, 62.0), (3, 73.0), (9, 1.0))]
+    # differences 1, 2, 3: mean 2, std 1, t(0.975, 2) / sqrt(3) = 2.484
+    assert tables.against_reference(runs).split("\n")[2:] == ["| sema | +2.00 [-0.48, +4.48] | - |"]
 
 
 def test_departures_are_paired_by_seed_and_set():
@@ -107,6 +119,6 @@ def test_departures_are_paired_by_seed_and_set():
     runs = [run("l2p", "digits", seed, last) for seed, last in ((1, 50.0), (2, 60.0), (3, 70.0), (4, 1.0))]
     runs += [run("l2p_original", "digits", seed, last) for seed, last in ((1, 51.0), (2, 62.0), (3, 73.0), (9, 1.0))]
     runs += [run("l2p", "glyphs", 1, 50.0), run("l2p_original", "glyphs", 1, 40.0), run("l2p", "fractals", 1, 50.0)]
-    row = next(line for line in leaderboard.departures(runs).split("\n") if line.startswith("| l2p |"))
+    row = next(line for line in tables.departures(runs).split("\n") if line.startswith("| l2p |"))
     # differences 1, 2, 3: mean 2, std 1, t(0.975, 2) / sqrt(3) = 2.484
     assert row.split(" | ")[2:] == ["60.0 to 62.0: +2.00 [-0.48, +4.48] (n 3)", "50.0 to 40.0: -10.00 (n 1)", "- |"]
