@@ -12,22 +12,35 @@ from torch import Tensor, nn
 
 from backbone.timm_vit import Block
 
-Half = Callable[[Block, Tensor], Tensor]  # what one half of a frozen block makes of the activations x [B, N, D]
+# what one half of a frozen block makes of the activations x [B, N, D], (block, x) -> [B, N, D]; the attention half reads a
+# position beside them where the family has one, (block, x, position)
+Half = Callable[..., Tensor]
 # the first slot's input [B, N, D] -> gates for each slot, from the lowest layer up
 Route = Callable[[Tensor], Sequence[Tensor]]
 
 
-def attention_half(block: Block, x: Tensor) -> Tensor:
-    """x [B, N, D] plus the block's attention."""
-    return x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))
+def attention_half(block: Block, x: Tensor, position: Tensor | None = None) -> Tensor:
+    """x [B, N, D] plus the block's attention, which reads `position` where the family has one."""
+    if isinstance(block, Block):
+        return x + block.drop_path1(block.ls1(block.attn(block.norm1(x))))
+    attended = block.attn(block.norm1(x), position)
+    return x + block.drop_path1(attended if block.gamma_1 is None else block.gamma_1 * attended)
 
 
 def mlp_half(block: Block, x: Tensor) -> Tensor:
     """x [B, N, D] plus the block's MLP."""
-    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+    if isinstance(block, Block):
+        return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+    transformed = block.mlp(block.norm2(x))
+    return x + block.drop_path2(transformed if block.gamma_2 is None else block.gamma_2 * transformed)
 
 
-HALVES: tuple[Half, Half] = (attention_half, mlp_half)  # one after the other they are timm's Block.forward
+def whole(block: Block, x: Tensor, position: Tensor | None = None) -> Tensor:
+    """timm's forward pass of the block."""
+    return block(x) if position is None else block(x, position)
+
+
+HALVES: tuple[Half, Half] = (attention_half, mlp_half)  # one after the other they are timm's forward pass of the block
 
 
 def mean_token(x: Tensor) -> Tensor:
@@ -55,6 +68,19 @@ class Slot(nn.Module):
 class BlockSlot(Slot):
     """A slot that acts inside its block: called as slot(x, gates, block) with the block's input x [B, N, D], it returns the
     block's output. Its gates are computed from x as well. Afterwards the block is as it was before."""
+
+
+class Positioned:
+    """A block with the position that it reads in this pass, as a BlockSlot calls it: block(x), block.get_submodule(name)."""
+
+    def __init__(self, block: nn.Module, position: Tensor):
+        self.block, self.position = block, position
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.block(x, self.position))
+
+    def get_submodule(self, target: str) -> nn.Module:
+        return self.block.get_submodule(target)
 
 
 class Pass:

@@ -24,9 +24,9 @@ SEMA_CL_NAMES = {
     "vit_base_patch16_224_dualprompt": _IN1K,
     "vit_base_patch16_224_coda_prompt": _IN1K,
 }
-# The files of timm that define VisionTransformer models; other families have other blocks.
-_TIMM_FILES = ("vision_transformer.py", "deit.py")
-_VIT_DEFAULTS = {"patch_size": 16, "embed_dim": 768, "depth": 12}  # of timm's VisionTransformer
+# The files of timm whose models have blocks with a place for a slot (backbone/families.py); other families have other blocks.
+_TIMM_FILES = ("vision_transformer.py", "deit.py", "eva.py", "beit.py")
+_VIT_DEFAULTS = {"patch_size": 16, "embed_dim": 768, "depth": 12}  # of timm's three families
 
 
 def timm_tag(name: str) -> str:
@@ -42,8 +42,13 @@ def names() -> list[str]:
     accepted = [EMBEDDED, *SEMA_CL_NAMES]
     for text in _sources():
         models = re.findall(r"^def (\w+)\(pretrained", text, re.MULTILINE)
-        tagged = re.findall(r"^\s*['\"]([\w]+\.[\w.]+)['\"]: _cfg\(", text, re.MULTILINE)
-        accepted += models + [tag for tag in tagged if tag.split(".")[0] in set(models)]
+        tagged = [*re.finditer(r"^\s*['\"]([\w]+\.[\w.]+)['\"]: _\w*cfg\(", text, re.MULTILINE)]
+        tags = [match[1] for match in tagged]
+        for match, after in zip(tagged, [*tagged[1:], None], strict=True):
+            # of weights with this note timm makes a second tag, which computes with the activation that they were trained with
+            if "natively QuickGELU" in text[match.end() : after.start() if after else None]:
+                tags.append(match[1].replace("_clip_", "_clip_quickgelu_"))
+        accepted += models + [tag for tag in tags if tag.split(".")[0] in set(models)]
     return sorted(set(accepted), key=lambda n: (n not in (EMBEDDED, *SEMA_CL_NAMES), n))
 
 
@@ -61,7 +66,7 @@ def architectures() -> dict[str, tuple[int, ...]]:
 
 
 def _sources() -> Iterator[str]:
-    """The text of timm's files of VisionTransformer models."""
+    """The text of timm's files of such models."""
     spec = importlib.util.find_spec("timm")
     for location in spec.submodule_search_locations or [] if spec else []:
         for file in _TIMM_FILES:

@@ -25,7 +25,8 @@ def pools_one(vit: VisionTransformer, block: Block, slot: Slot | None) -> bool:
     """Whether the last `block` with `slot` may be computed for token 0 alone, its attention's keys and values apart."""
     attention = block.attn
     return (
-        vit.global_pool == "token"
+        isinstance(vit, VisionTransformer)  # the other families' attention is not that of `one_query`
+        and vit.global_pool == "token"
         and vit.attn_pool is None
         # a distilled model pools two tokens in another method
         and type(vit).forward_head is VisionTransformer.forward_head
@@ -45,7 +46,7 @@ def run(
 
     With `after` [B, N, D], the output of the MLP half, x is the output of the attention half (see Activations)."""
     if after is None:
-        x = attend(block, x) if now.needs_all_tokens(layer, slot) else _attention_of_token_0(block, x)
+        x = attend(block, x, None) if now.needs_all_tokens(layer, slot) else _attention_of_token_0(block, x)
     now.look(layer, x)
     first = x[:, :1]
     after = mlp_half(block, first) if after is None else after[:, :1]  # compiled code would gain nothing on one token

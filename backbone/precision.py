@@ -17,6 +17,7 @@ from typing import cast
 
 import torch
 
+from backbone import families
 from backbone.blocks import HALVES, Half
 from backbone.timm_vit import Block
 from backbone.vit import SlottedViT
@@ -52,5 +53,5 @@ def _compiled(backbone: SlottedViT) -> tuple[Half, Half]:
     attend, transform = (torch.compile(half, dynamic=True) for half in HALVES)
     block, x = cast(Block, backbone.vit.blocks[0]), backbone.mean.new_zeros(2, backbone.tokens, backbone.width)
     with backbone.casting():
-        transform(block, attend(block, x))
+        transform(block, attend(block, x, families.positions(backbone.vit)[0]))
     return attend, transform

@@ -20,8 +20,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from backbone import last_block
-from backbone.blocks import HALVES, BlockSlot, Pass, Route, Slot
+from backbone import families, last_block
+from backbone.blocks import HALVES, BlockSlot, Pass, Positioned, Route, Slot, whole
 from backbone.timm_vit import Block, VisionTransformer
 from utils.config.schema import Precision
 from utils.process import stopwatch
@@ -51,8 +51,8 @@ class SlottedViT(nn.Module):
     """A timm VisionTransformer, frozen and always in evaluation mode, whose blocks take additions from `slots`.
 
     `mean`, `std`: per-channel input normalisation of images in [0, 1]; None leaves them as they are.
-    Raises ValueError for a model whose blocks are not timm's plain pre-norm Block: the place between attention and MLP,
-    where an adapter reads, does not exist in it.
+    Raises ValueError for a model that lacks what slots need, such as blocks with a place between attention and MLP, where an
+    adapter reads (backbone/families.py).
     """
 
     mean: Tensor
@@ -60,9 +60,9 @@ class SlottedViT(nn.Module):
 
     def __init__(self, vit: nn.Module, mean: Sequence[float] | None = None, std: Sequence[float] | None = None):
         super().__init__()
-        _check_supported(vit)
-        assert isinstance(vit, VisionTransformer)
-        self.vit = vit.requires_grad_(False)
+        families.refuse_unfit(vit)
+        # or an Eva or a Beit: what is read of it here they have under the same names
+        self.vit = cast(VisionTransformer, vit.requires_grad_(False))
         self.slots = nn.ModuleDict()
         self.router: nn.Module | None = None  # a Route for all slots, see backbone/experts/routed.py
         self.precision: Precision = "fp32"  # see backbone/precision.py
@@ -164,7 +164,7 @@ class SlottedViT(nn.Module):
             _mark_block(top)
             inside = start.layer == top and start.after is not None
             if not inside and not isinstance(self._slot(top), BlockSlot):
-                x = self.halves[0](cast(Block, self.vit.blocks[top]), x)
+                x = self.halves[0](cast(Block, self.vit.blocks[top]), x, families.positions(self.vit)[top])
             now.look(top, x)
         return now.tapped
 
@@ -190,7 +190,7 @@ class SlottedViT(nn.Module):
         if not inside:
             return Activations(layer, x)
         block, (attend, transform) = cast(Block, self.vit.blocks[layer]), self.halves
-        x = attend(block, x)
+        x = attend(block, x, families.positions(self.vit)[layer])
         return Activations(layer, x, transform(block, x))
 
     def stem(self, images: Tensor) -> Tensor:
@@ -198,8 +198,7 @@ class SlottedViT(nn.Module):
         images = images.to(self.mean.dtype)
         if self.normalises:
             images = (images - self.mean) / self.std
-        vit = self.vit
-        return vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images)))).to(self.mean.dtype)
+        return families.embed(self.vit, images).to(self.mean.dtype)
 
     def casting(self) -> AbstractContextManager[Any]:
         """What every pass runs in. Activations start in the weights' precision and stay in it: bf16 is only added to them."""
@@ -231,20 +230,23 @@ class SlottedViT(nn.Module):
 
     def _blocks(self, start: Activations, now: Pass, end: int | None = None) -> Tensor:
         """The activations [B, N, D] at the input of block `end`; above the last block perhaps those of token 0 alone."""
-        x, after, (attend, transform) = start.x, start.after, self.halves
+        x, after, (attend, transform), positions = start.x, start.after, self.halves, families.positions(self.vit)
         for layer in range(start.layer, self.depth if end is None else end):
             _mark_block(layer)
-            block, slot = cast(Block, self.vit.blocks[layer]), self._slot(layer)
+            block, slot, position = cast(Block, self.vit.blocks[layer]), self._slot(layer), positions[layer]
             if isinstance(slot, BlockSlot):
                 now.look(layer, x)
                 (x,) = now.repeated(x)
-                x = slot(x, now.gates(slot, x), block)
+                x = slot(x, now.gates(slot, x), block if position is None else Positioned(block, position))
             elif self._is_short(layer, block, slot):
                 x = last_block.run(block, slot, x, after, now, attend, layer)
             elif slot is None and after is None and layer not in now.tap:
-                x = block(x) if self.halves is HALVES else transform(block, attend(block, x))
+                if self.halves is HALVES:
+                    x = whole(block, x, position)
+                else:
+                    x = transform(block, attend(block, x, position))
             else:
-                x = attend(block, x) if after is None else x
+                x = attend(block, x, position) if after is None else x
                 now.look(layer, x)
                 after = transform(block, x) if after is None else after
                 if slot is not None:
@@ -271,15 +273,3 @@ def _mark_block(layer: int) -> None:
     """Tells a running profile that block `layer` begins."""
     if stopwatch.current is not None:
         stopwatch.current.block(layer)
-
-
-def _check_supported(vit: nn.Module) -> None:
-    name = type(vit).__name__
-    if not isinstance(vit, VisionTransformer):
-        raise ValueError(f"backbone {name} is not a timm VisionTransformer; choose a vit_* or deit_* model")
-    kinds = {type(block).__name__ for block in vit.blocks if type(block) is not Block}
-    if kinds:
-        raise ValueError(
-            f"backbone {name} has blocks of type {', '.join(sorted(kinds))}: these have no place between attention and MLP "
-            f"for an adapter to read; choose a ViT with timm's plain Block, such as vit_base_patch16_224"
-        )

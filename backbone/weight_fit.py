@@ -6,12 +6,12 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from backbone import catalogue
-from backbone.timm_vit import VisionTransformer, checkpoint_filter_fn
+from backbone import catalogue, families
+from backbone.timm_vit import VisionTransformer
 from backbone.weight_files import ANCHOR, State, kind
 from utils.text import printable, shortened
 
@@ -36,7 +36,7 @@ def shapes_fit(state: State, vit: VisionTransformer) -> bool:
     return all(
         name in state
         and kind(state[name]) is None
-        and (state[name].shape == value.shape or (name == "pos_embed" and _is_grid(vit, state[name])))
+        and (state[name].shape == value.shape or _is_resampled(vit, name, state[name]))
         for name, value in expected.items()
     )
 
@@ -68,8 +68,8 @@ def load_strictly(vit: VisionTransformer, state: State, source: str, name: str) 
     if faults := faults_of(vit, state, name):
         raise ValueError("\n  ".join([f"weights from {printable(source)} do not fit {name}:", *faults]))
     state = {key: value.float() for key, value in state.items()}
-    state = checkpoint_filter_fn(state, vit)  # timm's: resamples position embeddings to another image size
-    if vit.pos_embed is None or not vit.pos_embed.is_meta:
+    if not next(vit.parameters()).is_meta:
+        state = families.conversion(vit)(state, vit)  # timm's: resamples positions to another image size
         vit.load_state_dict(state, strict=True)
     return notes
 
@@ -86,7 +86,7 @@ def faults_of(vit: VisionTransformer, state: State, name: str) -> list[str]:
     lines = [f"missing: {_few(missing)}"] if missing else []
     lines += [f"unexpected: {_few(unexpected)}"] if unexpected else []
     shapes = [key for key in state.keys() & expected.keys() if state[key].shape != expected[key].shape]
-    shapes = sorted(key for key in shapes if key != "pos_embed" or not _is_grid(vit, state[key]))
+    shapes = sorted(key for key in shapes if not _is_resampled(vit, key, state[key]))
     lines += [
         f"shape of {k}: file {tuple(state[k].shape)}, model {tuple(expected[k].shape)}" for k in shapes[:MOST_NAMES]
     ]
@@ -144,12 +144,17 @@ def _architecture(state: State, expected: State, name: str) -> list[str]:
     return lines
 
 
-def _is_grid(vit: VisionTransformer, positions: torch.Tensor) -> bool:
-    """Whether position embeddings [1, N, D] are those of a square grid of patches, so that they can be resampled."""
-    if positions.dim() != 3 or vit.pos_embed is None or positions.shape[2] != vit.pos_embed.shape[2]:
+def _is_resampled(vit: VisionTransformer, name: str, value: torch.Tensor) -> bool:
+    """Whether a tensor holds positions of another image size: embeddings [1, N, D] of a square grid of patches, or BEiT's
+    biases [M, H], one for each offset in a square grid and three for the class token."""
+    here = vit.get_parameter(name) if name.endswith(("pos_embed", "relative_position_bias_table")) else None
+    if here is None or value.dim() != here.dim() or value.shape[-1] != here.shape[-1]:
         return False
-    count = positions.shape[1] - (0 if vit.no_embed_class else vit.num_prefix_tokens)
-    return count > 0 and math.isqrt(count) ** 2 == count
+    if name == "pos_embed":
+        count = value.shape[1] - (0 if getattr(vit, "no_embed_class", False) else vit.num_prefix_tokens)
+        return count > 0 and math.isqrt(count) ** 2 == count
+    side = math.isqrt(max(len(value) - 3, 0))
+    return side % 2 == 1 and side**2 == len(value) - 3
 
 
 def backbones_for(state: State, near: str) -> Iterator[str]:
@@ -165,9 +170,10 @@ def backbones_for(state: State, near: str) -> Iterator[str]:
     for name in alike[:8]:
         try:
             with torch.device("meta"):
-                vit = timm.create_model(name, num_classes=0, weight_init="skip")
+                vit = cast(
+                    VisionTransformer, timm.create_model(name, num_classes=0, **families.without_start_values(name))
+                )
         except (RuntimeError, TypeError, ValueError):
             continue
-        assert isinstance(vit, VisionTransformer)
         if vit.state_dict().keys() == state.keys() and shapes_fit(state, vit):
             yield name

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from backbone import hub, weight_files, weight_fit
+from backbone import families, hub, weight_files, weight_fit
 from backbone.catalogue import EMBEDDED, SEMA_CL_NAMES, timm_tag
 from backbone.timm_vit import PretrainedCfg, VisionTransformer, timm_version
 from backbone.vit import SlottedViT
@@ -53,11 +53,14 @@ def input_size(cfg: Experiment) -> int:
     return int(_timm_facts(cfg.backbone_type).input_size[-1])
 
 
-def build(cfg: Experiment, *, with_weights: bool = True) -> tuple[SlottedViT, BackboneFacts]:
+def build(
+    cfg: Experiment, *, with_weights: bool = True, say: Callable[[str], None] = print
+) -> tuple[SlottedViT, BackboneFacts]:
     """The backbone `cfg` names and the facts about it. `with_weights=False` builds its shapes alone, on the meta device.
+    `say` is called before a download.
 
-    Raises ValueError for an unsupported model or image size, weights that do not exist, do not fit or are damaged, or
-    a failed download."""
+    Raises ValueError for an unsupported model, image size or number of blocks, weights that do not exist, do not fit or are
+    damaged, or a failed download."""
     if fault := _no_such_weights(cfg):
         raise ValueError(fault)
     size, tag, source = input_size(cfg), timm_tag(cfg.backbone_type), cfg.backbone_weights
@@ -70,14 +73,20 @@ def build(cfg: Experiment, *, with_weights: bool = True) -> tuple[SlottedViT, Ba
         mean, std = _timm_facts(cfg.backbone_type).mean, _timm_facts(cfg.backbone_type).std
         path = _local_file(cfg)
     if with_weights:
-        if source == "pretrained" and missing(cfg) and (cause := hub.unreachable(_timm_facts(cfg.backbone_type))):
-            raise ValueError(hub.failed(tag, cause))
-        vit = _create(tag, size, pretrained=source == "pretrained")
+        from_hub, file = source == "pretrained", None  # the embedded weights' source is their file
+        if from_hub:
+            pretrained = _timm_facts(cfg.backbone_type)
+            with hub.quiet():
+                file = hub.fetch(pretrained, tag, say)
+            file = None if pretrained.custom_load else file  # timm's own reader of foreign formats looks for it itself
+        vit = _create(tag, size, pretrained=from_hub, pretrained_file=file)
     notes: list[str] = []
     if with_weights and cfg.backbone_type == EMBEDDED and path:
         weight_fit.load_strictly(vit, load_file(path), source, EMBEDDED)
     elif with_weights and path:
         notes = _load_file(vit, path, cfg.backbone_type)
+    if cfg.backbone_depth is not None:
+        vit.blocks = vit.blocks[: cfg.backbone_depth]
     normalise = cfg.input_normalisation
     if normalise == "auto":
         normalise = "none" if cfg.backbone_type in SEMA_CL_NAMES else "backbone"
@@ -194,11 +203,13 @@ def _timm_facts(backbone_type: str) -> PretrainedCfg:
 
 
 def _shapes(cfg: Experiment, size: int) -> VisionTransformer:
-    """The model on the meta device. ValueError if it cannot take images of `size` pixels, before any weight is fetched.
+    """The model on the meta device. ValueError if it has no place for slots, cannot take images of `size` pixels or has fewer
+    blocks than are asked for, before any weight is fetched.
 
     timm cuts off the pixels beyond the last whole patch without a word. A few models are built that way (SigLIP, 384 px
     and patches of 14): their default size passes."""
     vit = _create(timm_tag(cfg.backbone_type), size, meta=True)
+    families.refuse_unfit(vit)
     is_default = size == input_size(cfg.model_copy(update={"image_size": None}))
     height, width = vit.patch_embed.patch_size
     step = math.lcm(height, width)
@@ -208,20 +219,31 @@ def _shapes(cfg: Experiment, size: int) -> VisionTransformer:
             f"image_size: {size} is no multiple of the patch size {patch} of {cfg.backbone_type}; "
             f"nearest: {max(step, (size + step // 2) // step * step)}"
         )
+    if cfg.backbone_depth is not None and cfg.backbone_depth > len(vit.blocks):
+        raise ValueError(
+            f"backbone_depth: {cfg.backbone_type} has {len(vit.blocks)} blocks, got {cfg.backbone_depth}; "
+            f"null takes all of them"
+        )
     return vit
 
 
-def _create(tag: str, size: int, *, pretrained: bool = False, meta: bool = False) -> Any:
-    """The embedded architecture or timm's model `tag` for `size` pixels; `pretrained` has timm fetch its weights."""
+def _create(
+    tag: str, size: int, *, pretrained: bool = False, pretrained_file: Path | None = None, meta: bool = False
+) -> Any:
+    """The embedded architecture or timm's model `tag` for `size` pixels; `pretrained` has timm load its weights from
+    `pretrained_file`, or fetch them where that is None."""
     sizes: dict[str, Any] = {"img_size": size, "num_classes": 0}
-    if meta:  # drawing start values takes most of the time even where there is nothing to fill
-        sizes["weight_init"] = "skip"
+    if pretrained_file:
+        sizes["pretrained_cfg_overlay"] = {"file": str(pretrained_file)}
     try:
         with _seeded(), hub.quiet(), torch.device("meta" if meta else "cpu"):
             if tag == EMBEDDED:
-                return VisionTransformer(**{**_embedded_facts()["architecture"], **sizes})
+                skips = {"weight_init": "skip"} if meta else {}
+                return VisionTransformer(**{**_embedded_facts()["architecture"], **sizes, **skips})
             import timm
 
+            if meta:
+                sizes |= families.without_start_values(tag)
             return timm.create_model(tag, pretrained=pretrained, **sizes)
     except TypeError as error:
         raise ValueError(f"backbone {tag} cannot be built at {size} px: {error}") from None

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from backbone import families
 from backbone.heads.heads import LinearHead
 from backbone.prompts.prefixes import PromptPool, Queried, choose
 from backbone.vit import Activations
@@ -38,6 +39,11 @@ class Learner(PromptLearner):
     def __init__(self, *args: Any):
         super().__init__(*args)
         width = self.backbone.width
+        if not families.takes_more_tokens(self.backbone.vit):
+            raise ValueError(
+                "l2p adds prompts to the tokens, and the attention of this backbone has a position for each of its tokens and "
+                "none for more (rotary angles or a bias by relative position); choose a backbone with position embeddings alone"
+            )
         self.pool = self.initialise("pool", PromptPool(self.cfg.size, (self.cfg.length, width), width))
         self.head = self.initialise("head", LinearHead(width, self.num_classes))
 

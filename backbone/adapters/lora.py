@@ -127,7 +127,14 @@ def linear_of(backbone: SlottedViT, layer: int, target: str) -> nn.Linear:
     for name in TARGETS[target].split("."):
         module = getattr(module, name, None)
     if type(module) is not nn.Linear:
-        raise ValueError(f"layer {layer} has no linear layer {TARGETS[target]}, but {type(module).__name__}")
+        there = "none of that name" if module is None else type(module).__name__
+        raise ValueError(f"layer {layer} has no linear layer {TARGETS[target]}, but {there}")
+    attention: Any = backbone.vit.blocks[layer].attn
+    if target == "qkv" and getattr(attention, "q_bias", None) is not None and not attention.qkv_bias_separate:
+        raise ValueError(
+            f"layer {layer} never calls its linear layer {TARGETS[target]}: {type(attention).__name__} multiplies by its "
+            f"weight with the biases of queries and values apart (q_bias, v_bias), so a LoRA there would have no effect"
+        )
     return module
 
 

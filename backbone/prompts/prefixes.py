@@ -79,7 +79,10 @@ def fill(backbone: SlottedViT, layers: Sequence[int], key: str) -> None:
             or attention.qkv.out_features != 3 * backbone.width
             or not {name for name, _ in attention.named_children()} <= last_block.PARTS
         ):
-            raise ValueError(f"{key}: the attention of layer {layer}, {type(attention).__name__}, takes no prefix")
+            raise ValueError(
+                f"{key}: the attention of layer {layer}, {type(attention).__name__}, takes no prefix: it is no plain attention "
+                f"whose queries, keys and values come from one linear layer `qkv`"
+            )
         backbone.fill(layer, PrefixTuning())
 
 

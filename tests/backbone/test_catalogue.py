@@ -12,8 +12,9 @@ def test_names_are_timms():
     rest = set(names) - {"embedded", *catalogue.SEMA_CL_NAMES}
     plain = {name for name in rest if "." not in name}
     assert plain <= set(timm.list_models())
-    assert set(timm.list_models(module="vision_transformer")) <= plain  # none is forgotten
-    patterns = ["vit_base_patch16_224.*", "deit3_small_patch16_224.*", "vit_small_patch14_dinov2.*"]
+    for module in ("vision_transformer", "deit", "eva", "beit"):
+        assert set(timm.list_models(module=module)) <= plain  # none is forgotten
+    patterns = [f"{name}.*" for name in plain]
     assert set(timm.list_pretrained(patterns)) <= rest
 
 

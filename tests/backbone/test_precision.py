@@ -36,9 +36,9 @@ def counting(calls):
         assert dynamic  # the batch size stays open
         calls.append("compiled")
 
-        def run(block, x):
+        def run(block, x, *position):
             calls.append((half, block))
-            return half(block, x)
+            return half(block, x, *position)
 
         return run
 
@@ -74,7 +74,7 @@ def test_shapes_alone_are_never_compiled(monkeypatch):
 @pytest.mark.parametrize("error", [RuntimeError("no compiler\nat all"), OSError("g++ is gone"), ImportError("triton")])
 def test_without_a_compiler_there_is_one_warning_and_the_plain_path(error, monkeypatch):
     def broken(half, dynamic):
-        def run(block, x):
+        def run(block, x, *position):
             raise error
 
         return run

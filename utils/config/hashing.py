@@ -16,7 +16,13 @@ NOT_HASHED = frozenset(
     | {"slurm_qos", "slurm_array_parallelism", "slurm_setup", "slurm_extra", "ray_address", "ray_gpus", "ray_cpus"}
 )
 # Keys added later. At these values they are left out of the hash, so older run folders keep their name.
-ADDED_LATER = {"batch_per_process": False, "data_split": None, "skip_broken": False, "grey_bits": None}
+ADDED_LATER = {
+    "batch_per_process": False,
+    "data_split": None,
+    "skip_broken": False,
+    "grey_bits": None,
+    "backbone_depth": None,
+}
 
 
 def settings_hash(values: Mapping[str, Any]) -> str:

@@ -124,10 +124,17 @@ class Experiment(BaseModel):
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description='auto, cpu, cuda, cuda:N, or SEMA-CL\'s ["N"]'
     )
     backbone_type: str = Field(
-        "embedded", description="embedded, a SEMA-CL backbone name, or any timm ViT (name or name.tag)"
+        "embedded", description="embedded, a SEMA-CL backbone name, or any timm ViT, EVA or BEiT (name or name.tag)"
     )
     backbone_weights: str = Field(
         "pretrained", description="pretrained, random, or the path of a .safetensors/.pth file"
+    )
+    backbone_depth: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="how many of the backbone's blocks are used, the first ones; its final norm and pooling follow them, "
+        "though they were trained behind the last block; null: all",
     )
     image_size: int | None = Field(
         None, ge=8, le=1024, description="side of the input in pixels; null: that of the backbone"
