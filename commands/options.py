@@ -25,7 +25,7 @@ COMMANDS = {
     "verify": (),
     "evaluate": ("data_root", "device"),
     "export": ("data_root", "out"),
-    "compare": ("out",),
+    "compare": ("out", "columns"),
     "check": ("config", "set", "out", "data_root", "device", "resume", "jobs", "engine"),
 }
 OUT = Path("logs")
@@ -142,6 +142,12 @@ def parser(about: str) -> argparse.ArgumentParser:
         help="finished runs side by side: a table and a page (--out FILE.html, or the table alone as FILE.txt, .csv, .md "
         "or .tex; default: compare.html in --out's folder). RUN: "
         "a seed's folder, or any folder with runs below it",
+    )
+    ask.add_argument(
+        "--columns",
+        metavar="NAME,NAME",
+        help="with --compare, the columns of the table: last, average, forgetting, parameters, adapters, time, memory, "
+        "trained, task_mean, task_known, transfer (default: the first three)",
     )
     ask.add_argument("--list", action="store_true", help="show methods, data sets, backbones and experiment files")
     ask.add_argument(

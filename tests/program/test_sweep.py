@@ -271,7 +271,7 @@ def test_text_has_a_dash_where_nothing_is_defined():
 def test_markdown_and_latex_are_escaped():
     lines = table.as_markdown(ROWS).splitlines()
     assert lines[2].startswith("| a_1 & 50% | 2 | - | 71.00 ± 1.41 | - | 72.00 ± 1.41 | - |")
-    assert lines[3].startswith("| b\\|c | 3 | 2 | 78.50 ± 10.11 | +1.75 [-7.78, +11.28] |")
+    assert lines[3].startswith("| b\\|c | 3 | 2 | **78.50** ± 10.11 | +1.75 [-7.78, +11.28] |")
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines[:6]}) == 1
     assert (
         lines[4] == "| one | 1 | 1 | 72.12 | +0.12 | 73.12 | +0.12 | 1.00 | +0.00 |"

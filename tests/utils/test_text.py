@@ -96,7 +96,7 @@ def test_tables_and_progress_lines_of_a_sweep_stay_whole(tmp_path, capsys):
     assert all(not ACTS.search(content) for content in tables.values())
     lines = list(csv.DictReader(io.StringIO(tables["csv"])))
     assert [text.csv_text(line["cell"]) for line in lines] == labels
-    assert len(tables["tex"].splitlines()) == 7 + len(rows)
+    assert len(tables["tex"].splitlines()) == 8 + len(rows)
     assert len(tables["md"].splitlines()) == 4 + len(rows)
     assert all(len(re.findall(r"(?<!\\)\|", line)) == 10 for line in tables["md"].splitlines()[: 2 + len(rows)])
     job = jobs.Job(NASTY[3], 1, [], tmp_path, tmp_path / "console.txt")

@@ -17,6 +17,7 @@ from utils.report.html import (
     Note,
     Section,
     Table,
+    Two,
     as_text,
     facts,
     figure_sections,
@@ -88,22 +89,22 @@ def _of_rows(rows: Numbered, head: Sequence[str], cells: Any) -> Table:
 
 
 def result_table(rows: Sequence[comparison.TableRow]) -> list[Block]:
-    """All rows: for each measure mean ± std, and the paired difference to the first row with its interval."""
-    head, body = ["row", "n", "pairs"], []
-    for name in comparison.COLUMNS.values():
-        head += [name, "difference"]
-    for row in rows:
-        gap = row.differences["last_accuracy"]
-        line: list[Any] = [row.shown, row.summaries["last_accuracy"].n, gap.n if gap else "-"]
-        for column in comparison.COLUMNS:
-            gap = row.differences[column]
-            spread = comparison.interval(gap) if gap and gap.low is not None else ""
-            line += [
-                _with_deviation(row.summaries[column]),
-                f"{comparison.signed(gap.mean if gap else None)} {spread}".rstrip(),
-            ]
-        body.append(line)
-    return [Table(head, body, "rows"), Note(f"In {comparison.LEGEND}.")]
+    """All rows: for each column mean ± std, the best in bold, and below it the paired difference to the first row."""
+    columns = comparison.columns_of(rows)
+    winners = {c.key: comparison.best(rows, c) for c in columns}
+    body = []
+    for index, row in enumerate(rows):
+        n, pairs = comparison.counts(row)
+        cells: list[Any] = [row.shown, n if pairs in (None, n) else Two(str(n), counted(pairs or 0, "pair"))]
+        for c in columns:
+            gap, below = row.differences[c.key], ""
+            if gap is not None and gap.mean is not None:
+                ends = f" {comparison.interval(gap)}" if gap.low is not None else ""
+                below = comparison.signed(gap.mean) + ends
+            cells.append(Two(c.spread(row.summaries[c.key]), below, index in winners[c.key]))
+        body.append(cells)
+    text = f"In {comparison.LEGEND}, below each mean; {comparison.IN_BOLD}."
+    return [Table(["row", "n", *(c.title for c in columns)], body, "rows cards"), Note(text)]
 
 
 def settings_table(rows: Numbered) -> list[Block]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from utils.compare.columns import figures
 from utils.evaluation import error_parts, metrics
 from utils.report import class_names
 from utils.report import results as report_results
@@ -25,6 +26,8 @@ NUMBERS = (
     "last_accuracy",
     "average_accuracy",
     "forgetting",
+    "final_task_mean",
+    "backward_transfer",
     "task_oracle_accuracy",
     "peak_memory_bytes",
     "images_per_second",
@@ -38,7 +41,8 @@ class Run:
     """One finished seed. `results`: NUMBERS, LISTS and, by task, `forgetting_by_task`, `splits`, `adapters` (their number),
     `seconds` (by phase), `peaks` (bytes or None); `layers` (adapters by layer at the end), `sizes` (classes of each task),
     `order` (a hash of the class order), `classes` (the names of each task's, empty where they are but numbers),
-    `provenance` (empty in runs of older versions) and `selection_history` as far as `utils.compare.table` reads it."""
+    `provenance` (empty in runs of older versions), `selection_history` as far as `utils.compare.table` reads it, and what
+    `utils.compare.columns.figures` adds."""
 
     folder: Path
     seed: int
@@ -89,19 +93,23 @@ def _slim(results: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError("its lists have different lengths")
     history = results.get("selection_history") or ()
     peeked = any(isinstance(entry, Mapping) and entry.get("split") == "test" for entry in history)
-    return shown | {
-        "forgetting_by_task": metrics.forgetting_by_task(results["accuracy_matrix"]),
-        "splits": error_parts.splits(results),
-        "adapters": [sum(entry.values()) for entry in adapters],
-        "layers": adapters[-1] if adapters else {},
-        "seconds": seconds,
-        "peaks": peaks,
-        "sizes": tuple(len(classes) for classes in results["task_classes"]),
-        "order": hash(tuple(results["class_order"])),
-        "classes": _named_classes(results),
-        "selection_history": [{"split": "test"}] if peeked else [],
-        "provenance": dict(results.get("provenance") or {}),
-    }
+    return (
+        shown
+        | {key: _number(value) for key, value in figures(results).items()}
+        | {
+            "forgetting_by_task": metrics.forgetting_by_task(results["accuracy_matrix"]),
+            "splits": error_parts.splits(results),
+            "adapters": [sum(entry.values()) for entry in adapters],
+            "layers": adapters[-1] if adapters else {},
+            "seconds": seconds,
+            "peaks": peaks,
+            "sizes": tuple(len(classes) for classes in results["task_classes"]),
+            "order": hash(tuple(results["class_order"])),
+            "classes": _named_classes(results),
+            "selection_history": [{"split": "test"}] if peeked else [],
+            "provenance": dict(results.get("provenance") or {}),
+        }
+    )
 
 
 def _named_classes(results: Mapping[str, Any]) -> tuple[str, ...]:

@@ -19,13 +19,25 @@ TEMPLATES = Path(__file__).parent / "templates"
 class Bold(str):
     """A table cell in bold print."""
 
-    bold = True
+    strong = True
+
+
+class Two(str):
+    """A table cell of two lines: the text and, smaller, `below`; `strong` puts the text in bold print."""
+
+    below: str
+    strong: bool
+
+    def __new__(cls, text: str, below: str = "", strong: bool = False) -> Two:
+        cell = super().__new__(cls, text)
+        cell.below, cell.strong = below, strong
+        return cell
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table that scrolls sideways; `kind` "names": texts, "names across": in many columns, "rows": numbers
-    behind the name of a row."""
+    """A table that scrolls sideways in its box; `kind` "names": texts, "names across": in many columns, "rows": numbers
+    behind the name of a row, "rows cards": on a phone each row is a block with a line a column, which needs no scrolling."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[Any]]

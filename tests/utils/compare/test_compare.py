@@ -11,36 +11,12 @@ import pytest
 
 import main
 from commands import compare
+from tests.helpers.finished import make
 from tests.helpers.pages import Checker, cells, html_of
 from utils.compare import page, runs
 from utils.compare import rows as compare_rows
-from utils.evaluation.metrics import Score
-from utils.run.record import RunRecord, results_json
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-def make(folder, seed=1, right=6, tasks=2, commit="abc", order=None, **settings):
-    """A finished run: `right` of 8 test images of each task, two of the wrong ones taken for the first task's classes."""
-    record = RunRecord(settings.get("model_name", "sema"), settings.get("dataset", "digits"), seed,
-                       order or list(range(tasks)), [[t] for t in range(tasks)])  # fmt: skip
-    for t in range(tasks):
-        taken = [
-            [8, *[0] * t]
-        ]  # by task of the class: the first task's own, of later ones two the first's and six their own
-        taken += [[2 * (j == 0) + 6 * (j == k) for j in range(t + 1)] for k in range(1, t + 1)]
-        scores = [Score(8, right if t else 8, None, 8, tuple(row)) for row in taken]
-        record.add_task(
-            scores, adapters_per_layer={3: t + 1}, trainable_parameters=10, total_parameters=1000,
-            seconds={"train": 2.0}, images=10, peak_memory_bytes=2**20,
-        )  # fmt: skip
-    folder.mkdir(parents=True)
-    values = {"model_name": "sema", "dataset": "digits", "init_lr": 0.01, "device": "cpu", "seed": [seed]} | settings
-    command = f"python main.py --config x.json --set seed={seed}"
-    environment = {"time": str(seed), "command": command, "git": {"commit": commit, "dirty": False}, "python": "3.12"}
-    for name, content in (("results", results_json(record)), ("config", values), ("environment", environment)):
-        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
-    return folder
 
 
 def rows_in(*folders):
@@ -235,7 +211,9 @@ def test_table_and_page(three, capsys):
     checker.close()
     assert checker.open == [] and len(checker.ids) == len(set(checker.ids)) and set(checker.refs) <= set(checker.ids)
     assert "http:" not in html and "https:" not in html and html.count("<svg") == 6
-    assert cells("2: sema, init_lr=0.02", 2, 2, "43.75 ± 8.84", "-31.25 [-110.66, +48.16]", "71.88 ± 4.42") in html
+    row = html[html.index('<td data-label="row">2: sema, init_lr=0.02</td><td data-label="n">2</td>') :]
+    assert row.index('<td data-label="last">43.75 ± 8.84<small>-31.25 [-110.66, +48.16]</small></td>') < 200
+    assert '<td data-label="last"><b>75.00 ± 0.00</b></td>' in html and '<td data-label="parameters">1,000</td>' in row
     assert cells("init_lr", 0.01, 0.02, 0.01) in html and "<td>device</td>" in html
     # settings that are equal are folded away
     assert html.index("<td>init_lr</td>") < html.index("<details>") < html.index("<td>device</td>")
