@@ -44,7 +44,7 @@ def look(cfg: Experiment, full: bool = False) -> DataFound:
         return DataFound(faults=(lacking,))
     try:
         with progress.of_images() as bar:
-            how: dict[str, Any] = {"download": False, "look_at_all": True, "full": full, "progress": bar}
+            how: dict[str, Any] = {"look_at_all": True, "full": full, "progress": bar}
             dataset = data.load(cfg.dataset, **places, **data.reading(cfg), **how)
     except data.DataFaults as error:
         return DataFound(faults=error.lines(), notes=(error.remedy,) if error.remedy else ())
@@ -57,7 +57,11 @@ def look(cfg: Experiment, full: bool = False) -> DataFound:
     seen = "" if kind != "folders" else ", every image decoded" if full else ", the header of every image read"
     where = places["path"] if cfg.dataset == "folder" else places["root"]
     head = f"data ({counted(len(names), 'class', 'classes')} in {readable(str(where))}{seen})"
-    return DataFound(names, tuple(counts["training"]), table(head, names, counts), dataset.notes)
+    text = table(head, names, counts)
+    if dataset.as_published:
+        whose = "LAMDA-PILOT's" if kind == "folders" else "its authors'"
+        text += f"\n  split           the published one by its numbers of images ({whose})"
+    return DataFound(names, tuple(counts["training"]), text, dataset.notes)
 
 
 def table(head: str, names: Sequence[str], counts: dict[str, list[int]]) -> str:

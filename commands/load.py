@@ -99,14 +99,14 @@ def outline(resolved: Resolved, count: int) -> Learner:
         raise ValueError(f"{error} (backbone_type {cfg.backbone_type})") from None
 
 
-def read_data(experiment: Resolved, download: bool = True) -> Dataset:
+def read_data(experiment: Resolved) -> Dataset:
     """The data set as `data.load` gives it; reading many images shows a bar."""
     from utils import data
     from utils.run import progress
 
     cfg = experiment.settings
     with progress.of_images() as bar:
-        return data.load(cfg.dataset, **data.places(cfg), **data.reading(cfg), download=download, progress=bar)
+        return data.load(cfg.dataset, **data.places(cfg), **data.reading(cfg), progress=bar)
 
 
 def dataset(experiment: Resolved) -> Dataset:

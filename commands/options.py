@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": ("data_root", "device"),
     "export": ("data_root", "out"),
     "compare": ("out", "columns"),
+    "data": ("data_root",),
     "check": ("config", "set", "out", "data_root", "device", "resume", "jobs", "engine"),
 }
 OUT = Path("logs")
@@ -148,6 +149,12 @@ def parser(about: str) -> argparse.ArgumentParser:
         metavar="NAME,NAME",
         help="with --compare, the columns of the table: last, average, forgetting, parameters, adapters, time, memory, "
         "trained, task_mean, task_known, transfer (default: the first three)",
+    )
+    ask.add_argument(
+        "--data",
+        nargs="+",
+        metavar=("fetch", "NAME"),
+        help="download published data sets to --data-root: sizes, checksums, goes on after an interruption",
     )
     ask.add_argument("--list", action="store_true", help="show methods, data sets, backbones and experiment files")
     ask.add_argument(

@@ -151,7 +151,7 @@ class Present:
             from utils.data import manifest as data_manifest
 
             try:
-                self._manifests[key] = data_manifest.of(load.read_data(experiment, download=False))
+                self._manifests[key] = data_manifest.of(load.read_data(experiment))
             except FileNotFoundError as error:
                 self._manifests[key] = f"its data are not on this machine and are not compared ({_line(error)})"
             except (ValueError, OSError) as error:

@@ -15,9 +15,9 @@ from utils.data import folders
 from utils.data.dataset import DataFaults as DataFaults
 from utils.data.dataset import Dataset, DatasetInfo
 from utils.data.names import readable
+from utils.data.published import PUBLISHED
+from utils.text import nearest
 
-_PILOT = "train/<class> and test/<class> as LAMDA-PILOT packs it: https://github.com/LAMDA-CL/LAMDA-PILOT#datasets"
-_TORONTO = "https://www.cs.toronto.edu/~kriz/cifar.html"
 _KNOWN = (
     DatasetInfo("digits", 10, 32, "1,797 handwritten digits that ship inside scikit-learn", "embedded", None, "small"),
     DatasetInfo(
@@ -35,15 +35,7 @@ _KNOWN = (
     ),
     DatasetInfo("fashion", 10, 32, "4,000 photographs of clothes, from Fashion-MNIST", "embedded", None, "small"),
     DatasetInfo("domains", 30, 32, "ten classes each of digits, glyphs and fractals", "embedded", None, "small"),
-    DatasetInfo("cifar10", 10, 32, f"CIFAR-10, {_TORONTO}", "torchvision", "cifar-10-batches-bin", "cifar"),
-    DatasetInfo("cifar100", 100, 32, f"CIFAR-100, {_TORONTO}", "torchvision", "cifar-100-binary", "cifar"),
-    DatasetInfo("cifar224", 100, 32, f"CIFAR-100 enlarged, {_TORONTO}", "torchvision", "cifar-100-binary", "imagenet"),
-    DatasetInfo("imagenetr", 200, 0, f"ImageNet-R, {_PILOT}", "folders", "imagenet-r", "imagenet"),
-    DatasetInfo("imageneta", 200, 0, f"ImageNet-A, {_PILOT}", "folders", "imagenet-a", "imagenet"),
-    DatasetInfo("vtab", 50, 0, f"five VTAB sets, {_PILOT}", "folders", "vtab", "imagenet"),
-    DatasetInfo("cub", 200, 0, f"CUB-200-2011, {_PILOT}", "folders", "cub", "imagenet"),
-    DatasetInfo("omnibenchmark", 300, 0, f"OmniBenchmark, {_PILOT}", "folders", "omnibenchmark", "imagenet"),
-    DatasetInfo("objectnet", 200, 0, f"ObjectNet, {_PILOT}", "folders", "objectnet", "imagenet"),
+    *PUBLISHED,
     DatasetInfo("folder", None, 0, "your own class folders, key data_path", "folders", None, "imagenet"),
 )
 DATASETS: dict[str, DatasetInfo] = {info.name: info for info in _KNOWN}
@@ -69,27 +61,30 @@ def load(
     test_ratio: float = 0.2,
     skip_broken: bool = False,
     grey_bits: int | None = None,
-    download: bool = True,
     look_at_all: bool = False,
     full: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
-    """The data set `name`: embedded sets and CIFAR in memory, folder sets as lists of checked files.
+    """The data set `name`: small images in memory, others as lists of checked files.
 
     `root` is the data root, which has a folder for each set; `path`, `labels` and `test_ratio` are for the set `folder` alone,
     `skip_broken`, `grey_bits`, `look_at_all`, `full` and `progress` for sets of files (utils/data/folders.py).
-    If CIFAR is missing and `download` is true, it is downloaded to `root`.
-    Raises FileNotFoundError where data are missing and ValueError where they are damaged; both messages name the path and say
-    what to do."""
+    It downloads nothing. Raises FileNotFoundError where data are missing and ValueError where they are damaged; both messages
+    name the path and say what to do."""
     info = _info(name)
     if info.kind == "embedded":
         return _embedded(info)
-    if info.kind == "torchvision":
-        from utils.data import cifar
-
-        return cifar.load(info, _required(info, root, "data_root"), download=download)
     how: dict[str, Any] = {"skip_broken": skip_broken, "grey_bits": grey_bits, "progress": progress}
     how |= {"look_at_all": look_at_all, "full": full}
+    if info.kind == "torchvision":
+        place = _required(info, root, "data_root")
+        if info.reader:
+            from utils.data import torchvision_sets
+
+            return torchvision_sets.load(info, place, **how)
+        from utils.data import cifar
+
+        return cifar.load(info, place)
     if info.folder is None:
         return folders.load(info, _required(info, path, "data_path"), test_ratio=test_ratio, labels=labels, **how)
     return folders.load(info, _required(info, root, "data_root") / info.folder, **how)
@@ -103,6 +98,10 @@ def missing(name: str, *, root: Path | None = None, path: Path | None = None, la
     if info.kind == "embedded":
         return None
     if info.kind == "torchvision":
+        if info.reader:
+            from utils.data import torchvision_sets
+
+            return torchvision_sets.missing(info, root)
         from utils.data import cifar
 
         return cifar.missing(info, root)
@@ -148,7 +147,7 @@ def _folder(info: DatasetInfo, root: Path | None, path: Path | None) -> Path | N
 
 def _info(name: str) -> DatasetInfo:
     if name not in DATASETS:
-        raise ValueError(f"dataset {name!r} is not known; known are {', '.join(DATASETS)}")
+        raise ValueError(f"dataset {name!r} is not known{nearest(name, DATASETS)}; known are {', '.join(DATASETS)}")
     return DATASETS[name]
 
 

@@ -1,6 +1,6 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from the official files, fetched with torchvision's downloader.
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from the official files, which `--data fetch` downloads.
 
-We download the binary version, which needs no unpickling. The python version, which torchvision's CIFAR classes leave in a
+It downloads the binary version, which needs no unpickling. The python version, which torchvision's CIFAR classes leave in a
 data folder, is read as well (utils/data/cifar_pickle.py), by an unpickler that builds plain values and bytes alone.
 Formats: https://www.cs.toronto.edu/~kriz/cifar.html
 """
@@ -14,7 +14,7 @@ import numpy as np
 
 from utils.data import cifar_pickle
 from utils.data.dataset import Dataset, DatasetInfo
-from utils.files import lock
+from utils.data.fetch import absent
 
 _PIXELS = 3 * 32 * 32
 TRAIN_IMAGES, TEST_IMAGES = 50_000, 10_000
@@ -24,8 +24,6 @@ TRAIN_IMAGES, TEST_IMAGES = 50_000, 10_000
 class _Layout:
     """Names inside the official archives. A binary record has `label_bytes` labels before its pixels; we use the last."""
 
-    archive: str
-    md5: str  # of the binary archive, as the official page states it
     binary: str
     binary_train: tuple[str, ...]
     binary_test: str
@@ -41,8 +39,6 @@ class _Layout:
 
 
 _TEN = _Layout(
-    archive="cifar-10-binary.tar.gz",
-    md5="c32a1d4ab5d03f1284b67883e8d87530",
     binary="cifar-10-batches-bin",
     binary_train=tuple(f"data_batch_{k}.bin" for k in range(1, 6)),
     binary_test="test_batch.bin",
@@ -57,8 +53,6 @@ _TEN = _Layout(
     classes=10,
 )
 _HUNDRED = _Layout(
-    archive="cifar-100-binary.tar.gz",
-    md5="03b5dce01913d631647c71ecec9e9cb8",
     binary="cifar-100-binary",
     binary_train=("train.bin",),
     binary_test="test.bin",
@@ -85,25 +79,19 @@ def missing(info: DatasetInfo, root: Path | None) -> str | None:
     layout = _layout(info)
     if _has_binary(layout, root) or _has_python(layout, root):
         return None
-    return (
-        f"dataset {info.name}: neither {layout.binary} nor {layout.python} is complete in {root.absolute()}; a run "
-        f"downloads {layout.archive} there, or get it from {info.source} and unpack it there"
-    )
+    return absent(info, root, f"neither {layout.binary} nor {layout.python} is complete in {root.absolute()}")
 
 
-def load(info: DatasetInfo, root: Path, *, download: bool = True) -> Dataset:
+def load(info: DatasetInfo, root: Path) -> Dataset:
     """Training and test images in memory, uint8 [50000, 3, 32, 32] and [10000, 3, 32, 32]; classes in the official order.
 
-    Raises FileNotFoundError if the files are missing and cannot be downloaded, ValueError if they are not the official
-    ones."""
+    Raises FileNotFoundError if the files are missing, ValueError if they are not the official ones."""
     from utils.data import duplicates  # heavy: torch
     from utils.data.images import ImageArray
 
     layout = _layout(info)
-    if missing(info, root):
-        if not download:
-            raise FileNotFoundError(missing(info, root))
-        _download(info, layout, root)
+    if lacking := missing(info, root):
+        raise FileNotFoundError(lacking)
     reader = _read_binary if _has_binary(layout, root) else _read_python
     names, train, test = reader(layout, root)
     for split, (images, labels), expected in (("training", train, TRAIN_IMAGES), ("test", test, TEST_IMAGES)):
@@ -121,7 +109,7 @@ def load(info: DatasetInfo, root: Path, *, download: bool = True) -> Dataset:
             f"dataset {info.name}: {len(names)} class names under {root}, expected {layout.classes}; unpack again"
         )
     sets = ImageArray(*train), ImageArray(*test)
-    return Dataset(info.name, names, *sets, info.transforms, tuple(duplicates.note(*sets)))
+    return Dataset(info.name, names, *sets, info.transforms, tuple(duplicates.note(*sets)), as_published=True)
 
 
 def _has_binary(layout: _Layout, root: Path) -> bool:
@@ -132,34 +120,6 @@ def _has_binary(layout: _Layout, root: Path) -> bool:
 def _has_python(layout: _Layout, root: Path) -> bool:
     wanted = (*layout.python_train, layout.python_test, layout.names_file)
     return all((root / layout.python / name).is_file() for name in wanted)
-
-
-def _download(info: DatasetInfo, layout: _Layout, root: Path) -> None:
-    """Downloads the archive, verifies its MD5 and unpacks it; any failure becomes one message.
-
-    Several processes may call this at once, as the runs of a sweep do: one downloads, the others wait, and none ever sees an
-    incomplete file."""
-    from torchvision.datasets import CIFAR10
-    from torchvision.datasets.utils import download_and_extract_archive
-
-    address = f"{CIFAR10.url.rsplit('/', 1)[0]}/{layout.archive}"
-    unpacked = root / f".{layout.binary}"
-    try:
-        with lock.alone(unpacked):
-            if not _has_binary(layout, root):  # else another process has downloaded it in the meantime
-                download_and_extract_archive(address, str(root), str(unpacked), layout.archive, layout.md5)
-                (root / layout.binary).mkdir(exist_ok=True)
-                for path in sorted(unpacked.glob(f"{layout.binary}/*")):  # a rename, so a file appears complete
-                    path.replace(root / layout.binary / path.name)
-    except (OSError, RuntimeError, EOFError) as error:  # torchvision raises RuntimeError for a wrong checksum
-        raise FileNotFoundError(
-            f"dataset {info.name}: missing in {root.absolute()}, and the download failed ({error}); get {address} "
-            f"(MD5 {layout.md5}) elsewhere and unpack it there, so that {root / layout.binary} exists"
-        ) from None
-    if not _has_binary(layout, root):
-        raise ValueError(
-            f"dataset {info.name}: {root / layout.archive} lacks files of {layout.binary}; remove it and try again"
-        )
 
 
 Labelled = tuple[np.ndarray, np.ndarray]  # images uint8 [N, 3, 32, 32], labels int64 [N]

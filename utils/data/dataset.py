@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -32,6 +32,18 @@ class Dataset:
     transforms: str  # a kind that utils.data.transforms.build knows
     notes: tuple[str, ...] = ()  # what the user should know of how the data were read
     left_out: dict[str, int] = field(default_factory=dict)  # images that skip_broken left out of train and test
+    as_published: bool = False  # the numbers of classes and images are those of DatasetInfo.counts
+
+
+@dataclass(frozen=True)
+class File:
+    """A file to download, with what it becomes below the data root."""
+
+    address: str
+    size: int  # bytes, about: the server says the exact number
+    md5: str | None  # as torchvision has it; None: nobody publishes one
+    places: dict[str, str]  # {path inside of the archive, or the file's name: place below the data root}
+    unpacked: int = 0  # bytes below the data root, about; 0: as many as `size`
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,11 @@ class DatasetInfo:
     kind: Literal["embedded", "torchvision", "folders"]
     folder: str | None  # its folder under the data root
     transforms: str  # kind of utils.data.transforms
+    counts: tuple[int, int] | None = None  # training and test images of the published split
+    licence: str = ""
+    files: tuple[File, ...] = ()  # what `--data fetch` downloads
+    reader: str = ""  # the class of torchvision.datasets that lists the images
+    needs: tuple[str, ...] = ()  # places below the data root, where no file can be downloaded
 
 
 MOST_FAULTS = 20
@@ -70,3 +87,18 @@ class DataFaults(ValueError):
         """Raises if there are faults."""
         if faults:
             raise cls(f"dataset {name}", faults, remedy)
+
+
+def against_published(info: DatasetInfo, dataset: Dataset) -> Dataset:
+    """`dataset`, marked if its numbers of images are the published ones, else with a note that says where they differ."""
+    if info.counts is None:
+        return dataset
+    found = len(dataset.train), len(dataset.test)
+    if found == info.counts:
+        return replace(dataset, as_published=True)
+    (train, test), (expected_train, expected_test) = found, info.counts
+    note = (
+        f"not the published split of {info.name}: {train:,} training and {test:,} test images here, {expected_train:,} and "
+        f"{expected_test:,} there; do not put its numbers beside published ones"
+    )
+    return replace(dataset, notes=(*dataset.notes, note))

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from utils.data import layout, listing
-from utils.data.dataset import DataFaults, Dataset, DatasetInfo
+from utils.data.dataset import DataFaults, Dataset, DatasetInfo, against_published
 from utils.data.listing import FilesOf, Found
 from utils.data.names import readable
 from utils.process.seeds import named_generator
@@ -64,10 +65,25 @@ def load(
     `skip_broken` too, and those that cannot be are left out. `progress` is called with (images done, all).
     Raises FileNotFoundError if the folder is missing, DataFaults with everything that is wrong: no images in a class folder,
     empty files, dangling links, images that cannot be read, another number of classes."""
+    how: dict[str, Any] = {"skip_broken": skip_broken, "grey_bits": grey_bits, "progress": progress}
+    return checked(info, find(info, folder, labels), test_ratio, look_at_all=look_at_all, full=full, **how)
+
+
+def checked(
+    info: DatasetInfo,
+    found: Found,
+    test_ratio: float,
+    *,
+    skip_broken: bool = False,
+    grey_bits: int | None = None,
+    look_at_all: bool = False,
+    full: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Dataset:
+    """The data set of the files in `found`, looked at and split as `load` says."""
     from utils.data import inspection
     from utils.data.images import ImageFiles  # heavy: torch
 
-    found = find(info, folder, labels)
     files = found.files
     whole = look_at_all or full or skip_broken or len(files) <= LOOKED_AT
     looked_at = [file for file in (files if whole else inspection.spread(files)) if file not in found.broken]
@@ -84,7 +100,8 @@ def load(
     if whole:
         notes += duplicates.note(*sets)
     names = [readable(name) for name in train]
-    return Dataset(info.name, names, sets[0], sets[1], info.transforms, (*found.notes, *notes), left_out)
+    loaded = Dataset(info.name, names, sets[0], sets[1], info.transforms, (*found.notes, *notes), left_out)
+    return against_published(info, loaded)
 
 
 def find(info: DatasetInfo, folder: Path, labels: Path | None = None) -> Found:
