@@ -263,7 +263,7 @@ def test_a_damaged_copy_in_the_hubs_cache_is_told_in_a_line(monkeypatch):
         return real(*args, **sizes)
 
     monkeypatch.setattr(timm, "create_model", damaged)
-    monkeypatch.setattr(hub, "unreachable", lambda pretrained: None)
+    monkeypatch.setattr(hub, "unreachable", lambda *_: None)
     with pytest.raises(ValueError, match=r"could not be loaded from the Hugging Face hub .+deserializing header"):
         weights.build(Experiment(**TINY | TINY_VIT | {"backbone_weights": "pretrained"}))
 
