@@ -84,7 +84,7 @@ def show(resolved: Resolved, found: check_data.DataFound) -> None:
         return
     order, source = class_order(cfg, count)
     sizes = task_sizes(count, cfg.init_cls, cfg.increment)
-    print(printable(split_table(sizes, order, source, found.names)))
+    print(printable(split_table(sizes, order, source, found.names, stated=not isinstance(cfg.increment, int))))
     try:
         learner = load.outline(resolved, count)
     except ValueError:
@@ -202,15 +202,17 @@ def settings_table(values: Mapping[str, Any], stated: Iterable[str], description
     return "\n".join(lines)
 
 
-def split_table(sizes: Sequence[int], order: Sequence[int], source: str, names: Sequence[str] = ()) -> str:
+def split_table(
+    sizes: Sequence[int], order: Sequence[int], source: str, names: Sequence[str] = (), stated: bool = False
+) -> str:
     """Classes of each task in order of arrival, which `source` says, with their `names` if known; a last task of another size
-    is pointed out."""
+    is pointed out, unless the file states every size."""
     lines = [f"tasks ({len(order)} classes in {len(sizes)} tasks, {source})"]
     first = 0
     for task, size in enumerate(sizes, start=1):
         task_classes = order[first : first + size]
         ids = ", ".join(f"{c} {names[c]}" for c in task_classes) if names else " ".join(map(str, task_classes))
-        ragged = "  (the rest)" if task == len(sizes) > 2 and size != sizes[1] else ""
+        ragged = "  (the rest)" if task == len(sizes) > 2 and size != sizes[1] and not stated else ""
         noun = "class" if size == 1 else "classes"
         lines.append(f"  {task:>3}: {size:>3} {noun}{ragged}  {shorten(ids, 72, placeholder=' ...')}")
         first += size

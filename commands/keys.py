@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 import models
+from utils.config import common_names
 from utils.config.schema import WITHOUT_EFFECT, Experiment, Trained
 from utils.engines.settings import Cluster
 
@@ -47,6 +48,16 @@ and Nested-LoRA load unchanged.
 `python main.py --config FILE --check` prints every key of the file's method with its value, its meaning and its unit.
 A run says at its start which keys of the file have no effect with the others; an unknown key is refused."""
 
+COMMON_NAMES = """\
+## One name for epochs and rank
+
+`epochs` and `rank` are read as the method's key, in files, sweeps and with `--set`: a run has the same folder whichever name is
+written. Where both are set in one place, that is an error; `--set epochs=3` replaces the file's key by either name.
+
+| method | `epochs` | `rank` |
+|---|---|---|
+{rows}"""
+
 NAMES = """\
 ## Names of other programs
 
@@ -62,6 +73,21 @@ Files of SEMA-CL load unchanged. In files of [Nested-LoRA](https://github.com/mo
 | `backbone_type` `pretrained_vit_b16_224_nested_lora` | `pretrained_vit_b16_224_adapter` |
 
 Where such a file is silent, that program's defaults hold; its faults stay off, and a note names the keys that bring them back.
+
+Files of [LAMDA-PILOT](https://github.com/sun-hailong/LAMDA-PILOT) for the methods that are here load (those with `memory_size`,
+`memory_per_class`, `fixed_memory` or `convnet_type`, which all of them have):
+
+| there | here |
+|---|---|
+| `convnet_type`, `get_original_convnet` (until 2023) | `backbone_type`, `get_original_backbone` |
+| `backbone_type` `vit_base_patch16_224`, `..._in21k` | `pretrained_vit_b16_224`, `..._in21k`: the AugReg weights of timm 0.6 |
+| `model_name` `adam_adapter`, `dual_prompt` | `aper_adapter`, `dualprompt` |
+| `model_name` `ranpac_adapter`, `ranpac-phase2` | `ranpac` |
+| `model_name` `finetune` | with `trainable` `"backbone"` and `mask_old_classes` true, which that code does |
+
+What has no counterpart (`aper_finetune`, `aper_ssf`, `aper_vpt`, `ranpac_ssf`, dropout in the ViT, convolutional networks) is
+refused in one line.
+
 No rehearsal-free method ever read {never}: every method accepts these and ignores them, with a note."""
 
 
@@ -71,13 +97,15 @@ def page() -> str:
     shared = _shared(schemas.values())
     titles = {cls: _title(cls) for cls in shared}
     headings = ["Keys of every method", "Keys of every method that trains", "Cluster and speed"]
-    headings += [*titles.values(), *(f"`{name}`" for name in schemas), "Names of other programs"]
+    headings += [*titles.values(), *(f"`{name}`" for name in schemas)]
+    headings += ["One name for epochs and rank", "Names of other programs"]
     blocks = [INTRODUCTION, "\n".join(f"- {_link(heading)}" for heading in headings), *_common(), *_speed()]
     for cls, title in titles.items():
         names = ", ".join(f"`{name}`" for name, schema in schemas.items() if issubclass(schema, cls))
         blocks += [f"## {title}", f"{_about(cls)} Methods: {names}.", _table(cls, _defined_in(cls))]
     for name, summary in models.summaries().items():
         blocks += _method(name, summary, schemas[name], titles)
+    blocks.append(COMMON_NAMES.format(rows="\n".join(_common_row(name, schemas[name]) for name in schemas)))
     blocks.append(NAMES.format(never=_listed(sorted(WITHOUT_EFFECT))))
     return "\n\n".join(map(_wrapped, blocks)) + "\n"
 
@@ -87,6 +115,13 @@ def _wrapped(block: str) -> str:
     if "\n" in block or block.startswith("#"):
         return block
     return textwrap.fill(block, 120, break_long_words=False, break_on_hyphens=False)
+
+
+def _common_row(name: str, schema: Schema) -> str:
+    """The keys of one method that the common names stand for; a dash where it has none."""
+    keys = {common: common for common in common_names.NAMES if common in schema.model_fields}
+    keys |= common_names.of(schema.model_fields)
+    return f"| {_link(f'`{name}`')} | {' | '.join(f'`{keys[c]}`' if c in keys else '-' for c in common_names.NAMES)} |"
 
 
 def _common() -> list[str]:

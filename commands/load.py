@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import models
 from backbone import catalogue
-from utils.config import nested_lora_files, resolve, strict_json, sweep
+from utils.config import common_names, nested_lora_files, pilot_files, resolve, strict_json, sweep
 from utils.config.resolve import Resolved
 from utils.config.schema import Experiment
 from utils.engines.settings import Cluster
@@ -30,16 +30,20 @@ def load(args: argparse.Namespace) -> sweep.Sweep:
 
     A file without `sweep` has one cell. Raises ConfigError with every fault."""
     values_of_file, faults = strict_json.read_json(args.config)
-    values, notes, older = nested_lora_files.translate(values_of_file)
+    values, notes, older = pilot_files.translate(values_of_file)
+    values, more_notes, more_older = nested_lora_files.translate(values)
+    notes, older = [*notes, *more_notes], [*older, *more_older]
     overrides, more = strict_json.parse_set(args.set)
     overrides |= {k: v for k in ("data_root", "device") if (v := getattr(args, k)) is not None}
-    values |= overrides
+    methods = models.available()
+    method = overrides.get("model_name", values.get("model_name"))
+    fields = models.settings_of(method).model_fields if method in methods else {}
+    values = common_names.over(values, overrides, fields)
     more += [fault for key in ("data_root", "device") for fault in strict_json.strange(key, getattr(args, key))]
     spec = values.pop("sweep", None)
     source = " ".join([str(args.config), *(f"--set {shortened(text, 200)}" for text in args.set)])
-    methods = models.available()
 
-    def resolve_one(values: dict[str, Any], more_notes: Sequence[str] = ()) -> Resolved:
+    def resolve_one(values: dict[str, Any], notes_of_cell: Sequence[str] = ()) -> Resolved:
         try:
             return resolve.resolve(
                 values,
@@ -48,7 +52,7 @@ def load(args: argparse.Namespace) -> sweep.Sweep:
                 methods=methods,
                 backbones=catalogue.names,
                 faults=faults + older + more,
-                notes=[*notes, *more_notes],
+                notes=[*notes, *notes_of_cell],
                 beside=Cluster,
             )
         except strict_json.ConfigError as error:

@@ -142,7 +142,11 @@ class Learner(SpacesLearner):
             self._grow()
 
     def planned_parameters(self) -> list[tuple[str, int]]:
-        later = self.sketch()
+        later, (first, *others) = self.sketch(), task_sizes(self.num_classes, self.cfg.init_cls, self.cfg.increment)
         later._grow()
-        first, size = (planned_session(later, later._newest(), n) for n in (self.cfg.init_cls, self.cfg.increment))
-        return [("task 1: adapters and a cosine head of its classes", first), ("each later task, the same", size)]
+        lines = [("task 1: adapters and a cosine head of its classes", planned_session(later, later._newest(), first))]
+        if isinstance(self.cfg.increment, int):
+            size = planned_session(later, later._newest(), self.cfg.increment)
+            return [*lines, ("each later task, the same", size)]
+        sizes = [(n, planned_session(later, later._newest(), n)) for n in sorted(set(others))]
+        return [*lines, *((f"each later task with {n} classes, the same", size) for n, size in sizes)]

@@ -14,7 +14,6 @@ adds to the loss is left out. Shapes: B batch, N tokens, D width, R rank, T task
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, ClassVar, cast
 
 import torch
@@ -28,14 +27,14 @@ from models.learner.base import Learner as Base
 from models.learner.fit import fit
 from models.learner.groups import Recipe, count, stepped
 from models.learner.losses import Loss, cross_entropy_among, rows_of
-from models.settings.rates import SteppedSettings, TaskRateSettings
+from models.settings.rates import FirstTaskSettings
 from utils.data.tasks import Task
 
 PARTS = ("q", "v")
 START = 0.8  # of every magnitude, as in the authors' code
 
 
-class Settings(TaskRateSettings, SteppedSettings):
+class Settings(FirstTaskSettings):
     """Keys of the authors' files that have no effect there are accepted. `optimizer` and `weight_decay` have one here; the
     authors' code always uses SGD without decay."""
 
@@ -46,22 +45,11 @@ class Settings(TaskRateSettings, SteppedSettings):
         0.0, ge=0, le=10, description="L2 penalty (sgd) or decoupled decay (adam); none in the paper"
     )
     rank: int = Field(10, ge=1, le=4096, description="rank R of each task's update of queries and of values")
-    init_milestones: tuple[int, ...] | None = Field(None, description="milestones of the first task; null: milestones")
-    init_lr_decay: float | None = Field(
-        None, ge=0, le=1, description="lrate_decay of the first task; null: lrate_decay"
-    )
     restart_magnitudes: bool = Field(
         False,
         description="start all magnitudes at 0.8 in every task, and divide a task's two factors by their norms when it ends, "
         "as the authors' code",
     )
-
-    def remarks(self) -> Iterator[str]:
-        yield from super().remarks()
-        steps = self.milestones if self.init_milestones is None else self.init_milestones
-        yield from self.has_no_effect("no milestones in the first task", steps is None, "init_lr_decay")
-        yield from self.never_reached("milestones", self.milestones, self.epochs)
-        yield from self.never_reached("init_milestones", self.init_milestones, self.passes(0))
 
 
 class Magnitudes(nn.Module):
@@ -156,12 +144,7 @@ class Learner(Base):
         self.log.row("magnitudes", task=task.index, values=[value.item() for value in self.magnitudes])
 
     def _recipe(self, task: Task) -> Recipe:
-        cfg = self.cfg
-        milestones, decay = cfg.milestones, cfg.lrate_decay
-        if task.index == 0:
-            milestones = milestones if cfg.init_milestones is None else cfg.init_milestones
-            decay = decay if cfg.init_lr_decay is None else cfg.init_lr_decay
-        return Recipe.of(cfg, stepped(milestones, decay))
+        return Recipe.of(self.cfg, stepped(*self.cfg.steps_of(task.index)))
 
     # Bookkeeping ---------------------------------------------------------------------------------------------------
 

@@ -90,7 +90,7 @@ class Head(LinearHead):
 
 class Learner(Base):
     cfg: Settings
-    trains_backbone: ClassVar[bool] = True
+    trains_backbone = True
     unchanged_while_training: ClassVar[tuple[str, ...]] = (*Base.unchanged_while_training, "gaussians.")
     unaligned: Tensor  # [C, D + 1] weight and bias of the head before the alignment
     task_of: Tensor  # [C] each class's task, -1 before it came

@@ -6,7 +6,7 @@ Shapes: n images, B batch, b shard of a batch on one rank.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -25,7 +25,7 @@ class Passes(nn.Module):
     With several processes (utils/process/parallel.py) each rank computes a shard of every batch and all ranks get the
     whole result. Everything outside a pass is computed identically on every rank."""
 
-    trains_backbone: ClassVar[bool] = False
+    trains_backbone: bool = False
     cfg: Any
     log: RunLog
     backbone: SlottedViT

@@ -27,6 +27,7 @@ class PromptSettings(Trained):
             "freeze",
             "global_pool",
             "initializer",
+            "predefined_key",
         }
     )
 

@@ -59,6 +59,29 @@ class SteppedSettings(Trained):
             yield f"{key}: the rate never falls at {what}, since {epochs} epochs are numbered 0 to {epochs - 1}"
 
 
+class FirstTaskSettings(TaskRateSettings, SteppedSettings):
+    """A recipe of the first task. Rates that fall in steps may do so otherwise in the first task. The names are
+    LAMDA-PILOT's."""
+
+    init_milestones: tuple[int, ...] | None = Field(None, description="milestones of the first task; null: milestones")
+    init_lr_decay: float | None = Field(
+        None, ge=0, le=1, description="lrate_decay of the first task; null: lrate_decay"
+    )
+
+    def steps_of(self, task: int) -> tuple[tuple[int, ...] | None, float]:
+        """(milestones, factor at each) of task `task`, counted from 0."""
+        if task:
+            return self.milestones, self.lrate_decay
+        milestones = self.milestones if self.init_milestones is None else self.init_milestones
+        return milestones, self.lrate_decay if self.init_lr_decay is None else self.init_lr_decay
+
+    def remarks(self) -> Iterator[str]:
+        yield from super().remarks()
+        yield from self.has_no_effect("no milestones in the first task", self.steps_of(0)[0] is None, "init_lr_decay")
+        yield from self.never_reached("milestones", self.milestones, self.epochs)
+        yield from self.never_reached("init_milestones", self.init_milestones, self.passes(0))
+
+
 class LayerSettings(Trained):
     """Adapted layers. The method trains adapters in a range of layers, which all tasks share."""
 

@@ -114,10 +114,14 @@ def test_only_declared_methods_get_past_data(method, toy_learner):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("sizes", [(1, 1), (3, 2), (6, 1)], ids=["one class each", "ragged", "one task"])
+@pytest.mark.parametrize(
+    "sizes", [(1, 1), (3, 2), (6, 1), (2, (1, 3))], ids=["one class each", "ragged", "one task", "listed"]
+)
 def test_odd_splits_run(method, sizes, toy_learner):
-    stream = toy_stream(init_cls=sizes[0], increment=sizes[1])
-    learner = run(toy_learner(method, epochs=1, func_epoch=1, rd_epoch=1), stream)
+    split = {"init_cls": sizes[0], "increment": sizes[1]}
+    stream = toy_stream(**split)
+    stated = split if isinstance(sizes[1], tuple) else {}  # else the learner's settings have three tasks of two
+    learner = run(toy_learner(method, epochs=1, func_epoch=1, rd_epoch=1, **stated), stream)
     with torch.inference_mode():
         assert learner.logits(images_of(stream)).shape[1] == 6
 

@@ -108,6 +108,7 @@ VARIANTS = {
     "prompts of the upper layers": ("dualprompt", {"g_prompt_layer_idx": (1,)}),
     "components of the upper layers": ("coda_prompt", {"prompt_layer_idx": (1, 2)}),
     "head alone": ("finetune", {"trainable": "head"}),
+    "the whole ViT": ("finetune", {"trainable": "backbone", "mask_old_classes": True}),
     "one session, dropout": ("ranpac", {"ffn_adapter_dropout": 0.5}),
     "a session a task, dropout": ("ease", {"ffn_adapter_dropout": 0.5, "use_init_ptm": True, "beta": 1.0}),
 }

@@ -22,7 +22,6 @@ from models.learner.fit import fit
 from utils.run.log import RunLog
 
 TOLERANCE = 1e-9
-COMMON = {"dataset": "digits", "init_cls": 2, "increment": 2}
 
 
 class FileData:
@@ -142,7 +141,8 @@ def learn_all(run: Recorded, method: str, settings: dict, tmp_path: Path, monkey
         return fitted
 
     watch_fit(monkeypatch, collected)
-    cfg = module.Settings(model_name=method, **COMMON, **settings)
+    split = {"init_cls": run.sizes[0], "increment": tuple(run.sizes[1:])}
+    cfg = module.Settings(model_name=method, dataset="digits", **split, **settings)
     with RunLog(tmp_path, console=False) as log:
         learner = module.Learner(cfg, run.backbone(), run.num_classes, run.initialise, log)
         for task in run.tasks():

@@ -23,9 +23,15 @@ ADDED_LATER = {
     "grey_bits": None,
     "backbone_depth": None,
 }
+# The same for keys that a method got later and others always had.
+ADDED_TO = {
+    "finetune": {"init_epoch": None, "lrate": None, "milestones": None, "lrate_decay": 0.1}
+    | {"init_milestones": None, "init_lr_decay": None, "init_weight_decay": None},
+}
 
 
 def settings_hash(values: Mapping[str, Any]) -> str:
     """12 hex digits of SHA-256 over all settings that decide a run's numbers, the seed apart. Values as JSON has them."""
-    deciding = {k: v for k, v in values.items() if k not in NOT_HASHED and ADDED_LATER.get(k, ...) != v}
+    added = ADDED_LATER | ADDED_TO.get(str(values.get("model_name")), {})
+    deciding = {k: v for k, v in values.items() if k not in NOT_HASHED and added.get(k, ...) != v}
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12]

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from utils import data
+from utils.config import common_names
 from utils.config.hashing import settings_hash
 from utils.config.schema import WITHOUT_EFFECT, Experiment
 from utils.config.strict_json import MOST_FAULTS, ConfigError
@@ -84,10 +85,13 @@ def resolve(
     all_faults = list(faults)
     method = values.get("model_name")
     known = isinstance(method, str) and method in methods
-    if isinstance(method, str) and not known:
+    if isinstance(method, str) and not known and not any(fault.startswith("model_name: ") for fault in faults):
         suggestion = nearest(method, methods)
         all_faults.append(f"model_name: {method!r} is not a method{suggestion} (known: {', '.join(methods)})")
     schema = settings_of(str(method)) if known else Experiment
+    aliases = {k: n for n, k in common_names.of(schema.model_fields).items() if n in values and k not in values}
+    all_faults += common_names.clashes(values, schema.model_fields, str(method))
+    values = common_names.read(values, schema.model_fields)
     dropped = sorted(k for k in values if k in (WITHOUT_EFFECT | schema.ignored) and k not in schema.model_fields)
     checked = {k: v for k, v in values.items() if k not in dropped}
     apart = {k: checked.pop(k) for k in list(checked) if k in beside.model_fields}
@@ -126,9 +130,15 @@ def resolve(
         checks = [*_name_checks(settings, backbones), *settings.cross_checks()]
         all_faults += [fault for keys, fault in checks if not faulty.intersection(keys)]
     if all_faults or settings is None:
-        raise ConfigError(source, list(dict.fromkeys(all_faults)))
+        raise ConfigError(source, [_as_written(f, aliases, str(method)) for f in dict.fromkeys(all_faults)])
     ignored = [f"these keys have no effect for {method} and are ignored: {', '.join(dropped)}"] if dropped else []
     return Resolved(settings, frozenset(checked | apart), (*notes, *ignored, *settings.remarks()), keys_beside)
+
+
+def _as_written(fault: str, aliases: Mapping[str, str], method: str) -> str:
+    """A fault of a key that the user wrote by its common name."""
+    key, colon, rest = fault.partition(":")
+    return f"{aliases[key]} ({key} in {method}){colon}{rest}" if key in aliases else fault
 
 
 def _others(methods: Sequence[str], settings_of: SettingsOf) -> dict[str, Schema]:
@@ -162,6 +172,14 @@ def _name_checks(settings: Experiment, backbones: Callable[[], Sequence[str]]) -
             name = f"{path}" if path else dataset
             fault = f"init_cls: {counted(settings.init_cls, 'class', 'classes')} in the first task, but {name} has only {count}"
             yield ("init_cls", "dataset", "data_path"), fault
+        elif count is not None and not isinstance(sizes := settings.increment, int):
+            together = settings.init_cls + sum(sizes)
+            stated = (
+                f"init_cls {settings.init_cls} and {shown(list(sizes))} make {counted(together, 'class', 'classes')}"
+            )
+            if together != count:
+                fault = f"increment: {stated}, {path or dataset} has {count}"
+                yield ("increment", "init_cls", "dataset", "data_path"), fault
         if count is not None and settings.class_order is not None and len(settings.class_order) != count:
             fault = f"class_order: has {counted(len(settings.class_order), 'class', 'classes')}, {path or dataset} has {count}"
             yield ("class_order", "dataset", "data_path"), fault

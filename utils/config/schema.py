@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from utils.config import common_names
 from utils.config.split import Split, named
 from utils.text import shown
 
@@ -36,6 +37,14 @@ def _as_device(value: Any) -> Any:
     if isinstance(value, str) and value.lstrip("-").isdigit():
         return "cpu" if int(value) < 0 else f"cuda:{int(value)}"
     return value
+
+
+def _as_sizes(value: Any) -> Any:
+    """Classes of each later task: one number for all of them, or a list with the number of each."""
+    numbers = list(value) if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in numbers):
+        raise ValueError("a whole number of at least 1 is expected, or a list of one for each later task")
+    return tuple(value) if isinstance(value, list | tuple) else value
 
 
 def _same(value: Any, other: Any) -> bool:
@@ -109,7 +118,10 @@ class Experiment(BaseModel):
         description='processes that decode image files, or "auto": measured; no result depends on their number',
     )
     init_cls: int = Field(ge=1, description="classes in the first task")
-    increment: int = Field(ge=1, description="classes in each later task; the last task may have fewer")
+    increment: Annotated[int | tuple[int, ...], BeforeValidator(_as_sizes)] = Field(
+        description="classes in each later task; the last task may have fewer. Or a list such as [3, 3, 2]: the classes of "
+        "the second task, the third and so on, which make up all classes together with init_cls"
+    )
     shuffle: bool = Field(
         True, description="permute the classes (numpy legacy generator, as SEMA-CL); false: natural order"
     )
@@ -203,7 +215,7 @@ class Experiment(BaseModel):
     @classmethod
     def accepted_keys(cls) -> frozenset[str]:
         """Every key that a file of this method may have, without those in `ignored`."""
-        return frozenset(cls.model_fields) | cls.only.keys()
+        return frozenset(cls.model_fields) | cls.only.keys() | common_names.of(cls.model_fields).keys()
 
     @field_validator("*", mode="before")
     @classmethod

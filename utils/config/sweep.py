@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils.config import common_names
 from utils.config.resolve import Resolved
 from utils.config.schema import Experiment
 from utils.config.strict_json import ConfigError
@@ -118,7 +119,8 @@ def resolve(
         changed, notes = apply(values, arm, settings_of, methods, beside)
         try:
             resolved = resolve_one(changed, notes)
-            cells.append(Cell(label, {k: v for k, v in changed.items() if k in resolved.given}, resolved))
+            read = common_names.read(changed, type(resolved.settings).model_fields)
+            cells.append(Cell(label, {k: v for k, v in read.items() if k in resolved.given}, resolved))
             faults_of_cells.append([])
         except ConfigError as error:
             faults_of_cells.append(error.faults)
@@ -177,8 +179,9 @@ def apply(
     """(the file's values with the changes of `arm`, notes).
 
     If the arm changes the method, keys of the file that the new method does not have are left out."""
-    merged, notes = {**values, **arm}, []
-    method, before = str(merged.get("model_name")), str(values.get("model_name"))
+    method, before = (str(of.get("model_name")) for of in ({**values, **arm}, values))
+    fields = settings_of(method).model_fields if method in methods else {}
+    merged, notes = common_names.over(values, arm, fields), []
     if method != before and method in methods and before in methods:
         known, others = settings_of(method).accepted_keys(), settings_of(before).accepted_keys()
         foreign = [k for k in values if k in others and k not in known and k not in arm]

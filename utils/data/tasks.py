@@ -24,14 +24,21 @@ def drawn_order(num_classes: int, seed: int, shuffle: bool = True) -> list[int]:
     return np.random.RandomState(seed).permutation(num_classes).tolist() if shuffle else list(range(num_classes))
 
 
-def task_sizes(num_classes: int, init_cls: int, increment: int) -> list[int]:
-    """Classes per task: `init_cls` in the first, `increment` in each later one, the remainder in the last.
+def task_sizes(num_classes: int, init_cls: int, increment: int | Sequence[int]) -> list[int]:
+    """Classes per task: `init_cls` in the first, `increment` in each later one, the remainder in the last; or, where
+    `increment` is a list, its numbers in the later ones.
 
-    Raises ValueError if a number is below 1 or there are fewer classes than the first task needs."""
-    if init_cls < 1 or increment < 1:
+    Raises ValueError if a number is below 1, there are fewer classes than the first task needs, or a list leaves classes
+    over or asks for too many."""
+    if init_cls < 1 or (increment < 1 if isinstance(increment, int) else min(increment, default=1) < 1):
         raise ValueError(f"init_cls and increment must be at least 1, got {init_cls} and {increment}")
     if init_cls > num_classes:
         raise ValueError(f"init_cls asks for {init_cls} classes in the first task, but there are only {num_classes}")
+    if not isinstance(increment, int):
+        if init_cls + sum(increment) != num_classes:
+            counts = f"init_cls {init_cls} and increment {list(increment)} make {init_cls + sum(increment)} classes"
+            raise ValueError(f"{counts}, but there are {num_classes}")
+        return [init_cls, *increment]
     full, rest = divmod(num_classes - init_cls, increment)
     return [init_cls] + [increment] * full + [rest] * (rest > 0)
 
@@ -61,7 +68,7 @@ class TaskStream:
         dataset: Dataset,
         *,
         init_cls: int,
-        increment: int,
+        increment: int | Sequence[int],
         seed: int,
         image_size: int,
         class_order_seed: int | None = None,

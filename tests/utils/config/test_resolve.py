@@ -179,7 +179,9 @@ def test_all_faults_are_reported_at_once():
         ("init_lr", True), ("init_lr", 0), ("init_lr", -1.0), ("dataset", 5), ("model_name", None), ("model_name", ["sema"]),
         ("seed", True), ("seed", "1993"), ("seed", [1.5]), ("seed", [True]), ("seed", []), ("seed", [1, 1]), ("seed", [-1]),
         ("seed", [2**32]), ("seed", None), ("device", ["0", "1"]), ("device", []), ("device", "gpu"), ("device", 1.5),
-        ("init_cls", 11), ("increment", 0), ("class_order_seed", -1), ("test_ratio", 1.0), ("data_path", "somewhere"),
+        ("init_cls", 11), ("increment", 0), ("increment", [3, 3]), ("increment", [8, 0]), ("increment", "8"),
+        ("increment", [[8]]), ("increment", True), ("increment", None),
+        ("class_order_seed", -1), ("test_ratio", 1.0), ("data_path", "somewhere"),
         ("input_normalisation", "imagenet"), ("buffer_size", 2), ("ffn_adapter_dropout", 1.0), ("about", 5),
     ],
 )  # fmt: skip
@@ -213,9 +215,9 @@ def test_unknown_method_lists_the_known_and_still_judges_common_keys():
 
 
 def test_key_of_another_method_is_named_as_such():
-    (fault,) = faults_of(epochs=3)
-    owners = [m for m in models.available() if "epochs" in models.settings_of(m).model_fields]
-    assert fault.startswith(f"epochs: unknown key of sema, it belongs to {', '.join(owners)}")
+    (fault,) = faults_of(lrate=3)
+    owners = [m for m in models.available() if "lrate" in models.settings_of(m).model_fields]
+    assert fault.startswith(f"lrate: unknown key of sema, it belongs to {', '.join(owners)}")
 
 
 def test_folder_needs_its_path_and_counts_its_classes(tmp_path):
@@ -387,7 +389,7 @@ sys.exit(f"imported {{heavy}}" if heavy else code)
 
 
 @pytest.mark.parametrize(
-    "change", ["model_name=semma", "func_epch=3", "init_cls=11", "backbone_type=vit_bas", "epochs=2", "dataset=x"]
+    "change", ["model_name=semma", "func_epch=3", "init_cls=11", "backbone_type=vit_bas", "lrate=2", "dataset=x"]
 )
 def test_refused_before_heavy_imports(change):
     command = [sys.executable, "-c", PROBE.format(heavy=HEAVY), "--config", "exps/sema_digits.json", "--set", change]
