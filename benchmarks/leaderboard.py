@@ -43,7 +43,7 @@ RUNS = Path(__file__).with_suffix(".jsonl")
 WRITER = "written by python -m benchmarks.leaderboard"
 COMMON = ("dataset", "init_cls", "increment", "seed", "backbone_type", "batch_size")
 # shipped files besides those named after a method
-VARIANTS = ("sema_corrected", *(f"{method}_original" for method in tables.ORIGINALS))
+VARIANTS = ("joint_bound", "sema_corrected", *(f"{method}_original" for method in tables.ORIGINALS))
 
 Run = dict[str, Any]
 

@@ -10,8 +10,8 @@ last accuracy. The figures are second-hand, from tables of papers that ran the m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,8 +45,9 @@ class Correlation(NamedTuple):
     n: int
 
 
-def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Pearson's correlation of the ranks, equal values sharing their mean rank (Spearman 1904); None if a side is constant."""
+def spearman(a: Any, b: Any) -> float | None:
+    """Pearson's correlation of the ranks of two sequences [n], equal values sharing their mean rank (Spearman 1904); None if a
+    side is constant."""
     from scipy.stats import rankdata
 
     x, y = rankdata(a), rankdata(b)
@@ -62,7 +63,8 @@ def correlation(ours: Mapping[str, float], published: Mapping[str, float], draws
     rho = spearman(a, b) if len(methods) >= LEAST else None
     if rho is None:
         return Correlation(None, None, None, len(methods))
-    random, coefficients = np.random.default_rng(0), []
+    random = np.random.default_rng(0)
+    coefficients: list[float] = []
     while len(coefficients) < draws:
         rows = random.integers(len(methods), size=len(methods))
         if (value := spearman(a[rows], b[rows])) is not None:

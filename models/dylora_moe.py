@@ -36,13 +36,14 @@ from models.families.experts import (
     spawned_at,
 )
 from models.families.population import Population
-from models.families.rank_growth import divide, grow_while_it_helps, held_out_loss
+from models.families.rank_growth import divide, grow_while_it_helps
 from models.families.replay import at_rows, herd_classes
 from models.families.router_start import centre, open_columns, router_inputs
 from models.learner.base import Learner as Base
 from models.learner.copies import Teacher
 from models.learner.fit import fit
 from models.learner.groups import Group, count, planned
+from models.learner.held_out import held_out_score
 from models.learner.layers import layer_range
 from models.learner.losses import Loss, cross_entropy_among, rows_of
 from models.settings.experts import GateSettings, LifeSettings, NoveltySettings
@@ -240,7 +241,7 @@ class Learner(Base):
         def after_epoch() -> None:
             use.end_epoch()
             if held is not None:
-                measured.append(held_out_loss(self, held, self.apart_from, task.total))
+                measured.append(held_out_score(self, held, self.apart_from, task.total)[0])
 
         set_temperature()
         self.train()

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
-from torch import Tensor
-
-from backbone.vit import Activations
 from models.families.experts import plateau
 from models.families.population import Population
 from models.learner.base import Learner
 from models.learner.held_out import hold_out
-from models.learner.losses import cross_entropy_among
 from models.settings.experts import LifeSettings
 from utils.data.batches import TaskData
 from utils.data.tasks import Task
@@ -28,22 +23,6 @@ def divide(learner: Learner, task: Task, cfg: LifeSettings) -> tuple[TaskData, T
         return task.train, None
     ratio, key = cfg.rank_growth_val_ratio, "rank_growth_val_ratio"
     return hold_out(learner, task, ratio, key=key, draw="rank growth", purpose="rank growth")
-
-
-@torch.no_grad()
-def held_out_loss(learner: Learner, held: TaskData, first: int, total: int) -> float:
-    """Mean cross-entropy on held-out training images, among the classes first .. total - 1; in training mode afterwards."""
-    learner.eval()
-    summed = 0.0
-
-    def scored(images: Tensor | Activations) -> Tensor:
-        return learner.head(learner.backbone(images))
-
-    for scores, labels in learner.outputs(scored, held, learner.cfg.eval_batch_size, augment=False, shuffle=False):
-        loss = cross_entropy_among(scores, labels.to(scores.device), first, total)
-        summed += loss.total.item() * len(labels)
-    learner.train()
-    return summed / len(held)
 
 
 def grow_while_it_helps(

@@ -22,6 +22,8 @@ ADDED_LATER = {
     "skip_broken": False,
     "grey_bits": None,
     "backbone_depth": None,
+    "max_rounds": 1,
+    "held_out_ratio": 0.1,
 }
 # The same for keys that a method got later and others always had.
 ADDED_TO = {
