@@ -36,6 +36,7 @@ ALONE = (
     "quickstart",
     "debug_moe_parallel",
     "debug_nested_lora",
+    *(f"{method}_icons_100task" for method in ("finetune", "nested_lora", "ranpac", "simplecil")),
     *(f"{method}_domains" for method in ("dylora_moe", "sema", "simplecil", "sparse_moe")),
 )
 SEEDS = [1993, 1994, 1995, 1996, 1997]
