@@ -42,7 +42,10 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 # SEMA as shipped has no slow and fast adapters, and refuses their keys
 REFUSED = {"sema": ("nested_lora_", "head_recalibration")}
-TIMES = ("time", "seconds", "images_per_second", "peak_memory_bytes", "peak_memory_by_task", "digest")
+TIMES = (
+    "time", "seconds", "images_per_second", "peak_memory_bytes", "peak_memory_by_task", "cpu_seconds", "cpu_hours",
+    "gpu_hours", "digest",
+)  # fmt: skip
 
 
 def make_images(folder: Path, classes: int = 6, train: int = 20, test: int = 4) -> None:

@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from backbone import precision
+from backbone import operations, precision
+from backbone.blocks import HALVES
 from backbone.experts import probe
 from backbone.experts.router import Routing
 from backbone.heads.heads import LinearHead
@@ -169,6 +170,25 @@ class Learner(ClassStatistics):
         with torch.no_grad():
             for name, tensor in current.items():
                 tensor.copy_(state[name])
+
+    def forward_operations(self) -> int:
+        """Floating-point operations of `logits` for one image, see backbone/operations.py: of a grey image, from its pixels
+        on, in evaluation mode. It changes nothing, and compiled blocks are counted uncompiled."""
+        like, halves = next(self.backbone.vit.parameters()), self.backbone.halves
+        image = like.new_full((1, 3, *self.backbone.vit.patch_embed.img_size), 0.5)
+        self.eval()
+        try:
+            self.backbone.halves = HALVES
+            with stopwatch.unnoticed():
+                return operations.of(lambda: self.logits(image))
+        finally:
+            self.backbone.halves = halves
+
+    @property
+    def gives_log_probabilities(self) -> bool:
+        """Whether the scores were trained as log-probabilities, so that their softmax is a confidence: not those of class
+        statistics."""
+        return self.statistics is None
 
     def adapters_per_layer(self) -> list[int]:
         """Adapters in each block, for tables and results."""

@@ -69,6 +69,7 @@ def timeless(value):
     """The value without what may differ between equal runs: times, speed, memory, and the digest over them."""
     if isinstance(value, dict):
         varying = ("time", "seconds", "images_per_second", "peak_memory_bytes", "peak_memory_by_task", "digest")
+        varying += ("cpu_seconds", "cpu_hours", "gpu_hours")
         return {k: timeless(v) for k, v in value.items() if k not in varying}
     return [timeless(v) for v in value] if isinstance(value, list) else value
 

@@ -35,7 +35,9 @@ FIELDS = {
     "last_accuracy", "average_accuracy", "final_task_mean", "forgetting", "backward_transfer", "task_oracle_accuracy",
     "adapters_per_layer", "trainable_parameters", "total_parameters", "selection_history", "test_evaluations", "seconds",
     "images_per_second", "peak_memory_bytes", "peak_memory_by_task", "head_drift", "task_oracle_curve", "task_confusion",
-    "wrong_task", "class_names", "provenance", "digest",
+    "wrong_task", "class_names", "provenance", "digest", "last_accuracy_interval", "learning_accuracy",
+    "learning_accuracy_known", "ece_curve", "class_images", "class_accuracy", "class_accuracy_when_new", "class_confusion",
+    "class_confusion_beyond", "mistakes", "calibration", "operations", "cpu_seconds", "cpu_hours", "gpu_hours",
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import torch
 
 from utils.data.tasks import TaskStream
 from utils.evaluation import metrics, routing
+from utils.evaluation.by_image import ByImage
 from utils.process import stopwatch
 
 
@@ -23,11 +24,12 @@ def evaluate(
     device: torch.device,
     renewed: Any = None,
     gates: routing.ClassGates | None = None,
+    images: ByImage | None = None,
 ) -> tuple[list[metrics.Score], list[metrics.Score]]:
     """Scores of tasks 0..index on their test images, with the present weights.
 
     With `renewed`, a head with renewed statistics, the second list has its scores of the same features; else it is empty.
-    `gates` collects the routers' choices of the same pass."""
+    `gates` collects the routers' choices of the same pass, `images` what the learner takes each image for."""
     learner.eval()
     size, sizes = learner.eval_batch_size, stream.sizes[: index + 1]
     of_heads: tuple[list[metrics.Score], list[metrics.Score]] = ([], [])
@@ -59,8 +61,11 @@ def evaluate(
                 not batches
             ):  # without test images the task has an empty score, so that later scores stay with their task
                 batches, truth = [[torch.empty(0, learner.seen)] * (1 + (renewed is not None))], [torch.empty(0)]
-            for of_head, tables in zip(of_heads, zip(*batches, strict=True), strict=False):
-                of_head.append(metrics.score(torch.cat(tables), torch.cat(truth), spans(sizes)))
+            whole = [torch.cat(tables) for tables in zip(*batches, strict=True)]
+            for of_head, table in zip(of_heads, whole, strict=False):
+                of_head.append(metrics.score(table, torch.cat(truth), spans(sizes)))
+            if images is not None:
+                images.add(whole[0], torch.cat(truth))
     return of_heads
 
 

@@ -208,6 +208,11 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def cpu_seconds() -> float:
+    """Seconds that CPU cores have worked for this process so far: all its threads, and loader processes that have ended."""
+    return sum(os.times()[:4])
+
+
 def peak_memory(device: torch.device | str = "cpu") -> int:
     """Largest memory so far in bytes: torch's allocations on a GPU, the process's resident set on the CPU.
 

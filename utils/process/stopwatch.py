@@ -137,6 +137,17 @@ def section(name: str, images: int = 0) -> AbstractContextManager[None]:
     return _NOTHING if current is None else current.section(name, images)
 
 
+@contextmanager
+def unnoticed() -> Iterator[None]:
+    """Sections inside the block are not counted: its time counts for the section around it, its images for none."""
+    global current
+    running_profile, current = current, None
+    try:
+        yield
+    finally:
+        current = running_profile
+
+
 def waited(load: Callable[[], Iterator[Any]]) -> Iterator[Any]:
     """The batches (images, labels, ...) of the iterator that `load` returns. Calling `load` and waiting for each batch count
     for section `data`."""

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from utils.files.storage import Damaged, read_state, remove_state, write_state
 from utils.process import parallel
+from utils.process.machine import cpu_seconds
 from utils.run.log import RunLog
 from utils.run.provenance import Identity
 
@@ -65,6 +66,7 @@ class Journal:
         self._count = 0  # entries saved of the current phase
         self._looked = time.monotonic()
         self._before, self._start, self._durable = 0.0, time.perf_counter(), time.monotonic()
+        self._cpu_before, self._cpu_start = 0.0, cpu_seconds()
 
     def open(self, rows: int) -> None:
         """Reads the phases that an earlier process saved, cuts metrics.jsonl back to them, or to the `rows` of the tasks
@@ -119,6 +121,11 @@ class Journal:
         """Seconds spent on the task, with those of earlier processes up to their last entry."""
         return self._before + time.perf_counter() - self._start
 
+    @property
+    def cpu_seconds(self) -> float:
+        """The same of the work of all CPU cores."""
+        return self._cpu_before + cpu_seconds() - self._cpu_start
+
     def recall(self, phase: str) -> Any:
         """Begins the next phase and returns its saved state, None if it has none. Raises Differs if the phase saved here has
         another name."""
@@ -131,6 +138,7 @@ class Journal:
         self._count = entry.count + 1
         if number == len(self._entries) - 1:
             self._before, self._start, self.last = entry.facts["seconds"], time.perf_counter(), entry.facts["last"]
+            self._cpu_before, self._cpu_start = entry.facts.get("cpu_seconds", 0.0), cpu_seconds()
             if self.log is not None:
                 self.log.muted = False
                 self.log.info(f"resumed inside the task: {entry.facts['last']} is done")
@@ -151,6 +159,7 @@ class Journal:
             return
         packed, tensors = pack(values)
         facts = {"phase": phase, "finished": finished, "rows": self.log.rows, "seconds": self.seconds, "last": where}
+        facts["cpu_seconds"] = self.cpu_seconds
         facts |= self.identity.facts()
         number = self._phase - 1
         durable = time.monotonic() - self._durable > DURABLE

@@ -10,9 +10,11 @@ from typing import Any
 from utils.evaluation import error_parts, metrics
 from utils.evaluation.metrics import Score
 from utils.files.storage import plain
+from utils.run import measures
 
 PHASES = ("train", "detect", "evaluate")  # keys of `seconds`
-ADDED_LATER = {"confusion", "wrong_task", "peak_by_task"}  # fields that records of the first versions do not have
+# Fields that records of older versions do not have, the newest first: each version lacks those of the versions after it.
+ADDED_LATER = ({"by_image", "by_task"}, {"confusion", "wrong_task", "peak_by_task"})
 
 
 @dataclass
@@ -23,7 +25,8 @@ class RunRecord:
     planned tasks. `correct[t][k]` is the number of correct predictions on the `samples[k]` test samples of task k after task
     t; `confusion[k][j]` the number predicted as a class of task j after the newest task; `wrong_task[t]` the numbers
     predicted as a class of an older and of a newer task after task t. `peak_by_task[t]` is the largest memory of the process,
-    in bytes, up to the end of task t. Entries are None for tasks that ran under a version which did not count them.
+    in bytes, up to the end of task t. `by_image` and `by_task[t]` are described in utils/run/measures.py. Entries are None
+    for tasks that ran under a version which did not count them.
     """
 
     model_name: str
@@ -47,6 +50,8 @@ class RunRecord:
     confusion: list[list[int]] | None = None
     wrong_task: list[list[int] | None] = field(default_factory=list)
     peak_by_task: list[int | None] = field(default_factory=list)
+    by_image: dict[str, Any] | None = None
+    by_task: list[dict[str, Any] | None] = field(default_factory=list)
 
     def add_task(
         self,
@@ -61,10 +66,13 @@ class RunRecord:
         test_evaluations: int = 1,
         peak_memory_bytes: int = 0,
         head_drift: Mapping[str, Any] | None = None,
+        by_image: Mapping[str, Any] | None = None,
+        by_task: Mapping[str, Any] | None = None,
     ) -> None:
         """Appends the next task t: `scores[k]` for k = 0..t, adapters by layer, seconds of train, detect and evaluate.
 
         `images` is the number of training images shown (with repeats); `selections` are appended to `selection_history`.
+        `by_image` and `by_task`: of utils/run/measures.py.
         `head_drift`, if measured, has `task`, the accuracies `stale` and `recomputed` as fractions, and `cosine`.
         Raises ValueError if the number of scores, the sizes of earlier test sets or the phases do not fit.
         """
@@ -93,6 +101,8 @@ class RunRecord:
         self.confusion = [list(s.predicted) for s in scores] if all(len(s.predicted) == t + 1 for s in scores) else None
         self.wrong_task.append(None if self.confusion is None else list(error_parts.wrong_task(self.confusion)))
         self.head_drift += [] if head_drift is None else [plain(dict(head_drift), "head_drift")]
+        self.by_image = None if by_image is None else plain(dict(by_image), "by_image")
+        self.by_task.append(None if by_task is None else plain(dict(by_task), "by_task"))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a checkpoint, the inverse of `from_dict`."""
@@ -102,11 +112,13 @@ class RunRecord:
     def from_dict(cls, data: Mapping[str, Any]) -> RunRecord:
         """Inverse of `to_dict`, also after a way through JSON; ValueError if a field is missing or unknown.
 
-        A record of an older version lacks the counts in ADDED_LATER: it is read with None for the tasks so far."""
+        A record of an older version lacks counts of ADDED_LATER: it is read with None for the tasks so far."""
         names = {f.name for f in fields(cls)}
-        if names - set(data) == ADDED_LATER and isinstance(data.get("correct"), list):
-            unknown = {key: [None] * len(data["correct"]) for key in ("wrong_task", "peak_by_task")}
-            data = {**data, "confusion": None, **unknown}
+        newest, before = ADDED_LATER
+        if (lacking := names - set(data)) in (newest, newest | before) and isinstance(data.get("correct"), list):
+            of_newest = {"confusion", "by_image"}
+            tasks = len(data["correct"])
+            data = {**data, **{key: None if key in of_newest else [None] * tasks for key in lacking}}
         if names != set(data):
             raise ValueError(f"not a run record: fields {sorted(names ^ set(data))} are missing or unknown")
         return cls(**deepcopy(dict(data)))  # a copy: the record grows, the checkpoint must not
@@ -126,7 +138,7 @@ def results_json(record: RunRecord, class_names: Sequence[str] | None = None) ->
     `task_oracle_accuracy` its last value. `task_confusion[k][j]` is the number of test samples of task k that the finished
     model predicts as a class of task j. `wrong_task[t]` = [older, newer] are the numbers predicted as a class of an older and
     a newer task after task t. `peak_memory_by_task[t]` is the largest memory of the process up to then, in bytes.
-    Formulas: `utils.evaluation.metrics`, `utils.evaluation.error_parts`.
+    The keys of `measures.of_results` follow. Formulas: `utils.evaluation.metrics`, `utils.evaluation.error_parts`.
     """
     matrix = metrics.accuracy_rows(record.correct, record.samples)
     curve = metrics.top1_curve(record.correct, record.samples)
@@ -169,4 +181,5 @@ def results_json(record: RunRecord, class_names: Sequence[str] | None = None) ->
             {**entry, "stale": _percent(entry["stale"]), "recomputed": _percent(entry["recomputed"])}
             for entry in record.head_drift
         ],
+        **measures.of_results(record),
     }

@@ -10,9 +10,11 @@ from utils.config.split import Split
 from utils.data.tasks import TaskStream
 from utils.evaluation import head_drift, health, routing_controls
 from utils.evaluation import scores as evaluation
+from utils.evaluation.by_image import ByImage
 from utils.process import parallel, stopwatch
-from utils.process.machine import peak_memory
+from utils.process.machine import cpu_seconds, peak_memory
 from utils.process.seeds import seed_everything
+from utils.run import measures
 from utils.run import record as run_record
 from utils.run.journal import Journal
 
@@ -35,6 +37,7 @@ def learn(learner: Any, stream: TaskStream, index: int, seed: int, journal: Jour
         "trainable_parameters": sum(p.numel() for p in learner.trained.values()),
         "images": learner.images_shown,
         "selections": learner.selections(),
+        "cpu_seconds": journal.cpu_seconds,
     }
 
 
@@ -50,13 +53,15 @@ def _score(
     learner: Any, stream: TaskStream, index: int, record: run_record.RunRecord, measured: Mapping[str, Any]
 ) -> None:
     seed_everything(record.seed, "score", index, *parallel.rank_seed())
-    device, start = next(learner.parameters()).device, time.perf_counter()
+    device, start, cpu_start = next(learner.parameters()).device, time.perf_counter(), cpu_seconds()
     renewed = head_drift.renewed_statistics(learner, stream, index)
     ready = time.perf_counter()
     gates = routing_controls.gates_of(learner, stream, index)
-    scores, by_renewed = evaluation.evaluate(learner, stream, index, device, renewed, gates)
+    images = ByImage()
+    scores, by_renewed = evaluation.evaluate(learner, stream, index, device, renewed, gates, images)
     seconds = {**measured["seconds"], "evaluate": time.perf_counter() - ready}
     controls = routing_controls.log_routing(learner, stream, index, device, gates, scores, record.seed)
+    by_image = measures.of_images(images, learner, stream, index)
     record.add_task(
         scores,
         adapters_per_layer=dict(enumerate(learner.adapters_per_layer())),
@@ -68,6 +73,15 @@ def _score(
         test_evaluations=1 + learner.uses_test + controls,
         peak_memory_bytes=peak_memory(device),
         head_drift=head_drift.drift_of(learner, stream, index, renewed, scores, by_renewed, seconds=ready - start),
+        by_image=by_image,
+        by_task=measures.of_task(
+            by_image,
+            scores[-1].correct_oracle,
+            new=stream.sizes[index],
+            operations=learner.forward_operations(),
+            cpu_seconds=measured.get("cpu_seconds", 0.0) + cpu_seconds() - cpu_start,
+            gpu_seconds=sum(seconds.values()) if device.type == "cuda" else 0.0,
+        ),
     )
     if not index:
         for text in learner.cfg.remarks_on(Split(stream.sizes, stream.train_images())):

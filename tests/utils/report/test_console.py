@@ -45,6 +45,21 @@ FIELDS = [
     "peak_memory_bytes",
     "peak_memory_by_task",
     "head_drift",
+    "last_accuracy_interval",
+    "learning_accuracy",
+    "learning_accuracy_known",
+    "ece_curve",
+    "class_images",
+    "class_accuracy",
+    "class_accuracy_when_new",
+    "class_confusion",
+    "mistakes",
+    "class_confusion_beyond",
+    "calibration",
+    "operations",
+    "cpu_seconds",
+    "cpu_hours",
+    "gpu_hours",
 ]
 
 
@@ -153,9 +168,11 @@ def test_record_survives_a_checkpoint_and_does_not_share_its_lists():
 def test_a_record_of_an_older_version_is_read_and_its_run_goes_on():
     record = RunRecord("sema", "digits", 7, [4, 0, 1, 3, 2], [[4, 0], [1, 3, 2]])
     add(record, [Score(10, 9, None, 10, (10,))], peak_memory_bytes=900)
-    older = {k: v for k, v in record.to_dict().items() if k not in ("confusion", "wrong_task", "peak_by_task")}
+    before = {k: v for k, v in record.to_dict().items() if k not in ("by_image", "by_task")}
+    assert RunRecord.from_dict(json.loads(json.dumps(before))) == record  # the version before
+    older = {k: v for k, v in before.items() if k not in ("confusion", "wrong_task", "peak_by_task")}
     again = RunRecord.from_dict(json.loads(json.dumps(older)))
-    assert (again.confusion, again.wrong_task, again.peak_by_task) == (None, [None], [None])
+    assert (again.confusion, again.wrong_task, again.peak_by_task, again.by_task) == (None, [None], [None], [None])
     add(again, [Score(10, 8, 10, 9, (9, 1)), Score(30, 24, 29, 27, (4, 26))], peak_memory_bytes=950)
     results = results_json(again)
     assert results["task_confusion"] == [[9, 1], [4, 26]] and results["wrong_task"] == [None, [4, 1]]
