@@ -266,7 +266,7 @@ class SlottedViT(nn.Module):
 
 def _timed(images: Tensor | Activations) -> AbstractContextManager[None]:
     """The time of a pass: it begins in the prefix, and `profile.block` says where that ends."""
-    return stopwatch.section("prefix", 0 if isinstance(images, Activations) else len(images))
+    return stopwatch.section("prefix", 0 if isinstance(images, Activations) else images.shape[0])
 
 
 def _mark_block(layer: int) -> None:

@@ -24,14 +24,15 @@ COMMANDS = {
     "report": (),
     "verify": (),
     "evaluate": ("data_root", "device"),
-    "export": ("data_root", "out"),
+    "export": ("data_root", "out", "format"),
+    "predict": ("out", "top_k", "device"),
     "compare": ("out", "columns"),
     "data": ("data_root",),
     "check": ("config", "set", "out", "data_root", "device", "resume", "jobs", "engine"),
 }
 OUT = Path("logs")
 RESERVED = ("", ".", "..", "latest")  # names in OUT that are no folder of an experiment
-USES_SETTINGS_OF_RUN = ("evaluate", "export", "explain", "report", "verify")
+USES_SETTINGS_OF_RUN = ("evaluate", "export", "explain", "predict", "report", "verify")
 
 
 def parse(argv: Sequence[str] | None, about: str) -> argparse.Namespace:
@@ -64,7 +65,12 @@ def parse(argv: Sequence[str] | None, about: str) -> argparse.Namespace:
                 f"--config {args.config}: the folder of its runs would be called {args.config.stem!r}, which "
                 "has another meaning; rename the file"
             )
-    if args.command != "export":
+    if args.command == "predict" and len(args.predict) < 2:
+        raise ValueError("--predict RUN PATH...: name the images or folders of images behind the run")
+    for key, command in (("format", "export"), ("top_k", "predict")):
+        if key in stated and args.command != command:
+            raise ValueError(f"{_flag(key)} has no effect without {_flag(command)}: leave it out")
+    if args.command not in ("export", "predict"):
         args.out = args.out or OUT
     return args
 
@@ -90,7 +96,10 @@ def parser(about: str) -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key (JSON value, else string)"
     )
     ask.add_argument(
-        "--out", type=Path, metavar="DIR", help=f"where run folders go (default: {OUT}); with --export, the new folder"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help=f"where run folders go (default: {OUT}); with --export, the new folder; with --predict, the file",
     )
     ask.add_argument("--data-root", metavar="DIR", help="folder that holds the data sets (overrides the key data_root)")
     ask.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (overrides the key device)")
@@ -129,6 +138,25 @@ def parser(about: str) -> argparse.ArgumentParser:
         type=Path,
         metavar="RUN",
         help="write a saved run's adapted model as model.safetensors and config.json into RUN/export, or --out",
+    )
+    ask.add_argument(
+        "--format",
+        choices=("onnx", "torchscript"),
+        help="with --export: also write the model for programs without this one, checked on the test images",
+    )
+    ask.add_argument(
+        "--predict",
+        nargs="+",
+        type=Path,
+        metavar=("RUN", "PATH"),
+        help="the classes of images (files, or folders of any depth) by a run's or an export's model, as CSV",
+    )
+    ask.add_argument(
+        "--top-k",
+        type=_positive,
+        default=1,
+        metavar="K",
+        help="with --predict: classes an image, best first (default: 1)",
     )
     ask.add_argument("--explain", type=Path, metavar="RUN", help="say in plain sentences what happened in a run")
     ask.add_argument("--report", type=Path, metavar="RUN", help="write the report.html of a finished run again")

@@ -14,17 +14,20 @@ import torch
 
 import models
 from backbone import catalogue, weights
+from backbone.vit import SlottedViT
+from backbone.weights import BackboneFacts
 from models.learner.base import Learner
 from utils import data
 from utils.config import resolve, schema
 from utils.config.strict_json import read_json
 from utils.data import manifest as data_manifest
+from utils.data import recipe
 from utils.data.dataset import Dataset
 from utils.data.tasks import TaskStream
 from utils.engines.settings import Cluster
 from utils.run import checkpoint, provenance
 from utils.run.log import RunLog
-from utils.text import nearest
+from utils.text import counted, nearest
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,16 @@ class SavedRun:
     notes: list[str]
 
 
+@dataclass(frozen=True)
+class SavedModel:
+    """What predicts: `learner.logits` of images as `recipe` makes them are scores of `classes`. `notes` should be said."""
+
+    learner: Learner
+    classes: list[str]
+    recipe: recipe.Recipe
+    notes: tuple[str, ...] = ()
+
+
 def load(
     folder: Path | str, device: torch.device | None = None, data_root: str | None = None, log: RunLog | None = None
 ) -> SavedRun:
@@ -54,6 +67,53 @@ def load(
     no longer those of the run; FileNotFoundError without its data."""
     folder = Path(folder)
     cfg = _settings(folder, data_root)
+    saved, backbone, facts, notes = _newest(folder, cfg)
+    dataset = data.load(cfg.dataset, **data.places(cfg), **data.reading(cfg))
+    (seed,) = cfg.seed
+    notes += _other_data(folder, dataset)
+    stream = TaskStream.of(cfg, dataset, seed, facts.image_size, device)
+    record = saved.facts["record"]
+    if record["class_order"] != stream.order:
+        raise ValueError(
+            f"{folder}: the run had {len(record['class_order'])} classes in another order than the {len(stream.order)} of "
+            f"{cfg.dataset} here; the data set has changed"
+        )
+    learner = _rebuilt(cfg, backbone.to(device or torch.device("cpu")), saved, log)
+    stream.measure_workers(cfg, backbone, device or torch.device("cpu"))
+    return SavedRun(folder, learner, stream, saved.task, record, notes)
+
+
+def load_model(folder: Path | str, device: torch.device | None = None) -> SavedModel:
+    """What predicts of the run in `folder`, as `load` has it, without its data. `folder` may also be one with a single finished
+    run below it.
+
+    Raises ValueError as `load` does, and for several runs."""
+    folder = seed_folder(Path(folder))
+    cfg = _settings(folder, None)
+    saved, backbone, facts, notes = _newest(folder, cfg)
+    learner = _rebuilt(cfg, backbone.to(device or torch.device("cpu")), saved, None)
+    order = saved.facts["record"]["class_order"]
+    recorded = provenance.read(folder)
+    names = data.load(cfg.dataset, **data.places(cfg)).class_names if recorded is None else recorded.now.classes
+    if tasks := len(saved.facts["record"]["task_classes"]) - saved.task - 1:
+        notes.append(f"{folder}: {counted(tasks, 'task')} of the run {'is' if tasks == 1 else 'are'} not learned yet")
+    how = recipe.of(data.DATASETS[cfg.dataset].transforms, facts.image_size, cfg.grey_bits)
+    return SavedModel(learner, [names[k] for k in order[: learner.seen]], how, tuple(notes))
+
+
+def seed_folder(folder: Path) -> Path:
+    """`folder`, or the one finished run below it. Raises ValueError for several."""
+    if (folder / "config.json").is_file() or not folder.is_dir():
+        return folder
+    finished = sorted(path.parent for path in folder.glob("**/seed_*/results.json"))
+    if len(finished) > 1:
+        shown = ", ".join(map(str, finished[:3])) + ", ..." * (len(finished) > 3)
+        raise ValueError(f"{folder} holds {len(finished)} finished runs: name one, such as {shown}")
+    return finished[0] if finished else folder
+
+
+def _newest(folder: Path, cfg: schema.Experiment) -> tuple[checkpoint.Checkpoint, SlottedViT, BackboneFacts, list[str]]:
+    """The newest whole checkpoint of the run, its backbone, and a line for each newer checkpoint that is damaged."""
     saved, notes = checkpoint.newest(folder / "checkpoints", learned=False)
     if saved is None:
         raise ValueError(
@@ -65,25 +125,17 @@ def load(
             f"{folder}: the run has backbone weights {saved.facts['weight_hash']}, "
             f"{cfg.backbone_type} ({facts.source}) here is {facts.weight_hash}"
         )
-    dataset = data.load(cfg.dataset, **data.places(cfg), **data.reading(cfg))
     (seed,) = cfg.seed
     provenance.Identity(facts.weight_hash, seed).refuse_others(saved.facts, folder / "checkpoints")
-    notes += _other_data(folder, dataset)
-    stream = TaskStream.of(cfg, dataset, seed, facts.image_size, device)
-    record = saved.facts["record"]
-    if record["class_order"] != stream.order:
-        raise ValueError(
-            f"{folder}: the run had {len(record['class_order'])} classes in another order than the {len(stream.order)} of "
-            f"{cfg.dataset} here; the data set has changed"
-        )
-    backbone = backbone.to(device or torch.device("cpu"))
-    learner: Learner = models.build(cfg, backbone, len(stream.order), seed, log)
+    return saved, backbone, facts, notes
+
+
+def _rebuilt(cfg: schema.Experiment, backbone: SlottedViT, saved: checkpoint.Checkpoint, log: RunLog | None) -> Learner:
+    """The learner of a checkpoint, frozen and in evaluation mode."""
+    learner: Learner = models.build(cfg, backbone, len(saved.facts["record"]["class_order"]), cfg.seed[0], log)
     learner.restore(saved.facts["structure"])
     learner.load_own_state(saved.tensors)
-    learner.eval()
-    learner.requires_grad_(False)
-    stream.measure_workers(cfg, backbone, device or torch.device("cpu"))
-    return SavedRun(folder, learner, stream, saved.task, record, notes)
+    return learner.eval().requires_grad_(False)
 
 
 def _other_data(folder: Path, dataset: Dataset) -> list[str]:

@@ -109,5 +109,5 @@ class Learner(PromptLearner):
         if self.cfg.scrambled_e_prompt:
             prefixes = {layer: prompts.scrambled(prefix) for layer, prefix in prefixes.items()}
         for layer, prefix in zip(self.general_layers, () if self.general is None else self.general.values, strict=True):
-            prefixes[layer] = prefix.expand(len(ids), -1, -1, -1)
+            prefixes[layer] = prefix.expand(ids.shape[0], -1, -1, -1)
         return self.backbone(start, route=lambda x: [prefixes[layer] for layer in sorted(prefixes)])

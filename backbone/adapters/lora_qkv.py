@@ -63,7 +63,7 @@ class QKVUpdates(BlockSlot):
 
         def adding(linear: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             (normed,) = inputs
-            weights = None if gates is None else gates.expand(len(normed), -1)
+            weights = None if gates is None else gates.expand(normed.shape[0], -1)
             thirds = dict(zip("qkv", output.chunk(3, dim=-1), strict=True))
             for part in self.parts:
                 added = mixture(normed, self.of(part), weights).chunk(len(part), dim=-1)

@@ -136,14 +136,14 @@ def choose(similarity: Tensor, count: int, batchwise: bool = False) -> Tensor:
     if not batchwise:
         return ids
     votes = F.one_hot(ids, similarity.shape[1]).sum(dim=(0, 1))
-    return votes.sort(descending=True, stable=True).indices[:count].expand(len(ids), count)
+    return votes.sort(descending=True, stable=True).indices[:count].expand(ids.shape[0], count)
 
 
 def pull(similarity: Tensor, ids: Tensor) -> Tensor:
     """Sum over the chosen keys of their similarity to the query, mean over the batch: [B, S], [B, K] -> scalar.
 
     L2P, equation 5, as LAMDA-PILOT scales it (by the batch, not by K)."""
-    return similarity.gather(1, ids).sum() / len(ids)
+    return similarity.gather(1, ids).sum() / ids.shape[0]
 
 
 def scrambled(prefix: Tensor) -> Tensor:

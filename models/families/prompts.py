@@ -106,7 +106,7 @@ def chosen_in_training(similarity: Tensor, cfg: PoolSettings, task: int) -> Tens
     mask = mask_of(cfg, task)
     if mask is None:
         return choose(similarity, cfg.top_k, cfg.batchwise_prompt)
-    return torch.arange(mask.start, mask.stop, device=similarity.device).expand(len(similarity), -1)
+    return torch.arange(mask.start, mask.stop, device=similarity.device).expand(similarity.shape[0], -1)
 
 
 def learn_from_pool(

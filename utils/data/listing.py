@@ -89,8 +89,8 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES) and not is_system(name)
 
 
-def list_images(folder: str | os.PathLike[str]) -> Listing:
-    """The images below a class folder, at any depth. Links to files and folders are followed, as torchvision does."""
+def list_images(folder: str | os.PathLike[str], what: str = "class folder") -> Listing:
+    """The images below a folder, at any depth; `what` it is. Links to files and folders are followed, as torchvision does."""
     listing = Listing([])
     for path in _files(os.fspath(folder), (os.path.realpath(folder),), listing.faults):
         name = os.path.basename(path)
@@ -102,7 +102,7 @@ def list_images(folder: str | os.PathLike[str]) -> Listing:
             listing.broken[path] = fault
     if not listing.files and not listing.faults:
         others = f" ({_kinds(listing.skipped)} skipped)" if listing.skipped else ""
-        listing.faults.append(f"{readable(os.fspath(folder))}: is a class folder without images{others}")
+        listing.faults.append(f"{readable(os.fspath(folder))}: is a {what} without images{others}")
     listing.files.sort()
     return listing
 
@@ -121,13 +121,11 @@ def fault_of_file(path: str) -> str | None:
     return f"{readable(path)}: is an empty file; replace or remove it" if facts.st_size == 0 else None
 
 
-def skipped_note(skipped: Counter[str]) -> list[str]:
+def skipped_note(skipped: Counter[str], where: str = " in class folders") -> list[str]:
     """One line on the files that were passed over, by suffix; none if there were none."""
     if not (total := skipped.total()):
         return []
-    return [
-        f"{counted(total, 'file')} in class folders skipped, since the name is not that of an image: {_kinds(skipped)}"
-    ]
+    return [f"{counted(total, 'file')}{where} skipped, since the name is not that of an image: {_kinds(skipped)}"]
 
 
 def _kinds(skipped: Counter[str]) -> str:

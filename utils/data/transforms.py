@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-KINDS = ("small", "cifar", "imagenet")
-LONGEST = 16  # length of a test image in widths, beyond which its ends are cut off before it is resized
+from utils.data import recipe
+from utils.data.recipe import Recipe
+
 # Range of the "small" augmentation; no flips, which would turn characters into others.
 ROTATION_DEGREES, SCALE_RANGE, SHIFT_SHARE = 10.0, 0.1, 0.0625
 
@@ -41,30 +43,42 @@ def build(kind: str, size: int) -> tuple[Transform, Transform]:
     antialiasing, which is Pillow's method: no value differs by more than 1 of 255, and under 1 percent do.
     Where `small` and `cifar` images differ from `size` they are resized last, bilinear with antialiasing.
     Raises ValueError for an unknown kind."""
+    test = follow(recipe.of(kind, size))
     if kind == "small":
-        return BatchAffine(size), BatchResize(size)
-    if kind not in KINDS:
-        raise ValueError(f"transforms {kind!r} are not known; known are {', '.join(KINDS)}")
-    from torchvision.transforms import InterpolationMode, v2
+        return BatchAffine(size), test
+    from torchvision.transforms import v2
 
     to_float = v2.ToDtype(torch.float32, scale=True)
     if kind == "cifar":
         jitter = v2.ColorJitter(brightness=63 / 255)
         fit = [] if size == 32 else [v2.Resize((size, size), antialias=True)]
         train = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), jitter, *fit, to_float]
-        return PerSample(v2.Compose(train)), BatchResize(size)
+        return PerSample(v2.Compose(train)), test
     crop = v2.RandomResizedCrop(size, scale=(0.05, 1.0), ratio=(3 / 4, 4 / 3), antialias=True)
-    shorter = v2.Resize(int((256 / 224) * size), interpolation=InterpolationMode.BICUBIC, antialias=True)
-    train = [crop, v2.RandomHorizontalFlip(), to_float]
-    return PerSample(v2.Compose(train)), PerSample(v2.Compose([_middle, shorter, v2.CenterCrop(size), to_float]))
+    return PerSample(v2.Compose([crop, v2.RandomHorizontalFlip(), to_float])), test
 
 
-def _middle(image: torch.Tensor) -> torch.Tensor:
-    """The middle of an image uint8 [3, H, W] that is over LONGEST times as long as wide, since all else is cut off later.
+def follow(how: Recipe) -> Transform:
+    """The test transform that a recipe describes. Raises ValueError for steps that no kind of `build` combines."""
+    if (how.resize, how.interpolation, how.values) == ("both", "bilinear", "float"):
+        if (how.resize_to, how.crop, how.longest) == (how.size, None, None):
+            return BatchResize(how.size)
+    elif (how.resize, how.values) == ("shorter", "uint8") and how.longest and how.crop == how.size:
+        from torchvision.transforms import InterpolationMode, v2
+
+        resize = v2.Resize(how.resize_to, interpolation=InterpolationMode(how.interpolation), antialias=True)
+        to_float = v2.ToDtype(torch.float32, scale=True)
+        middle = partial(_middle, longest=how.longest)
+        return PerSample(v2.Compose([middle, resize, v2.CenterCrop(how.crop), to_float]))
+    raise ValueError(f"no test transform combines these steps: {how}")
+
+
+def _middle(image: torch.Tensor, longest: int) -> torch.Tensor:
+    """The middle of an image uint8 [3, H, W] that is over `longest` times as long as wide, since all else is cut off later.
 
     Without this an image of 20000 x 1 pixels is enlarged to 5 million x 256 for its 224 in the middle: 52 s and 10 GB."""
     height, width = image.shape[-2:]
-    most = LONGEST * min(height, width)
+    most = longest * min(height, width)
     top, left = max(height - most, 0) // 2, max(width - most, 0) // 2
     return image[..., top : height - top, left : width - left]
 

@@ -96,14 +96,14 @@ class Bar:
 
 
 @contextmanager
-def of_images(console: bool = True) -> Iterator[Callable[[int, int], None]]:
+def of_images(console: bool = True, what: str = "images looked at") -> Iterator[Callable[[int, int], None]]:
     """A function to call with (images done, all), which shows a bar where it takes longer than SOON seconds."""
     bars: list[Bar] = []
     start = time.monotonic()
 
     def show(done: int, count: int) -> None:
         if not bars and console and done < count and time.monotonic() - start > SOON:
-            bars.append(Bar(count, "images looked at", 0, 10.0, console, done))
+            bars.append(Bar(count, what, 0, 10.0, console, done))
         if bars:
             bars[0].update(done - bars[0].done)
 

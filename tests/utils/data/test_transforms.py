@@ -5,9 +5,9 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from utils.data import transforms
+from utils.data import recipe, transforms
 
-KINDS = [(kind, size) for kind in transforms.KINDS for size in (32, 48)]
+KINDS = [(kind, size) for kind in recipe.KINDS for size in (32, 48)]
 
 
 def noise(count, height=32, width=32):
@@ -35,7 +35,7 @@ def test_a_sample_does_not_depend_on_its_batch(kind, size):
         assert torch.equal(together, alone)
 
 
-@pytest.mark.parametrize("kind", transforms.KINDS)
+@pytest.mark.parametrize("kind", recipe.KINDS)
 def test_training_draws_differ_by_seed_and_tests_do_not(kind):
     same = noise(1).expand(6, -1, -1, -1)
     train, test = transforms.build(kind, 32)
@@ -43,7 +43,7 @@ def test_training_draws_differ_by_seed_and_tests_do_not(kind):
     assert all(torch.equal(image, test(same, seeds(6, base=9))[0]) for image in test(same, seeds(6)))
 
 
-@pytest.mark.parametrize("kind", transforms.KINDS)
+@pytest.mark.parametrize("kind", recipe.KINDS)
 def test_global_generators_are_left_alone(kind):
     torch.manual_seed(3)
     np.random.seed(3)
@@ -95,8 +95,8 @@ def test_a_strip_is_cut_before_it_is_enlarged_and_the_middle_stays(monkeypatch):
     monkeypatch.setattr(transforms, "LONGEST", 1000)
     assert torch.equal(result, test([strip], seeds(1))[0])
     monkeypatch.undo()
-    assert transforms._middle(torch.zeros(3, 20_000, 1)).shape == (3, 16, 1)
-    assert transforms._middle(torch.zeros(3, 16, 1)).shape == (3, 16, 1)
+    assert transforms._middle(torch.zeros(3, 20_000, 1), 16).shape == (3, 16, 1)
+    assert transforms._middle(torch.zeros(3, 16, 1), 16).shape == (3, 16, 1)
     assert transforms.build("imagenet", 56)[0]([torch.zeros(3, 1, 20_000, dtype=torch.uint8)], seeds(1)).shape[-1] == 56
 
 
