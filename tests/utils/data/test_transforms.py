@@ -92,7 +92,8 @@ def test_a_strip_is_cut_before_it_is_enlarged_and_the_middle_stays(monkeypatch):
     strip[..., 200:] = 255
     test = transforms.build("imagenet", 56)[1]
     result = test([strip], seeds(1))[0]
-    monkeypatch.setattr(transforms, "LONGEST", 1000)
+    monkeypatch.setattr(recipe, "LONGEST", 1000)
+    test = transforms.build("imagenet", 56)[1]
     assert torch.equal(result, test([strip], seeds(1))[0])
     monkeypatch.undo()
     assert transforms._middle(torch.zeros(3, 20_000, 1), 16).shape == (3, 16, 1)
