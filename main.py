@@ -129,7 +129,7 @@ def run_seed(
         if profiled and (table := profile.of_run(load_rows(log.folder / "metrics.jsonl"), len(stream))):
             log.info(table)
         page.write_report(log.folder, results, settings, machine, defaults=cfg.defaults())
-        folder.finish(log.folder, results)
+        folder.finish(log, results)
     return results
 
 

@@ -13,6 +13,7 @@ LISTS = (
     "requirements-slurm.txt",
     "requirements-onnx.txt",
     "requirements-ray.txt",
+    "requirements-trackers.txt",
 )
 
 
@@ -33,7 +34,7 @@ def test_the_locked_set_satisfies_every_requirement():
         (clause,) = requirement.specifier
         assert clause.operator == "==" and "*" not in clause.version and "+" not in clause.version, requirement
         locked[canonicalize_name(requirement.name)] = clause.version
-    for name in LISTS[:4]:  # Ray is installed by who wants it
+    for name in LISTS[:4]:  # Ray and the trackers are installed by who wants them
         for requirement in requirements(name):
             assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)]), requirement
     assert not [name for name in locked if name.startswith(("nvidia", "cuda", "triton"))], "torch brings its own"

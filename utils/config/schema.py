@@ -183,9 +183,10 @@ class Experiment(BaseModel):
         gt=0,
         description="most that prefix_cache stores, GiB: test images first, then training images, then train_views",
     )
-    tracker: Literal["tensorboard"] | None = Field(
+    tracker: Literal["tensorboard", "wandb", "mlflow"] | None = Field(
         None,
-        description="tensorboard also writes every number of metrics.jsonl to RUN/tensorboard (pip install tensorboard)",
+        description="also sends every number of metrics.jsonl to TensorBoard (files in RUN/tensorboard), Weights & Biases "
+        "(RUN/wandb, online or offline) or MLflow (its server, or mlflow.db beside the runs); the package must be installed",
     )
     head: Literal["linear", "ncm", "ridge"] = Field(
         "linear",

@@ -14,7 +14,7 @@ from utils.config import strict_json
 from utils.files import storage
 from utils.process import parallel, sources
 from utils.process.machine import environment
-from utils.run import journal
+from utils.run import journal, tracker
 from utils.run.log import RunLog, SilentLog
 
 if TYPE_CHECKING:
@@ -96,11 +96,13 @@ def discard_task_in_progress(log: RunLog, difference: journal.Differs) -> None:
         journal.discard(log.folder / "checkpoints")
 
 
-def finish(folder: Path, results: dict[str, Any]) -> None:
-    """Removes the caches of the frozen prefix and writes results.json, which marks the run as finished."""
-    for cache in folder.glob("cache*"):
+def finish(log: RunLog, results: dict[str, Any]) -> None:
+    """Removes the caches of the frozen prefix and writes results.json, which marks the run as finished; tells the tracker."""
+    for cache in log.folder.glob("cache*"):
         shutil.rmtree(cache, ignore_errors=True)
-    storage.write_json(folder / "results.json", storage.with_digest(results))
+    storage.write_json(log.folder / "results.json", storage.with_digest(results))
+    if log.mirror is not None:
+        log.mirror.finish(tracker.figures(results))
 
 
 def move_aside(folder: Path) -> Path | None:

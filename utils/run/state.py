@@ -46,8 +46,15 @@ class RunState:
                 raise ValueError(f"{self.log.folder}: the classes came in another order when this run began; {REMEDY}")
             self.record = RunRecord.from_dict(saved.record)
             self.learned, self._rows = saved.measured or {}, saved.rows
-        if parallel.is_first():
-            self.log.mirror = tracker.of(self.cfg.tracker, self.log.folder, self.log.rows)
+        if parallel.is_first() and self.cfg.tracker is not None:
+            self.log.mirror = tracker.of(self.cfg.tracker, self._about(), self.log.rows, self.log.warn)
+
+    def _about(self) -> tracker.About:
+        """What a tracker shows of this run beside its rows."""
+        cfg = self.cfg
+        settings = cfg.model_dump(mode="json", exclude={"about", "expected"}) | {"seed": self.seed}
+        tags = {"method": cfg.model_name, "dataset": cfg.dataset, "backbone": cfg.backbone_type, "seed": str(self.seed)}
+        return tracker.About(self.log.folder, settings, tags)
 
     @contextmanager
     def in_progress(self, profiled: bool, device: torch.device) -> Iterator[Bar]:

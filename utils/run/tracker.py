@@ -1,20 +1,40 @@
-"""Mirrors the rows of metrics.jsonl to TensorBoard, with the key `tracker`; the file remains the complete record.
+"""Mirrors the rows of metrics.jsonl to TensorBoard, Weights & Biases or MLflow, with the key `tracker`.
 
-The step of a value is the number of its row, so every point can be traced to the file. A resumed run, whose last rows are cut
-off and written again, can tell TensorBoard which points are invalid.
+The file remains the complete record: a tracker that fails is named once and left out, and the run goes on. The step of a value
+is the number of its row, so every point can be traced to the file. No tracker's package is imported before it is used.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from utils.text import first_line
 
 MOST = 64  # longest list that is mirrored; longer ones, such as gates by class, are not curves
 # fields that say where a row belongs are part of the tag; those that say when are given by the step
 _WHERE = ("phase", "layer", "adapter", "level", "expert")
 _WHEN = ("kind", "time", "task", "epoch", "epochs")
+PACKAGES = {  # tracker -> (the package that must be there, how it is installed)
+    "tensorboard": ("tensorboard", "pip install tensorboard"),
+    "wandb": ("wandb", "pip install -r requirements-trackers.txt"),
+    "mlflow": ("mlflow", "pip install -r requirements-trackers.txt"),
+}
+# What is mirrored of results.json when a run is finished.
+FINAL = (
+    *(
+        "last_accuracy",
+        "average_accuracy",
+        "final_task_mean",
+        "forgetting",
+        "backward_transfer",
+        "task_oracle_accuracy",
+    ),
+    *("images_per_second", "peak_memory_bytes"),
+)
 
 
 class Mirror(Protocol):
@@ -22,29 +42,93 @@ class Mirror(Protocol):
 
     def row(self, number: int, row: Mapping[str, Any]) -> None: ...
     def cut(self, count: int) -> None: ...
+    def finish(self, figures: Mapping[str, float]) -> None: ...
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class About:
+    """What a tracker shows of a run beside its rows: its folder, settings as in config.json, and words to find it by."""
+
+    folder: Path
+    settings: Mapping[str, Any]
+    tags: Mapping[str, str]
+
+    @property
+    def experiment(self) -> str:
+        """The name of the experiment file."""
+        return self.folder.parents[1].name
+
+    @property
+    def name(self) -> str:
+        """Such as sema_digits/c6337826b9b0/seed_1993."""
+        return "/".join(self.folder.parts[-3:])
 
 
 def missing(tracker: str | None) -> str | None:
     """A line on the package that `tracker` needs and that is not installed, else None."""
-    if tracker == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
-        return (
-            'tracker: "tensorboard" needs the package tensorboard, which is not installed: pip install tensorboard, or leave '
-            "the key out; metrics.jsonl has every number in any case"
-        )
-    return None
+    if tracker is None or importlib.util.find_spec((package := PACKAGES[tracker])[0]) is not None:
+        return None
+    return (
+        f'tracker: "{tracker}" needs the package {package[0]}, which is not installed: {package[1]}, or leave '
+        "the key out; metrics.jsonl has every number in any case"
+    )
 
 
-def of(tracker: str | None, folder: Path, rows: int) -> Mirror | None:
-    """The mirror of a run folder whose metrics.jsonl has `rows` rows; None without a tracker."""
-    return TensorBoard(folder, rows) if tracker == "tensorboard" else None
+def of(tracker: str | None, about: About, rows: int, say: Callable[[str], None]) -> Mirror | None:
+    """The mirror of a run folder whose metrics.jsonl has `rows` rows; None without a tracker. `say`: called if it fails."""
+    if tracker is None:
+        return None
+    if tracker == "tensorboard":
+        return Guarded(tracker, lambda: TensorBoard(about.folder, rows), say)
+    from utils.run import services
+
+    return Guarded(tracker, lambda: services.attach(tracker, about, rows), say)
+
+
+class Guarded:
+    """A mirror whose first failure is said and ends it: no tracker, with its network and its versions, may cost a run."""
+
+    def __init__(self, name: str, start: Callable[[], Mirror], say: Callable[[str], None]):
+        self.name, self._say = name, say
+        self._mirror: Mirror | None = None
+        self._try(lambda: setattr(self, "_mirror", start()))
+
+    def row(self, number: int, row: Mapping[str, Any]) -> None:
+        if (mirror := self._mirror) is not None:
+            self._try(lambda: mirror.row(number, row))
+
+    def cut(self, count: int) -> None:
+        if (mirror := self._mirror) is not None:
+            self._try(lambda: mirror.cut(count))
+
+    def finish(self, figures: Mapping[str, float]) -> None:
+        if (mirror := self._mirror) is not None:
+            self._try(lambda: mirror.finish(figures))
+
+    def close(self) -> None:
+        mirror, self._mirror = self._mirror, None
+        if mirror is not None:
+            self._try(mirror.close)
+
+    def _try(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception as error:  # whatever a foreign package raises; an interruption of the run is no Exception
+            self._mirror = None
+            cause = first_line(str(error) or type(error).__name__)
+            self._say(
+                f"tracker {self.name} failed ({cause}): the run goes on without it; metrics.jsonl has every number"
+            )
 
 
 class TensorBoard:
-    """Event files in RUN/tensorboard, one per process; `tensorboard --logdir logs` shows all runs."""
+    """Event files in RUN/tensorboard, one per process; `tensorboard --logdir logs` shows all runs.
+
+    A resumed run, whose last rows are cut off and written again, tells TensorBoard which points are invalid."""
 
     def __init__(self, folder: Path, rows: int):
-        self.folder = folder / "tensorboard"
+        self.folder, self._last = folder / "tensorboard", rows - 1
         self._open(rows)
 
     def _open(self, rows: int) -> None:
@@ -55,6 +139,7 @@ class TensorBoard:
 
     def row(self, number: int, row: Mapping[str, Any]) -> None:
         """Mirrors row `number` (from 0)."""
+        self._last = number
         for tag, value in scalars(row):
             self._writer.add_scalar(tag, value, number)
 
@@ -63,8 +148,18 @@ class TensorBoard:
         self._writer.close()
         self._open(count)
 
+    def finish(self, figures: Mapping[str, float]) -> None:
+        """Adds the figures of the finished run at the step of its last row."""
+        for tag, value in figures.items():
+            self._writer.add_scalar(f"final/{tag}", value, max(self._last, 0))
+
     def close(self) -> None:
         self._writer.close()
+
+
+def figures(results: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of results.json that a tracker shows of a finished run; accuracies in percent."""
+    return {key: float(value) for key in FINAL if isinstance(value := results.get(key), int | float)}
 
 
 def scalars(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

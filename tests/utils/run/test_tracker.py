@@ -1,6 +1,7 @@
 """The mirror has every number of metrics.jsonl at its row's number, and forgets what a resumed run cut away."""
 
 import importlib.util
+import json
 
 import pytest
 
@@ -33,7 +34,7 @@ def test_scalars_of_a_row():
 def test_rows_that_were_cut_away_are_purged(tmp_path):
     for values, kept in (((1.0, 2.0, 3.0), None), ((20.0, 30.0, 40.0), 1)):
         with RunLog(tmp_path, console=False) as log:
-            log.mirror = tracker.of("tensorboard", tmp_path, log.rows)
+            log.mirror = tracker.of("tensorboard", tracker.About(tmp_path, {}, {}), log.rows, log.warn)
             if kept is not None:
                 log.truncate_rows(kept)
             for value in values:
@@ -48,6 +49,9 @@ def test_a_run_mirrors_all_its_rows(tmp_path, monkeypatch):
     )
     (folder,) = out.glob("finetune/*/seed_3")
     found, rows = mirrored(folder), rows_of(folder)
+    final = {tag: found.pop(tag) for tag in list(found) if tag.startswith("final/")}
+    results = json.loads((folder / "results.json").read_text())
+    assert final["final/last_accuracy"] == [(len(rows) - 1, pytest.approx(results["last_accuracy"], rel=1e-6))]
     assert sum(map(len, found.values())) == sum(len(list(tracker.scalars(row))) for row in rows) > 10
     for number, row in enumerate(rows):
         for tag, value in tracker.scalars(row):
