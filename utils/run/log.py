@@ -15,8 +15,8 @@ from typing import Any
 
 from utils.files.lock import Lock
 from utils.files.storage import add_path_to_errors, plain
+from utils.run.mirror import Mirror
 from utils.run.progress import Bar, write_line
-from utils.run.tracker import Mirror
 from utils.text import CONTROL, printable
 
 

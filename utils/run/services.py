@@ -1,4 +1,4 @@
-"""Trackers that have runs of their own: Weights & Biases and MLflow, as mirrors of a run folder (utils/run/tracker.py).
+"""Trackers that have runs of their own: Weights & Biases and MLflow, as mirrors of a run folder (utils/run/mirror.py).
 
 RUN/tracker.json remembers the tracker's run and how many rows it has. A resumed run goes on in the same one: rows that it has
 are not sent again, rows that it lacks are read from metrics.jsonl. Where a stopped run repeats rows, the tracker keeps what it
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from utils.files.storage import write_json
-from utils.run.tracker import About, scalars
+from utils.run.mirror import About, scalars
 from utils.text import shortened
 
 STATE = "tracker.json"

@@ -14,6 +14,7 @@ from utils.process import interrupt, parallel, stopwatch
 from utils.run import checkpoint, sample_images, tracker
 from utils.run.journal import Journal
 from utils.run.log import RunLog
+from utils.run.mirror import About
 from utils.run.progress import Bar
 from utils.run.provenance import REMEDY, Origin
 from utils.run.record import RunRecord, results_json
@@ -49,12 +50,12 @@ class RunState:
         if parallel.is_first() and self.cfg.tracker is not None:
             self.log.mirror = tracker.of(self.cfg.tracker, self._about(), self.log.rows, self.log.warn)
 
-    def _about(self) -> tracker.About:
+    def _about(self) -> About:
         """What a tracker shows of this run beside its rows."""
         cfg = self.cfg
         settings = cfg.model_dump(mode="json", exclude={"about", "expected"}) | {"seed": self.seed}
         tags = {"method": cfg.model_name, "dataset": cfg.dataset, "backbone": cfg.backbone_type, "seed": str(self.seed)}
-        return tracker.About(self.log.folder, settings, tags)
+        return About(self.log.folder, settings, tags)
 
     @contextmanager
     def in_progress(self, profiled: bool, device: torch.device) -> Iterator[Bar]:

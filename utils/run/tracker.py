@@ -7,17 +7,13 @@ is the number of its row, so every point can be traced to the file. No tracker's
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from utils.run.mirror import About, Mirror, scalars
 from utils.text import first_line
 
-MOST = 64  # longest list that is mirrored; longer ones, such as gates by class, are not curves
-# fields that say where a row belongs are part of the tag; those that say when are given by the step
-_WHERE = ("phase", "layer", "adapter", "level", "expert")
-_WHEN = ("kind", "time", "task", "epoch", "epochs")
 PACKAGES = {  # tracker -> (the package that must be there, how it is installed)
     "tensorboard": ("tensorboard", "pip install tensorboard"),
     "wandb": ("wandb", "pip install -r requirements-trackers.txt"),
@@ -25,44 +21,9 @@ PACKAGES = {  # tracker -> (the package that must be there, how it is installed)
 }
 # What is mirrored of results.json when a run is finished.
 FINAL = (
-    *(
-        "last_accuracy",
-        "average_accuracy",
-        "final_task_mean",
-        "forgetting",
-        "backward_transfer",
-        "task_oracle_accuracy",
-    ),
-    *("images_per_second", "peak_memory_bytes"),
+    *("last_accuracy", "average_accuracy", "final_task_mean", "task_oracle_accuracy"),
+    *("forgetting", "backward_transfer", "images_per_second", "peak_memory_bytes"),
 )
-
-
-class Mirror(Protocol):
-    """What a RunLog passes its rows to."""
-
-    def row(self, number: int, row: Mapping[str, Any]) -> None: ...
-    def cut(self, count: int) -> None: ...
-    def finish(self, figures: Mapping[str, float]) -> None: ...
-    def close(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class About:
-    """What a tracker shows of a run beside its rows: its folder, settings as in config.json, and words to find it by."""
-
-    folder: Path
-    settings: Mapping[str, Any]
-    tags: Mapping[str, str]
-
-    @property
-    def experiment(self) -> str:
-        """The name of the experiment file."""
-        return self.folder.parents[1].name
-
-    @property
-    def name(self) -> str:
-        """Such as sema_digits/c6337826b9b0/seed_1993."""
-        return "/".join(self.folder.parts[-3:])
 
 
 def missing(tracker: str | None) -> str | None:
@@ -160,26 +121,3 @@ class TensorBoard:
 def figures(results: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of results.json that a tracker shows of a finished run; accuracies in percent."""
     return {key: float(value) for key in FINAL if isinstance(value := results.get(key), int | float)}
-
-
-def scalars(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """(tag, value) of every number of a row, those of lists numbered from 1: `epoch/func/loss`, `task/accuracy/3`."""
-    where = "/".join(
-        str(row[key]) if key == "phase" else f"{key}_{row[key]}" for key in _WHERE if row.get(key) is not None
-    )
-    head = f"{row['kind']}/{where}" if where else str(row["kind"])
-    for key, value in row.items():
-        if key in _WHERE or key in _WHEN:
-            continue
-        yield from _numbers(f"{head}/{key}", value)
-
-
-def _numbers(tag: str, value: Any) -> Iterator[tuple[str, float]]:
-    if isinstance(value, int | float):
-        yield tag, float(value)
-    elif isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield from _numbers(f"{tag}/{name}", inner)
-    elif isinstance(value, list) and len(value) <= MOST:
-        for position, inner in enumerate(value, start=1):
-            yield from _numbers(f"{tag}/{position}", inner)

@@ -12,11 +12,12 @@ from tests.helpers.runs import rows_of, stopped_again_and_again, tiny_experiment
 from tests.helpers.trackers import Mlflow, Wandb
 from utils.run import tracker
 from utils.run.log import RunLog
+from utils.run.mirror import About, scalars
 
 
 def points(rows):
     """What a service must have of these rows: [(step, tag, value)]."""
-    return [(n, tag, value) for n, row in enumerate(rows) for tag, value in tracker.scalars(row)]
+    return [(n, tag, value) for n, row in enumerate(rows) for tag, value in scalars(row)]
 
 
 def sent(fake) -> list[tuple[int, str, float]]:
@@ -73,7 +74,7 @@ def test_rows_from_before_the_tracker_are_sent_too(tmp_path, monkeypatch):
     for kept in (2, 1):  # a second process cuts the last row away and writes it again
         with RunLog(folder, console=False) as log:
             log.truncate_rows(kept)
-            log.mirror = tracker.of("wandb", tracker.About(folder, {}, {}), log.rows, log.warn)
+            log.mirror = tracker.of("wandb", About(folder, {}, {}), log.rows, log.warn)
             log.row("epoch", loss=3.0)
     assert sent(fake) == [(0, "epoch/loss", 1.0), (1, "epoch/loss", 2.0), (2, "epoch/loss", 3.0)]
     assert json.loads((folder / "tracker.json").read_text())["wandb"]["rows"] == 3
@@ -133,7 +134,7 @@ def test_the_real_packages_take_these_calls(tmp_path, monkeypatch):
             fake = {"wandb": Wandb, "mlflow": Mlflow}[name](patch)
             folder = tmp_path / name / "e" / "hash" / "seed_1"
             with RunLog(folder, console=False) as log:
-                about = tracker.About(folder, {"lr": 0.1}, {"method": "m"})
+                about = About(folder, {"lr": 0.1}, {"method": "m"})
                 log.mirror = tracker.of(name, about, log.rows, pytest.fail)
                 log.row("epoch", loss=3.0)
                 log.mirror.finish({"last_accuracy": 1.0})

@@ -9,6 +9,7 @@ import main
 from tests.helpers.runs import rows_of, tiny_experiment
 from utils.run import tracker
 from utils.run.log import RunLog
+from utils.run.mirror import About, scalars
 
 pytest.importorskip("tensorboard", reason="pip install tensorboard: the tracker's package is optional")
 
@@ -25,16 +26,14 @@ def test_scalars_of_a_row():
     row = {"kind": "merge", "time": 3.0, "task": 1, "layer": 2, "phase": None, "loss": 0.5, "name": "x", "ok": True}
     row |= {"list": [1, None, 3.0], "inner": {"a": 2}, "long": [0] * 65}
     expected = [("loss", 0.5), ("ok", 1.0), ("list/1", 1.0), ("list/3", 3.0), ("inner/a", 2.0)]
-    assert list(tracker.scalars(row)) == [(f"merge/layer_2/{tag}", value) for tag, value in expected]
-    assert list(tracker.scalars({"kind": "epoch", "phase": "rd 1", "epoch": 4, "loss": 2})) == [
-        ("epoch/rd 1/loss", 2.0)
-    ]
+    assert list(scalars(row)) == [(f"merge/layer_2/{tag}", value) for tag, value in expected]
+    assert list(scalars({"kind": "epoch", "phase": "rd 1", "epoch": 4, "loss": 2})) == [("epoch/rd 1/loss", 2.0)]
 
 
 def test_rows_that_were_cut_away_are_purged(tmp_path):
     for values, kept in (((1.0, 2.0, 3.0), None), ((20.0, 30.0, 40.0), 1)):
         with RunLog(tmp_path, console=False) as log:
-            log.mirror = tracker.of("tensorboard", tracker.About(tmp_path, {}, {}), log.rows, log.warn)
+            log.mirror = tracker.of("tensorboard", About(tmp_path, {}, {}), log.rows, log.warn)
             if kept is not None:
                 log.truncate_rows(kept)
             for value in values:
@@ -52,9 +51,9 @@ def test_a_run_mirrors_all_its_rows(tmp_path, monkeypatch):
     final = {tag: found.pop(tag) for tag in list(found) if tag.startswith("final/")}
     results = json.loads((folder / "results.json").read_text())
     assert final["final/last_accuracy"] == [(len(rows) - 1, pytest.approx(results["last_accuracy"], rel=1e-6))]
-    assert sum(map(len, found.values())) == sum(len(list(tracker.scalars(row))) for row in rows) > 10
+    assert sum(map(len, found.values())) == sum(len(list(scalars(row))) for row in rows) > 10
     for number, row in enumerate(rows):
-        for tag, value in tracker.scalars(row):
+        for tag, value in scalars(row):
             assert (number, pytest.approx(value, rel=1e-6)) in found[tag]
 
 
