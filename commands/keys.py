@@ -36,7 +36,7 @@ COMMON = {
     "Data": ("dataset", "data_root", "data_path", "data_split", "test_ratio", "skip_broken", "grey_bits"),
     "Tasks": ("init_cls", "increment", "shuffle", "class_order_seed", "class_order"),
     "Backbone": ("backbone_type", "backbone_weights", "backbone_depth", "image_size", "input_normalisation"),
-    "Training and prediction": ("batch_size", "head", "head_projection_dim", "head_drift"),
+    "Training and prediction": ("batch_size",),
 }
 
 INTRODUCTION = """\

@@ -18,6 +18,7 @@ from backbone.heads.heads import StatisticsHead
 from backbone.heads.subspaces import PLAIN, SubspaceSlot
 from models.families.sessions import planned_once, train_session
 from models.families.spaces import SpacesLearner
+from models.learner.new_heads import Statistics, statistics_head
 from models.settings.sessions import SESSION_KEYS, SessionSettings
 from utils.data.tasks import Task
 
@@ -26,10 +27,10 @@ class Settings(SessionSettings):
     """LAMDA-PILOT's keys. Nothing differs from its code; the adapter's factor and dropout, fixed there, are keys."""
 
     tuned_epoch: int = Field(20, ge=0, description="epochs of the first task; 0: nothing is adapted, as SimpleCIL")
-    head: Literal["ncm", "ridge"] = Field(
+    head: Literal["ncm", "ridge", "lda"] = Field(
         "ncm",
-        description="what predicts from both models' features, concatenated: the nearest class mean, which is APER, or "
-        "ridge regression on class statistics",
+        description="what predicts from both models' features, concatenated: the nearest class mean, which is APER; or "
+        "ridge regression or discriminant analysis on class statistics",
     )
 
     def classes_in_loss(self, classes: Sequence[int]) -> Sequence[int]:
@@ -55,8 +56,9 @@ class Learner(SpacesLearner):
             slot.adapters.append(self.initialise(f"layers.{layer}.adapter", adapter))
             self.backbone.fill(layer, slot)
 
-    def new_statistics(self, kind: Literal["ncm", "ridge"]) -> StatisticsHead:
-        return StatisticsHead(kind, 2 * self.backbone.width, self.num_classes, self.cfg.head_projection_dim)
+    def new_statistics(self, kind: Statistics) -> StatisticsHead:
+        cfg = self.cfg
+        return statistics_head(cfg, kind, 2 * self.backbone.width, self.num_classes, cfg.head_projection_dim)
 
     def learn(self, task: Task) -> None:
         self.seen = task.total

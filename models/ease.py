@@ -21,6 +21,7 @@ from backbone.heads.subspaces import PLAIN, SubspaceHead, SubspaceSlot
 from models.families.sessions import planned_session, train_session
 from models.families.spaces import SpacesLearner
 from models.learner.groups import Recipe
+from models.learner.new_heads import Statistics
 from models.settings.sessions import SessionSettings
 from utils.data.tasks import Task, task_sizes
 
@@ -95,7 +96,7 @@ class Learner(SpacesLearner):
         for layer in range(self.backbone.depth):
             self.backbone.fill(layer, SubspaceSlot())
 
-    def new_statistics(self, kind: Literal["ncm", "ridge"]) -> StatisticsHead:
+    def new_statistics(self, kind: Statistics) -> StatisticsHead:
         cfg = self.cfg
         return SubspaceHead(self.backbone.width, self.num_classes, cfg.use_init_ptm, cfg.alpha, cfg.beta)
 

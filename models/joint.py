@@ -8,7 +8,7 @@ trains until held-out training images say that more does not help (rounds as the
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from utils.data.tasks import Task
 class Settings(Trained):
     """Keys of joint training."""
 
+    features_move: ClassVar[bool] = False  # all statistics are gathered anew after each task
     epochs: int = Field(
         20, ge=0, description="epochs: passes over the training images of all tasks so far, repeated after every task"
     )

@@ -19,6 +19,7 @@ from backbone.adapters.adapter import Adapter
 from backbone.heads.heads import HELD_OUT, StatisticsHead
 from models.families.sessions import planned_once, train_session
 from models.learner.base import Learner as Base
+from models.learner.new_heads import Statistics, statistics_head
 from models.settings.sessions import SESSION_KEYS, SessionSettings
 from utils.data.batches import TaskData
 from utils.data.tasks import Task
@@ -38,10 +39,10 @@ class Settings(SessionSettings):
     M: int = Field(
         10_000, ge=1, le=50_000, description="number M of random features; ridge stores 8 M^2 bytes, 800 MB for 10,000"
     )
-    head: Literal["ridge", "ncm"] = Field(
+    head: Literal["ridge", "ncm", "lda"] = Field(
         "ridge",
-        description="what predicts: ridge regression, which is RanPAC, or the nearest class mean of the projected features, "
-        "its ablation without decorrelation",
+        description="what predicts: ridge regression, which is RanPAC; the nearest class mean of the projected features, its "
+        "ablation without decorrelation; or discriminant analysis of them",
     )
     ranpac_scores: Literal["linear", "cosine"] = Field(
         "linear",
@@ -91,10 +92,10 @@ class Learner(Base):
         like = next(self.backbone.vit.parameters())
         self.register_buffer("sigma", like.new_ones(1) if cfg.ranpac_scores == "cosine" else None)
 
-    def new_statistics(self, kind: Literal["ncm", "ridge"]) -> StatisticsHead:
+    def new_statistics(self, kind: Statistics) -> StatisticsHead:
         cfg = self.cfg
         size, cosine = cfg.M if cfg.use_RP else None, cfg.ranpac_scores == "cosine"
-        return StatisticsHead(kind, self.backbone.width, self.num_classes, size, cosine)
+        return statistics_head(cfg, kind, self.backbone.width, self.num_classes, size, cosine=cosine)
 
     def learn(self, task: Task) -> None:
         self.seen = task.total
@@ -109,15 +110,14 @@ class Learner(Base):
         scores = super().scores(features)
         return scores if self.sigma is None else self.sigma * scores
 
-    def _choose_ridge(self, task: Task, head: StatisticsHead, data: TaskData, features: Tensor) -> None:
+    def _choose_ridge(self, task: Task, head: StatisticsHead, data: TaskData, features: Tensor) -> dict[str, Any]:
         if self.cfg.ranpac_ridge == "all" or len(data) < 2:  # where nothing can be held out the base says so
-            super()._choose_ridge(task, head, data, features)
-            return
+            return super()._choose_ridge(task, head, data, features)
         order, trained = data.order(0, "ridge"), int((1 - HELD_OUT) * len(data))
         held_out = torch.ones(len(data), dtype=torch.bool, device=features.device)
         held_out[order[:trained]] = False
         errors = head.choose_ridge(features, data.labels.to(features.device), held_out, alone=True)
-        self.log.row("head", task=task.index, head=head.kind, ridge=float(head.ridge), errors=errors)
+        return {"ridge": float(head.ridge), "errors": errors}
 
     @property
     def prefix_layer(self) -> int:

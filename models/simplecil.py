@@ -20,6 +20,7 @@ from utils.data.tasks import Task
 class Settings(Experiment):
     """Training keys of LAMDA-PILOT's file are accepted without effect: its code ignores them too."""
 
+    features_move: ClassVar[bool] = False
     ignored: ClassVar[frozenset[str]] = frozenset(
         {
             "optimizer",
@@ -34,8 +35,9 @@ class Settings(Experiment):
         | {"use_simplecil", "tuned_epoch"}
     )
 
-    head: Literal["ncm", "ridge"] = Field(
-        "ncm", description="what predicts: the nearest class mean, or ridge regression on class statistics"
+    head: Literal["ncm", "ridge", "lda"] = Field(
+        "ncm",
+        description="what predicts: the nearest class mean, or ridge regression or discriminant analysis on class statistics",
     )
 
     def remarks(self) -> Iterator[str]:

@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from backbone.heads.alignment import drawn, normalised, shrinking
 from backbone.heads.gaussians import ClassGaussians
 from backbone.heads.heads import LinearHead
 from models.learner.base import Learner as Base
@@ -77,7 +78,8 @@ class Settings(SteppedSettings):
         yield from self.has_no_effect("ca_epochs 0", not self.ca_epochs, *alignment)
         yield from self.never_reached("milestones", self.milestones, self.epochs)
         if self.head != "linear":
-            yield f"the classifier alignment is skipped with head {self.head}: class statistics predict, not the linear head"
+            why = "that of head_align_* takes its place" if self.head == "aligned" else "class statistics predict"
+            yield f"the classifier alignment of ca_epochs is skipped with head {self.head}: {why}, not the linear head"
 
 
 class Head(LinearHead):
@@ -145,7 +147,7 @@ class Learner(Base):
     def _align(self, task: Task) -> None:
         """Trains all rows of the head on drawn features."""
 
-        def drawn(epoch: int) -> Table:
+        def features_of_epoch(epoch: int) -> Table:
             """Features [classes seen * S, D] of all classes seen, mixed; a batch has S of them."""
             normals, order = self._draw(task, epoch)
             features = self.gaussians.sample(normals.to(self.head.weight), self._shrinking(task)).flatten(0, 1)
@@ -163,21 +165,28 @@ class Learner(Base):
 
         self.train()
         epochs, rate = self.cfg.ca_epochs, self.cfg.rate
-        fit(self, task, step, list(self.head.parameters()), phase="align", epochs=epochs, lr=rate, data=drawn)
+        fit(
+            self,
+            task,
+            step,
+            list(self.head.parameters()),
+            phase="align",
+            epochs=epochs,
+            lr=rate,
+            data=features_of_epoch,
+        )
 
     def _draw(self, task: Task, epoch: int) -> tuple[Tensor, Tensor]:
         """Standard normal numbers [classes seen, S, D] and the order [classes seen * S] in which they are shown."""
         generator = torch.Generator().manual_seed(task.train.draws(epoch, "alignment"))
-        samples = self.cfg.ca_samples
-        normals = torch.randn(self.seen, samples, self.backbone.width, generator=generator)
-        return normals, torch.randperm(self.seen * samples, generator=generator)
+        return drawn(generator, self.seen, self.cfg.ca_samples, self.backbone.width)
 
     def _shrinking(self, task: Task) -> Tensor:
         """What each seen class's mean is multiplied by, [classes seen]: 1 for the current task's, 0.9 or more for others."""
         task_of = self.task_of[: self.seen]
         if self.cfg.ca_task_by_size:
             task_of = torch.arange(self.seen, device=task_of.device) // (task.total - task.first)
-        return 0.9 + 0.1 * (task_of + 1).to(self.head.weight) / (task.index + 1)
+        return shrinking(task_of.to(self.head.weight), task.index)
 
     # Bookkeeping ---------------------------------------------------------------------------------------------------
 
@@ -188,11 +197,3 @@ class Learner(Base):
             ("  of these the backbone", count([vit])),
             ("  of these the head", count([head])),
         ]
-
-
-def normalised(scores: Tensor, sizes: Sequence[int]) -> Tensor:
-    """scores [B, C] over the mean of the norms of its blocks, one for each task with `sizes` of classes.
-
-    The norm is part of the gradient."""
-    norms = torch.stack([block.norm(dim=1) + 1e-7 for block in scores.split(list(sizes), dim=1)])
-    return scores / norms.mean(dim=0).unsqueeze(1)

@@ -1,5 +1,6 @@
 """Heads: class scores from pooled features, trained as a linear map or computed from statistics of each class.
 
+The discriminant head is in discriminant.py, the linear head that is aligned anew in aligned.py.
 Shapes: n images, B batch, D width, P width after the random projection (D without one), C classes of the whole run.
 """
 
@@ -12,6 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from backbone.heads.drift import Motion
 
 RIDGES = tuple(10.0**k for k in range(-8, 9))  # candidates for lambda, those of RanPAC's code
 HELD_OUT = 0.2  # share of a task's training images that lambda is chosen on, as in RanPAC's code
@@ -50,12 +53,16 @@ class CosineHead(nn.Module):
 class StatisticsHead(nn.Module):
     """Class scores [B, C] from sums over each class's features, which grow task by task; no image is stored, nothing trained.
 
-    With `projection_dim` P the features x are first lifted to relu(x W), W ~ N(0, 1) of shape [D, P], fixed (RanPAC, McDonnell
-    et al., NeurIPS 2023, arXiv 2307.02251). `add` takes in images, `solve` makes the `weight` [C, P] that `forward` uses:
+    With `projection_dim` P the features x are first lifted to P random ones, W ~ N(0, 1) of shape [D, P], fixed: `relu`
+    max(0, x W) (RanPAC, McDonnell et al., NeurIPS 2023, arXiv 2307.02251), or `fourier` sqrt(2/P) cos(sqrt(2 gamma) x W + b),
+    b uniform in [0, 2 pi), whose inner products approach exp(-gamma |x - y|^2) (Rahimi and Recht, NeurIPS 2007; KLDA, Momeni
+    et al., AAAI 2025). `add` takes in images, `solve` makes the `weight` [C, P] that `forward` uses:
 
     - `ncm`: the class means; a score is the cosine to one (SimpleCIL, arXiv 2303.07338).
     - `ridge`: (G + lambda I)^-1 S with G [P, P] the Gram matrix of all features and S [P, C] the sum of each class's: least
       squares on one-hot targets over all images ever added, the same in whatever order they came (RanPAC, section 3).
+
+    - `lda`: G and S as well, see discriminant.py.
 
     With `cosine` (ncm always) scores are cosines, whatever the weight's lengths. All is float64: G is ill-conditioned, and
     8 P^2 bytes (800 MB at P = 10,000) is what ridge keeps. Classes without images score 0.
@@ -63,19 +70,24 @@ class StatisticsHead(nn.Module):
 
     counts: Tensor  # [C] images added
     sums: Tensor  # [C, P] of their lifted features
-    gram: Tensor | None  # [P, P], ridge only
+    gram: Tensor | None  # [P, P], not with ncm
     weight: Tensor  # [C, P]
     ridge: Tensor  # [] lambda
     projection: Tensor | None  # [D, P]
+    phase: Tensor | None  # [P] b of the Fourier features
+    gamma: Tensor | None  # [] theirs; 0: not chosen yet
 
     def __init__(
         self,
-        kind: Literal["ncm", "ridge"],
+        kind: Literal["ncm", "ridge", "lda"],
         width: int,
         num_classes: int,
         projection_dim: int | None = None,
         cosine: bool = False,
+        lift: Literal["relu", "fourier"] = "relu",
+        gamma: float | None = None,
     ) -> None:
+        """`gamma` of the Fourier features; None: chosen by `fit_lift`."""
         super().__init__()
         self.kind, self.normalises = kind, cosine or kind == "ncm"
         size = projection_dim or width
@@ -85,15 +97,31 @@ class StatisticsHead(nn.Module):
 
         self.register_buffer("counts", zeros(num_classes))
         self.register_buffer("sums", zeros(num_classes, size))
-        self.register_buffer("gram", zeros(size, size) if kind == "ridge" else None)
+        self.register_buffer("gram", zeros(size, size) if kind != "ncm" else None)
         self.register_buffer("weight", zeros(num_classes, size))
         self.register_buffer("ridge", zeros() + 1)
         self.register_buffer("projection", zeros(width, size) if projection_dim else None)
+        fourier = projection_dim is not None and lift == "fourier"
+        self.register_buffer("phase", zeros(size) if fourier else None)
+        self.register_buffer("gamma", zeros() + (gamma or 0.0) if fourier else None)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws the projection; the statistics stay as they are."""
+        """Draws the projection, then the phases; the statistics stay as they are."""
         if self.projection is not None:
             self.projection.normal_(generator=generator)
+        if self.phase is not None:
+            self.phase.uniform_(0, 2 * math.pi, generator=generator)
+
+    @torch.no_grad()
+    def fit_lift(self, features: Tensor) -> None:
+        """Before the first `add`, with the first task's features [n, D]: gamma becomes 1 over the median squared distance of
+        two of them (at most 1,000, evenly spaced), if it was not given."""
+        if self.gamma is None or self.gamma > 0:
+            return
+        some = features[torch.linspace(0, len(features) - 1, min(len(features), 1000)).long().to(features.device)]
+        distances = torch.pdist(some.double()).square()
+        median = distances.median() if len(distances) else distances.new_zeros(())
+        self.gamma.copy_(1 / median if median > 0 else torch.ones_like(median))
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, D] -> [B, C] in the features' precision."""
@@ -105,7 +133,12 @@ class StatisticsHead(nn.Module):
     def lift(self, features: Tensor) -> Tensor:
         """[n, D] -> [n, P] in float64."""
         x = features.double()
-        return x if self.projection is None else (x @ self.projection.double()).relu()
+        if self.projection is None:
+            return x
+        projected = x @ self.projection.double()
+        if self.phase is None or self.gamma is None:
+            return projected.relu()
+        return math.sqrt(2 / len(self.phase)) * torch.cos((2 * self.gamma).sqrt() * projected + self.phase)
 
     def means(self) -> Tensor:
         """Mean lifted feature of each class, [C, P]; 0 for a class without images."""
@@ -139,6 +172,13 @@ class StatisticsHead(nn.Module):
             self.sums += one_hot.T @ lifted  # unlike index_add_, the same on every run on a GPU
             if self.gram is not None:
                 self.gram += lifted.T @ lifted
+
+    @torch.no_grad()
+    def move(self, motion: Motion) -> None:
+        """Moves the statistics of all images added so far as their lifted features moved; `solve` makes that count."""
+        if self.gram is not None:
+            self.gram.copy_(motion.of_gram(self.gram, self.sums.sum(dim=0), self.counts.sum()))
+        self.sums.copy_(motion.of_sums(self.sums, self.counts))
 
     @torch.no_grad()
     def solve(self) -> None:

@@ -34,7 +34,7 @@ from utils.run.log import RunLog
 class Learner(ClassStatistics):
     """A method. `__init__` builds what exists before the first task, `self.head` among it; `learn` grows and trains it.
 
-    The linear head is the training signal. With the key `head` at `ncm` or `ridge`, predictions come from `statistics`
+    The linear head is the training signal. With the key `head` at another value, predictions come from `statistics`
     instead: the features of each class, gathered at the end of its task.
 
     Attributes a method may set: `uses_past` (it needs training data of earlier tasks; rehearsal-free methods leave it
@@ -45,7 +45,7 @@ class Learner(ClassStatistics):
     training images with repeats. `journal` records the task's training phases; the runner sets it."""
 
     uses_test: bool = False
-    unchanged_while_training: ClassVar[tuple[str, ...]] = ("statistics.",)
+    unchanged_while_training: ClassVar[tuple[str, ...]] = ("statistics.", "compared.", "unrepaired.")
     head: LinearHead
 
     def __init__(self, cfg: Any, backbone: SlottedViT, num_classes: int, init: Initialiser, log: RunLog):
@@ -54,7 +54,7 @@ class Learner(ClassStatistics):
         precision.prepare(backbone, cfg.precision, cfg.compile, (lambda text: None) if log is None else log.warn)
         self.backbone, self.num_classes = backbone, num_classes
         self.seen = 0  # classes seen so far
-        self.statistics = None if cfg.head == "linear" else self._place_statistics(cfg.head)
+        self._place_heads()
         self.begin_task()
 
     def begin_task(self) -> None:
@@ -97,16 +97,17 @@ class Learner(ClassStatistics):
         this last."""
         self.requires_grad_(False)
         self.zero_grad()  # otherwise every parameter ever trained would hold its last gradient in memory
-        if self.statistics is not None:
-            self._gather(task, self.statistics)
+        self._gather(task)
 
     def structure(self) -> dict[str, Any]:
         """What must be rebuilt before the weights fit, as plain JSON values; `restore` is its inverse."""
-        return {"seen": self.seen}
+        covariances = self.covariances()
+        return {"seen": self.seen, **({"covariances": covariances} if covariances else {})}
 
     def restore(self, structure: dict[str, Any]) -> None:
         """Rebuilds on a fresh learner what `structure` describes; the checkpoint then loads the weights strictly."""
         self.seen = int(structure["seen"])
+        self.restore_covariances(structure.get("covariances", {}))
 
     def planned_parameters(self) -> list[tuple[str, int]]:
         """(what, trainable parameters) lines for `--check`, before anything is trained.

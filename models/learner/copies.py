@@ -15,7 +15,8 @@ class Teacher:
     It is not a Module, so a learner may hold it in an attribute and its checkpoint stays as it is. No gradient is taken."""
 
     def __init__(self, learner: Any):
-        memo: dict[int, Any] = {id(learner.statistics): learner.statistics}
+        of_heads = (learner.statistics, learner.compared, learner.unrepaired)
+        memo: dict[int, Any] = {id(head): head for head in of_heads}
         if not learner.trains_backbone:
             memo[id(learner.backbone)] = learner.backbone.frozen_copy()
         self._learner = _copied(learner, memo).requires_grad_(False).eval()
@@ -44,7 +45,9 @@ def _copied(learner: Any, memo: dict[int, Any]) -> Any:
     memo |= {id(thing): thing for thing in shared}
     # parameters trained so far and caches are left out
     apart = {
-        name: vars(learner)[name] for name in ("trained", "_cache", "_queries", "_spaces") if name in vars(learner)
+        name: vars(learner)[name]
+        for name in ("trained", "_cache", "_queries", "_spaces", "_before")
+        if name in vars(learner)
     }
     memo |= {id(thing): type(thing)() if isinstance(thing, dict) else None for thing in apart.values()}
     return copy.deepcopy(learner, memo)

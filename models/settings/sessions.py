@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -24,6 +25,7 @@ class SessionSettings(Trained):
     """Adapters of the first task. One AdaptFormer adapter in every layer, trained with a cosine head that is dropped
     afterwards."""
 
+    features_move: ClassVar[bool] = False
     ffn_num: int = Field(64, ge=1, le=4096, description="rank of the adapter in each layer")
     ffn_adapter_scalar: float = Field(
         0.1,

@@ -236,7 +236,7 @@ def test_a_task_without_test_images_keeps_its_place_and_has_no_accuracy(toy_lear
 def test_without_any_test_image_every_figure_is_none(toy_learner):
     none = metrics.Score(0, 0, None, 0)
     learner = toy_learner("simplecil")
-    assert drift_of(learner, toy_stream(), 1, learner.statistics, [none, none], [none, none], 0.0) is None
+    assert drift_of(learner, toy_stream(), 1, learner.statistics, [none, none], {}, 0.0) is None
     record = run_record.RunRecord("simplecil", "toy", 1, [0, 1], [[0], [1]])
     for t in range(2):
         how = {"trainable_parameters": 0, "total_parameters": 1, "seconds": {}, "images": 0}

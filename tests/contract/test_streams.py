@@ -38,7 +38,7 @@ def through(learner, stream):
         learner.learn(task)
         learner.consolidate(task)
         renewed = head_drift.renewed_statistics(learner, stream, index)
-        scores.evaluate(learner, stream, index, CPU, renewed)
+        scores.evaluate(learner, stream, index, CPU, head_drift.heads_of(learner, renewed))
         learner.eval()
         features, logits = [], []
         with torch.inference_mode():

@@ -29,7 +29,7 @@ def test_no_word_where_tasks_have_several_classes_and_many_images(method):
 @pytest.mark.parametrize("method", MASKED)
 def test_one_class_in_a_task_is_learned_by_no_masked_cross_entropy(method):
     (text,) = said(method, Split((4, 3, 1)), size=10)
-    way_out = 'set head to "ncm" or "ridge", or take larger init_cls and increment'
+    way_out = 'set head to "ncm", "ridge" or "lda", or take larger init_cls and increment'
     learned = "the linear head learns nothing there and does not know these classes"
     assert text == f"task 3 has one class, {ZERO}{learned}; {way_out}"
     (text,) = said(method, Split((1,) * 6), size=10)

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 import models
 from backbone import catalogue
-from models.slca import normalised
+from backbone.heads.alignment import normalised
 from tests.helpers.toy import toy_backbone, toy_stream
 from utils.config import resolve
 from utils.run.journal import Journal

@@ -16,7 +16,7 @@ NOT_HASHED = frozenset(
     | {"slurm_qos", "slurm_array_parallelism", "slurm_setup", "slurm_extra", "ray_address", "ray_gpus", "ray_cpus"}
 )
 # Keys added later. At these values they are left out of the hash, so older run folders keep their name.
-ADDED_LATER = {
+ADDED_LATER: dict[str, Any] = {
     "batch_per_process": False,
     "data_split": None,
     "skip_broken": False,
@@ -24,6 +24,19 @@ ADDED_LATER = {
     "backbone_depth": None,
     "max_rounds": 1,
     "held_out_ratio": 0.1,
+    "head_lift": "relu",
+    "head_fourier_gamma": None,
+    "head_shrinkage": None,
+    "head_drift_repair": "none",
+    "head_align_covariance": "auto",
+    "head_align_rank": 16,
+    "head_align_epochs": 5,
+    "head_align_samples": 256,
+    "head_align_lr": 0.01,
+    "head_align_logit_norm": 0.1,
+    "head_align_local": 0.0,
+    "head_align_shrink": False,
+    "compare_heads": False,
 }
 # The same for keys that a method got later and others always had.
 ADDED_TO = {

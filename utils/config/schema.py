@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from utils.config import common_names
+from utils.config import common_names, head_keys
 from utils.config.split import Split, named
 from utils.text import shown
 
@@ -79,6 +79,8 @@ class Experiment(BaseModel):
     # no key table and no config.json has them, but the settings hash includes them. A subclass extends its base's:
     # `only: ClassVar[dict[str, Any]] = PoolSettings.only | {"same_key_value": False}`.
     only: ClassVar[dict[str, Any]] = {}
+    # Whether features still change after class statistics were gathered from them, so that these become stale.
+    features_move: ClassVar[bool] = True
 
     about: str = Field(
         "", description="what the experiment is: source, what it shows, number to expect, time, hardware"
@@ -188,22 +190,22 @@ class Experiment(BaseModel):
         description="also sends every number of metrics.jsonl to TensorBoard (files in RUN/tensorboard), Weights & Biases "
         "(RUN/wandb, online or offline) or MLflow (its server, or mlflow.db beside the runs); the package must be installed",
     )
-    head: Literal["linear", "ncm", "ridge"] = Field(
-        "linear",
-        description="what predicts: the trained linear head, the nearest class mean, or ridge regression on class statistics",
-    )
-    head_projection_dim: int | None = Field(
-        None,
-        ge=1,
-        le=50_000,
-        description="number P of random ReLU features for ncm and ridge, as RanPAC; null: the features themselves. "
-        "ridge stores 8 P^2 bytes, 800 MB for 10,000",
-    )
-    head_drift: bool = Field(
-        True,
-        description="with ncm and ridge, measure the cost of stale class statistics; takes one forward pass over all past "
-        "training images per task",
-    )
+    head: head_keys.HeadKind = head_keys.HEAD
+    head_projection_dim: int | None = head_keys.PROJECTION_DIM
+    head_lift: head_keys.Lift = head_keys.LIFT
+    head_fourier_gamma: float | None = head_keys.GAMMA
+    head_shrinkage: float | None = head_keys.SHRINKAGE
+    head_align_covariance: head_keys.Covariance = head_keys.COVARIANCE
+    head_align_rank: int = head_keys.RANK
+    head_align_epochs: int = head_keys.EPOCHS
+    head_align_samples: int = head_keys.SAMPLES
+    head_align_lr: float = head_keys.LR
+    head_align_logit_norm: float = head_keys.LOGIT_NORM
+    head_align_local: float = head_keys.LOCAL
+    head_align_shrink: bool = head_keys.SHRINK
+    head_drift: bool = head_keys.DRIFT
+    head_drift_repair: head_keys.Repair = head_keys.REPAIR
+    compare_heads: bool = head_keys.COMPARE
 
     @model_validator(mode="before")
     @classmethod
@@ -246,7 +248,7 @@ class Experiment(BaseModel):
 
     def remarks(self) -> Iterator[str]:
         """Yields notes on keys that are set but have no effect beside the others: not an error, but the user should know."""
-        yield from ()
+        yield from head_keys.idle(self)
 
     def remarks_on(self, split: Split) -> Iterator[str]:
         """Yields notes on keys that will not do what they say in a run with these tasks, each with the way out.
@@ -298,11 +300,7 @@ class Experiment(BaseModel):
                 ("data_split", "dataset"),
                 "data_split: says where labels are for dataset 'folder', no other dataset has it",
             )
-        if self.head == "linear" and self.head_projection_dim is not None:
-            yield (
-                ("head_projection_dim", "head"),
-                'head_projection_dim: has no effect with head "linear"; it projects the class statistics of "ncm" and "ridge"',
-            )
+        yield from head_keys.faults(self, self.features_move)
 
 
 class Trained(Experiment):
@@ -341,7 +339,7 @@ class Trained(Experiment):
         if self.head == "linear":
             yield (
                 f"{zero}the linear head learns nothing there and does not know these classes; "
-                f'set head to "ncm" or "ridge", or take {larger}'
+                f'set head to "ncm", "ridge" or "lda", or take {larger}'
             )
         elif len(alone) == len(trained):
             yield f"{zero}nothing is learned before head {self.head} predicts, as simplecil does at once; take {larger}"

@@ -191,6 +191,11 @@ class Score:
     predicted: tuple[int, ...] = ()
 
 
+def share(scores: Sequence[Score]) -> float:
+    """Correct over all test samples of several tasks, at least one sample."""
+    return sum(s.correct for s in scores) / sum(s.samples for s in scores)
+
+
 def score(scores: Any, labels: Any, task_classes: Sequence[Sequence[int]]) -> Score:
     """Counts one task's test samples from `scores` [N, C] over all C classes seen and labels [N] in order of arrival.
 

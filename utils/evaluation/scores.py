@@ -5,8 +5,10 @@ A learner is any object with the verbs of `models.learner.base.Learner` that are
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from itertools import accumulate
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,26 +24,26 @@ def evaluate(
     stream: TaskStream,
     index: int,
     device: torch.device,
-    renewed: Any = None,
+    heads: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = MappingProxyType({}),
     gates: routing.ClassGates | None = None,
     images: ByImage | None = None,
-) -> tuple[list[metrics.Score], list[metrics.Score]]:
-    """Scores of tasks 0..index on their test images, with the present weights.
+) -> tuple[list[metrics.Score], dict[str, list[metrics.Score]]]:
+    """Scores of tasks 0..index on their test images, with the present weights; and by name those of other `heads`, each from
+    features [B, D] to scores [B, C], on the same features.
 
-    With `renewed`, a head with renewed statistics, the second list has its scores of the same features; else it is empty.
     `gates` collects the routers' choices of the same pass, `images` what the learner takes each image for."""
     learner.eval()
     size, sizes = learner.eval_batch_size, stream.sizes[: index + 1]
-    of_heads: tuple[list[metrics.Score], list[metrics.Score]] = ([], [])
+    of_heads: list[list[metrics.Score]] = [[] for _ in range(1 + len(heads))]
     collecting = nullcontext([]) if gates is None else learner.collecting()
 
     def scored(images: Any) -> tuple[list[torch.Tensor], list[Any]]:
         with stopwatch.section("evaluation", len(images)):
-            if renewed is None:
+            if not heads:
                 scores = [learner.logits(images)]
             else:
                 features = learner.features(images)
-                scores = [learner.scores(features), renewed(features)[:, : learner.seen]]
+                scores = [learner.scores(features), *(head(features)[:, : learner.seen] for head in heads.values())]
         chosen = list(routings)
         routings.clear()
         return scores, chosen
@@ -60,13 +62,13 @@ def evaluate(
             if (
                 not batches
             ):  # without test images the task has an empty score, so that later scores stay with their task
-                batches, truth = [[torch.empty(0, learner.seen)] * (1 + (renewed is not None))], [torch.empty(0)]
+                batches, truth = [[torch.empty(0, learner.seen)] * (1 + len(heads))], [torch.empty(0)]
             whole = [torch.cat(tables) for tables in zip(*batches, strict=True)]
-            for of_head, table in zip(of_heads, whole, strict=False):
+            for of_head, table in zip(of_heads, whole, strict=True):
                 of_head.append(metrics.score(table, torch.cat(truth), spans(sizes)))
             if images is not None:
                 images.add(whole[0], torch.cat(truth))
-    return of_heads
+    return of_heads[0], dict(zip(heads, of_heads[1:], strict=True))
 
 
 def spans(sizes: list[int]) -> list[range]:

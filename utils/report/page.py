@@ -13,7 +13,7 @@ from typing import Any
 
 from utils.files.storage import write_bytes
 from utils.report import class_names, plots, plots_nested, plots_routing, plots_tasks, tables
-from utils.report.html import Block, Folded, Lines, Section, Table, as_text, facts, figure_sections, render
+from utils.report.html import Block, Folded, Lines, Note, Section, Table, as_text, facts, figure_sections, render
 from utils.report.results import load_rows
 from utils.run import sample_images
 from utils.text import clock, number
@@ -34,7 +34,8 @@ FIGURES = {  # file name: heading, caption
     "head_drift": (
         "Head drift",
         "Test accuracy with each class's statistics as gathered in its own task (stale) and with all gathered anew from "
-        "the features of today (recomputed, a measurement only): the gap is what the features' drift costs.",
+        "the features of today (recomputed, a measurement only): the gap is what the features' drift costs. Repaired, if "
+        "shown, are the statistics that predict.",
     ),
     "selection": (
         "Selection history",
@@ -90,6 +91,11 @@ FIGURES = {  # file name: heading, caption
         "up to it.",
     ),
 }
+
+OTHER_HEADS = "What another head would have scored"
+ABOUT_HEADS = (
+    "Test accuracy over all classes seen by each head of the method on the same features. The first one predicts."
+)
 
 TILES = {  # our name, and the field's where it has one
     "last_accuracy": "last accuracy",
@@ -168,6 +174,7 @@ def page(
         cost=f"Percent. {cost}.",
         sections=[again, *figure_sections(FIGURES, pictures, below, {"selection": warnings})],
         rest=[
+            *[Section(OTHER_HEADS, [Note(ABOUT_HEADS), *table]) for table in [tables.head_rows(results)] if table],
             Section("Tasks", [*tables.task_rows(results), Folded("Class order", [facts(order)])]),
             Section("Settings", settings_tables(settings, defaults)),
             Section("Environment", [facts(environment)]),

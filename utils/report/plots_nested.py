@@ -124,7 +124,7 @@ def slow_and_fast(results: Mapping[str, Any], rows: Rows) -> Figure | None:
 
 
 def head_drift(results: Mapping[str, Any]) -> Figure | None:
-    """Test accuracy after each task with the class statistics as they were gathered, and with all gathered anew."""
+    """Test accuracy after each task with class statistics as they were gathered, perhaps repaired, and gathered anew."""
     drift = results.get("head_drift")
     if not drift:
         return None
@@ -132,9 +132,11 @@ def head_drift(results: Mapping[str, Any]) -> Figure | None:
     figure = new_figure(3.2)
     axes = figure.add_subplot()
     # open and larger below, so that both show where they are equal
-    lines = (("recomputed", "s", 8, "--", COLOURS[1]), ("stale", "o", 4, "-", COLOURS[0]))
+    lines = [("recomputed", "s", 8, "--", COLOURS[1]), ("stale", "o", 4, "-", COLOURS[0])]
+    if any("repaired" in entry for entry in drift):
+        lines.append(("repaired", "^", 4, "-.", COLOURS[2]))
     for key, marker, size, line, colour in lines:
-        values = [entry[key] for entry in drift]
+        values = [entry.get(key, math.nan) for entry in drift]
         axes.plot(
             tasks, values, color=colour, marker=marker, markersize=size, markerfacecolor="none" if size > 4 else colour,
             linestyle=line, label=key,

@@ -60,12 +60,22 @@ def drift_rows(results: Mapping[str, Any]) -> list[Block]:
     """The picture's numbers, and the mean cosine of old classes' means; empty for a head that cannot drift."""
     if not (drift := results.get("head_drift")):
         return []
-    head = ["task", "stale", "recomputed", "gap", "cosine of old class means"]
+    repaired = ["repaired"] if any("repaired" in entry for entry in drift) else []
+    head = ["task", "stale", *repaired, "recomputed", "gap", "cosine of old class means"]
     rows = []
     for e in drift:
-        accuracies = (e["stale"], e["recomputed"], e["recomputed"] - e["stale"])
+        predicts = e.get("repaired", e["stale"])
+        accuracies = (e["stale"], *(e.get(key) for key in repaired), e["recomputed"], e["recomputed"] - predicts)
         rows.append([e["task"] + 1, *map(number, accuracies), number(e["cosine"], 4)])
     return folded("The drift as numbers", Table(head, rows))
+
+
+def head_rows(results: Mapping[str, Any]) -> list[Block]:
+    """What each head would have scored on the same features, a line a task; empty without `compare_heads`."""
+    if not (heads := results.get("heads")):
+        return []
+    rows = [[t + 1, *map(number, accuracies)] for t, accuracies in enumerate(zip(*heads.values(), strict=True))]
+    return [Table(["task", *heads], rows)]
 
 
 def code_notes(results: Mapping[str, Any], environment: Mapping[str, Any]) -> list[Block]:

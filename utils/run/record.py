@@ -15,6 +15,7 @@ from utils.run import measures
 PHASES = ("train", "detect", "evaluate")  # keys of `seconds`
 # Fields that records of older versions do not have, the newest first: each version lacks those of the versions after it.
 ADDED_LATER = ({"by_image", "by_task"}, {"confusion", "wrong_task", "peak_by_task"})
+ADDED_LAST: dict[str, Any] = {"other_heads": []}  # and what those are that records of all versions before this lack
 
 
 @dataclass
@@ -52,6 +53,7 @@ class RunRecord:
     peak_by_task: list[int | None] = field(default_factory=list)
     by_image: dict[str, Any] | None = None
     by_task: list[dict[str, Any] | None] = field(default_factory=list)
+    other_heads: list[dict[str, float] | None] = field(default_factory=list)
 
     def add_task(
         self,
@@ -68,12 +70,14 @@ class RunRecord:
         head_drift: Mapping[str, Any] | None = None,
         by_image: Mapping[str, Any] | None = None,
         by_task: Mapping[str, Any] | None = None,
+        other_heads: Mapping[str, float] | None = None,
     ) -> None:
         """Appends the next task t: `scores[k]` for k = 0..t, adapters by layer, seconds of train, detect and evaluate.
 
         `images` is the number of training images shown (with repeats); `selections` are appended to `selection_history`.
         `by_image` and `by_task`: of utils/run/measures.py.
-        `head_drift`, if measured, has `task`, the accuracies `stale` and `recomputed` as fractions, and `cosine`.
+        `head_drift`, if measured, has `task`, the accuracies `stale`, perhaps `repaired`, and `recomputed` as fractions, and
+        `cosine`. `other_heads`, if measured, has the accuracy of each head as a fraction, the one that predicts first.
         Raises ValueError if the number of scores, the sizes of earlier test sets or the phases do not fit.
         """
         t = len(self.correct)
@@ -103,6 +107,7 @@ class RunRecord:
         self.head_drift += [] if head_drift is None else [plain(dict(head_drift), "head_drift")]
         self.by_image = None if by_image is None else plain(dict(by_image), "by_image")
         self.by_task.append(None if by_task is None else plain(dict(by_task), "by_task"))
+        self.other_heads.append(None if other_heads is None else plain(dict(other_heads), "other_heads"))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a checkpoint, the inverse of `from_dict`."""
@@ -114,6 +119,7 @@ class RunRecord:
 
         A record of an older version lacks counts of ADDED_LATER: it is read with None for the tasks so far."""
         names = {f.name for f in fields(cls)}
+        data = {**ADDED_LAST, **data}
         newest, before = ADDED_LATER
         if (lacking := names - set(data)) in (newest, newest | before) and isinstance(data.get("correct"), list):
             of_newest = {"confusion", "by_image"}
@@ -134,6 +140,7 @@ def results_json(record: RunRecord, class_names: Sequence[str] | None = None) ->
     `class_names` are those of the original classes 0, 1, ...; None leaves the key out. `accuracy_matrix[t]` has t+1 entries.
     `images_per_second` is training images over training seconds of all tasks.
     `head_drift` has an entry for every task from the second on if class statistics can become stale, else none.
+    `heads` is there with the key `compare_heads` alone: by head the accuracy after each task over all classes seen.
     `task_oracle_curve[t]` is the task-incremental accuracy after task t (each sample's task is known),
     `task_oracle_accuracy` its last value. `task_confusion[k][j]` is the number of test samples of task k that the finished
     model predicts as a class of task j. `wrong_task[t]` = [older, newer] are the numbers predicted as a class of an older and
@@ -178,8 +185,19 @@ def results_json(record: RunRecord, class_names: Sequence[str] | None = None) ->
         "peak_memory_bytes": record.peak_memory_bytes,
         "peak_memory_by_task": record.peak_by_task,
         "head_drift": [
-            {**entry, "stale": _percent(entry["stale"]), "recomputed": _percent(entry["recomputed"])}
+            {
+                key: _percent(value) if key in ("stale", "repaired", "recomputed") else value
+                for key, value in entry.items()
+            }
             for entry in record.head_drift
         ],
         **measures.of_results(record),
+        **_heads(record.other_heads),
     }
+
+
+def _heads(by_task: Sequence[Mapping[str, float] | None]) -> dict[str, Any]:
+    """{"heads": {head: accuracy after each task, None where it was not measured}}; empty without any."""
+    names = list(dict.fromkeys(name for heads in by_task if heads is not None for name in heads))
+    curves = {name: [None if heads is None else _percent(heads.get(name)) for heads in by_task] for name in names}
+    return {"heads": curves} if curves else {}

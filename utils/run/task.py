@@ -8,7 +8,7 @@ from typing import Any
 
 from utils.config.split import Split
 from utils.data.tasks import TaskStream
-from utils.evaluation import head_drift, health, routing_controls
+from utils.evaluation import head_drift, health, other_heads, routing_controls
 from utils.evaluation import scores as evaluation
 from utils.evaluation.by_image import ByImage
 from utils.process import parallel, stopwatch
@@ -26,6 +26,7 @@ def learn(learner: Any, stream: TaskStream, index: int, seed: int, journal: Jour
     learner.begin_task()
     learner.journal = journal
     task = stream.task(index, with_past=learner.uses_past, with_test=learner.uses_test)
+    learner.remember_features(task)
     learner.learn(task)
     with stopwatch.section("consolidation"):
         learner.consolidate(task)
@@ -57,8 +58,9 @@ def _score(
     renewed = head_drift.renewed_statistics(learner, stream, index)
     ready = time.perf_counter()
     gates = routing_controls.gates_of(learner, stream, index)
-    images = ByImage()
-    scores, by_renewed = evaluation.evaluate(learner, stream, index, device, renewed, gates, images)
+    images, others = ByImage(), learner.compared_heads()
+    measured_heads = head_drift.heads_of(learner, renewed) | others
+    scores, by_head = evaluation.evaluate(learner, stream, index, device, measured_heads, gates, images)
     seconds = {**measured["seconds"], "evaluate": time.perf_counter() - ready}
     controls = routing_controls.log_routing(learner, stream, index, device, gates, scores, record.seed)
     by_image = measures.of_images(images, learner, stream, index)
@@ -72,7 +74,7 @@ def _score(
         selections=measured["selections"],
         test_evaluations=1 + learner.uses_test + controls,
         peak_memory_bytes=peak_memory(device),
-        head_drift=head_drift.drift_of(learner, stream, index, renewed, scores, by_renewed, seconds=ready - start),
+        head_drift=head_drift.drift_of(learner, stream, index, renewed, scores, by_head, seconds=ready - start),
         by_image=by_image,
         by_task=measures.of_task(
             by_image,
@@ -82,6 +84,7 @@ def _score(
             cpu_seconds=measured.get("cpu_seconds", 0.0) + cpu_seconds() - cpu_start,
             gpu_seconds=sum(seconds.values()) if device.type == "cuda" else 0.0,
         ),
+        other_heads=other_heads.tell(learner, index, scores, {name: by_head[name] for name in others}),
     )
     if not index:
         for text in learner.cfg.remarks_on(Split(stream.sizes, stream.train_images())):

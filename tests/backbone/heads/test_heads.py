@@ -315,5 +315,5 @@ def test_each_test_image_passes_the_backbone_once(toy_learner):
     learner.backbone.forward = counting
     renewed = head_drift.renewed_statistics(learner, stream, 2)
     assert count.images == 60
-    evaluation.evaluate(learner, stream, 2, torch.device("cpu"), renewed)
+    evaluation.evaluate(learner, stream, 2, torch.device("cpu"), {"renewed": renewed})
     assert count.images == 60 + 24

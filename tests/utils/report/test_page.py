@@ -269,3 +269,14 @@ def test_rows_of_a_killed_run(tmp_path):
     path.write_bytes(b"{]\n")
     with pytest.raises(ValueError, match=r"metrics\.jsonl: not a file of JSON lines"):
         load_rows(path)
+
+
+def test_repaired_statistics_and_other_heads_have_their_columns(tmp_path):
+    def change(results):
+        results["head_drift"][0]["repaired"] = 60.0
+        results["heads"] = {"ridge": [87.5, 50.0], "lda": [None, 43.21]}
+
+    html, text = nested_report(tmp_path, change)
+    assert cells(2, "50.00", "60.00", "62.50", "2.50", "0.9877") in html and "<th>repaired</th>" in html
+    assert cells(2, "50.00", "43.21") in html and "What another head would have scored" in text
+    assert "What another head" not in nested_report(tmp_path)[1]
