@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         outcome.debug = args.debug
         if args.command != "run":
             if startup.is_first():  # nothing to share: rank 0 does it alone
-                outcome.code = importlib.import_module(f"commands.{args.command}").run(args)
+                outcome.code = importlib.import_module(f"{options.__package__}.{args.command}").run(args)
             return outcome.code
         from commands import load
 
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         if load.is_one_run(loaded, args):
             run(loaded.cells[0].resolved, args)
         else:
-            outcome.code = importlib.import_module("commands.sweep").run(loaded, args)
+            outcome.code = importlib.import_module(f"{options.__package__}.sweep").run(loaded, args)
     return outcome.code
 
 

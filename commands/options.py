@@ -31,6 +31,7 @@ COMMANDS = {
     "check": ("config", "set", "out", "data_root", "device", "resume", "jobs", "engine"),
 }
 OUT = Path("logs")
+SHIPPED = Path(__file__).resolve().parents[1]
 RESERVED = ("", ".", "..", "latest")  # names in OUT that are no folder of an experiment
 USES_SETTINGS_OF_RUN = ("evaluate", "export", "explain", "predict", "report", "verify")
 
@@ -60,6 +61,8 @@ def parse(argv: Sequence[str] | None, about: str) -> argparse.Namespace:
     if args.command in ("run", "check"):
         if args.config is None:
             raise ValueError(f"--config FILE is needed beside {_flag(stated[0])}")
+        if args.config.parts[:1] == ("exps",) and not args.config.exists() and (SHIPPED / args.config).is_file():
+            args.config = SHIPPED / args.config  # the experiments that come with the program, from any folder
         if args.config.stem in RESERVED:
             raise ValueError(
                 f"--config {args.config}: the folder of its runs would be called {args.config.stem!r}, which "

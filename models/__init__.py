@@ -45,7 +45,7 @@ def summaries() -> dict[str, str]:
 def learner_of(name: str) -> type:
     """The method's Learner class; imports torch. Raises ValueError if the file has none."""
     try:
-        return importlib.import_module(f"models.{name}").Learner
+        return importlib.import_module(f"{__name__}.{name}").Learner
     except AttributeError:
         raise ValueError(f"{_FOLDER / name}.py: a method file must define `class Learner` at its top level") from None
 
@@ -73,7 +73,7 @@ def settings_of(name: str) -> type[Experiment]:
         if isinstance(node, ast.ClassDef) and node.name == "Settings":
             settings = None if (needs | {"*"}) & heavy else _run(name, [*light, node])["Settings"]
             if settings is None or not settings.__pydantic_complete__:
-                settings = importlib.import_module(f"models.{name}").Settings
+                settings = importlib.import_module(f"{__name__}.{name}").Settings
             return settings
         if _is_light(node) and not needs & heavy:
             light.append(node)
@@ -111,7 +111,7 @@ def _bound(node: ast.stmt) -> set[str]:
 
 def _run(name: str, body: list[ast.stmt]) -> dict[str, Any]:
     """Executes these statements of a method's file in a separate module; returns its names."""
-    module = types.ModuleType(f"models._settings.{name}")
+    module = types.ModuleType(f"{__name__}._settings.{name}")
     sys.modules[module.__name__] = module  # pydantic resolves annotations through it
     exec(compile(ast.Module(body, []), str(_FOLDER / f"{name}.py"), "exec"), module.__dict__)
     return module.__dict__

@@ -163,7 +163,7 @@ def _embedded(info: DatasetInfo) -> Dataset:
     [N, 3, 32, 32], training labels [N], test images, test labels)."""
     from utils.data.images import ImageArray
 
-    names, train, train_labels, test, test_labels = importlib.import_module(f"utils.data.{info.name}").load()
+    names, train, train_labels, test, test_labels = importlib.import_module(f"{__name__}.{info.name}").load()
     return Dataset(
         info.name, list(names), ImageArray(train, train_labels), ImageArray(test, test_labels), info.transforms
     )

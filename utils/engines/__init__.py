@@ -16,13 +16,13 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-ENGINES = {"local": "utils.engines.local", "slurm": "utils.engines.slurm", "ray": "utils.engines.ray"}
+ENGINES = ("local", "slurm", "ray")  # modules of this package
 PACKAGES = {"slurm": "submitit", "ray": "ray"}
 
 
 def load(engine: str) -> Any:
     """The engine's module; the other engines are not imported."""
-    return importlib.import_module(ENGINES[engine])
+    return importlib.import_module(f"{__name__}.{engine}")
 
 
 def keys_of(values: Mapping[str, Any]) -> dict[str, Any]:
