@@ -80,7 +80,15 @@ class Folded:
     block: ClassVar[str] = "folded"
 
 
-Block = Table | Note | Lines | Figure | Folded
+@dataclass(frozen=True)
+class Pictures:
+    """Small pictures beside each other: (data: URL, side in pixels, caption) of each."""
+
+    shots: Sequence[tuple[str, int, str]]
+    block: ClassVar[str] = "pictures"
+
+
+Block = Table | Note | Lines | Figure | Folded | Pictures
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,19 @@ from types import MappingProxyType
 from typing import Any
 
 from utils.files.storage import write_bytes
-from utils.report import class_names, plots, plots_nested, plots_routing, plots_tasks, tables
+from utils.report import (
+    class_names,
+    plots,
+    plots_classes,
+    plots_nested,
+    plots_routing,
+    plots_tasks,
+    tables,
+    tables_classes,
+)
 from utils.report.html import Block, Folded, Lines, Note, Section, Table, as_text, facts, figure_sections, render
 from utils.report.results import load_rows
-from utils.run import sample_images
+from utils.run import mistake_images, sample_images
 from utils.text import clock, number
 
 FIGURES = {  # file name: heading, caption
@@ -31,6 +40,7 @@ FIGURES = {  # file name: heading, caption
         "confusion: right then, but a class of another task scores higher. Head bias: of the images taken for another "
         "task's class, the share on newer tasks than their own minus the share on older ones.",
     ),
+    **tables_classes.FIGURES,
     "head_drift": (
         "Head drift",
         "Test accuracy with each class's statistics as gathered in its own task (stale) and with all gathered anew from "
@@ -133,10 +143,12 @@ def page(
     rows: plots.Rows,
     sheets: Sequence[sample_images.Sheet] = (),
     defaults: Mapping[str, Any] = MappingProxyType({}),
+    shots: Sequence[mistake_images.Shot] = (),
 ) -> str:
     """The text of report.html; `pictures` maps the names in FIGURES to <svg> elements, `rows` are of metrics.jsonl.
 
-    `defaults` of the settings: what departs from them is shown, the rest folded away; without any all are folded."""
+    `defaults` of the settings: what departs from them is shown, the rest folded away; without any all are folded. `shots` are
+    pictures of mistakes."""
     tasks = len(results["task_classes"])
     speed, memory = results["images_per_second"], results["peak_memory_bytes"]
     spent = sum(sum(entry.values()) for entry in results["seconds"])
@@ -159,7 +171,14 @@ def page(
         "routing_drift": tables.routing_drift_rows(rows),
         "routing_controls": tables.control_rows(rows),
         "detection": tables.threshold_rows(rows),
-        "cost": tables.cost_rows(results) if "cost" in pictures else [],
+        "classes": tables_classes.class_rows(results),
+        "class_confusion": tables_classes.pair_rows(results),
+        "mistakes": tables_classes.mistake_rows(results, shots),
+        "calibration": tables_classes.calibration_rows(results),
+        "cost": [
+            *(tables.cost_rows(results) if "cost" in pictures else []),
+            *tables_classes.computation_rows(results),
+        ],
         "profile": tables.profile_rows(rows),
     }
     order: dict[str, Any] = {"class order": results["class_order"], "classes of each task": results["task_classes"]}
@@ -171,7 +190,7 @@ def page(
         about=str(settings.get("about") or ""),
         warnings=[*warnings, *of_code, *tables.warning_notes(rows)],
         tiles=[(label, number(results[key])) for key, label in TILES.items()],
-        cost=f"Percent. {cost}.",
+        cost=f"Percent. {tables_classes.interval_text(results)}{cost}.",
         sections=[again, *figure_sections(FIGURES, pictures, below, {"selection": warnings})],
         rest=[
             *[Section(OTHER_HEADS, [Note(ABOUT_HEADS), *table]) for table in [tables.head_rows(results)] if table],
@@ -201,6 +220,7 @@ def write_report(
     if rows is None:
         rows = load_rows(folder / "metrics.jsonl")
     pictures = plots.draw(results, rows) | plots_tasks.draw(results)
+    pictures |= plots_classes.draw(results)
     pictures |= plots_nested.draw(results, rows) | plots_routing.draw(results, rows)
     (folder / "plots").mkdir(exist_ok=True)
     for name in FIGURES:
@@ -211,6 +231,6 @@ def write_report(
             path.unlink(missing_ok=True)
     svgs = {name: plots.inline_svg(figure, name) for name, figure in pictures.items()}
     sheets = sample_images.read(folder, len(results["task_classes"]))
-    text = page(results, settings, environment, svgs, rows, sheets, defaults)
+    text = page(results, settings, environment, svgs, rows, sheets, defaults, mistake_images.read(folder))
     write_bytes(folder / "report.html", text.encode(errors="backslashreplace"))
     return folder / "report.html"

@@ -11,7 +11,7 @@ import torch
 from utils.data.tasks import TaskStream
 from utils.evaluation.scores import spans
 from utils.process import interrupt, parallel, stopwatch
-from utils.run import checkpoint, sample_images, tracker
+from utils.run import checkpoint, mistake_images, sample_images, tracker
 from utils.run.journal import Journal
 from utils.run.log import RunLog
 from utils.run.mirror import About
@@ -89,6 +89,8 @@ class RunState:
             self.log.check_folder()
             self.origin.save()
             record = self.record.to_dict()
+            if learned is None and index + 1 == len(self.stream) and parallel.is_first():
+                mistake_images.write(self.log.folder, self.stream, (record["by_image"] or {}).get("mistakes", []))
             checkpoint.save(self.log.folder, index, self.learner, record, self.log, self.origin.identity, learned)
         if learned is None:
             self._rows = self.log.rows
