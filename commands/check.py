@@ -155,7 +155,7 @@ def _images_of_embedded(name: str) -> list[int]:
 
 def _data_settings(cfg: Experiment) -> Experiment:
     """The settings of the data alone, equal for all cells that read the same images."""
-    keys = ("dataset", "data_root", "data_path", "data_split", "test_ratio", "skip_broken", "grey_bits")
+    keys = ("dataset", "data_root", "data_path", "data_split", *data.reading(cfg))
     return Experiment(model_name="", init_cls=1, increment=1, **{key: getattr(cfg, key) for key in keys})
 
 

@@ -33,9 +33,9 @@ class DataFound:
 
 def look(cfg: Experiment, full: bool = False) -> DataFound:
     """Reads the class folders of a set of files and the header of every image, with `full` every pixel; CIFAR's files as a run
-    does. Of embedded sets there is nothing to find."""
+    does. Of embedded sets there is nothing to find, unless keys leave out training images."""
     places, kind = data.places(cfg), data.DATASETS[cfg.dataset].kind
-    if kind == "embedded":
+    if kind == "embedded" and cfg.shots is None and cfg.imbalance is None:
         return DataFound()
     lacking = data.missing(cfg.dataset, **places)
     if lacking and cfg.dataset != "folder" and data.is_absent(cfg.dataset, **places):
@@ -56,7 +56,8 @@ def look(cfg: Experiment, full: bool = False) -> DataFound:
     counts = {part: [labels.count(k) for k in range(len(names))] for part, labels in parts.items()}
     seen = "" if kind != "folders" else ", every image decoded" if full else ", the header of every image read"
     where = places["path"] if cfg.dataset == "folder" else places["root"]
-    head = f"data ({counted(len(names), 'class', 'classes')} in {readable(str(where))}{seen})"
+    place = "this program" if kind == "embedded" else readable(str(where))
+    head = f"data ({counted(len(names), 'class', 'classes')} in {place}{seen})"
     text = table(head, names, counts)
     if dataset.as_published:
         whose = "LAMDA-PILOT's" if kind == "folders" else "its authors'"

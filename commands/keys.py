@@ -33,7 +33,10 @@ SPEED = (
 # The tables of the keys that every method has; a key that no other table names stands in the last one.
 COMMON = {
     "The experiment": ("about", "expected", "prefix", "model_name", "seed"),
-    "Data": ("dataset", "data_root", "data_path", "data_split", "test_ratio", "skip_broken", "grey_bits"),
+    "Data": (
+        *("dataset", "data_root", "data_path", "data_split", "test_ratio", "skip_broken", "grey_bits"),
+        *("shots", "imbalance", "imbalance_order", "subset_seed"),
+    ),
     "Tasks": ("init_cls", "increment", "shuffle", "class_order_seed", "class_order"),
     "Backbone": ("backbone_type", "backbone_weights", "backbone_depth", "image_size", "input_normalisation"),
     "Training and prediction": ("batch_size",),

@@ -37,6 +37,10 @@ ADDED_LATER: dict[str, Any] = {
     "head_align_local": 0.0,
     "head_align_shrink": False,
     "compare_heads": False,
+    "shots": None,
+    "imbalance": None,
+    "imbalance_order": "index",
+    "subset_seed": 0,
 }
 # The same for keys that a method got later and others always had.
 ADDED_TO = {

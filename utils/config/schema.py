@@ -115,6 +115,29 @@ class Experiment(BaseModel):
         description="bits of grey that 16-bit image files hold: 12 if their values end at 4095; null: 16, and refused where "
         "that would make them black",
     )
+    shots: int | None = Field(
+        None,
+        ge=1,
+        description="training images of each class, drawn from subset_seed; a class with fewer keeps all; null: every image",
+    )
+    imbalance: float | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description="long tail: how many times as many training images the first class has as the last one, exponentially "
+        "fewer from class to class (Cao et al. 2019, arXiv 1906.07413); null: every image",
+    )
+    imbalance_order: Literal["index", "shuffled"] = Field(
+        "index",
+        description="with imbalance, which class has how many images: fewer with its number in the data set, or in an order "
+        "drawn from subset_seed. With shuffle false and index the frequent classes arrive first",
+    )
+    subset_seed: int = Field(
+        0,
+        ge=0,
+        lt=2**32,
+        description="seed of the images that shots and imbalance keep, the same for every seed of the experiment",
+    )
     num_workers: Annotated[int, Field(ge=0, le=64)] | Literal["auto"] = Field(
         0,
         description='processes that decode image files, or "auto": measured; no result depends on their number',
@@ -295,6 +318,15 @@ class Experiment(BaseModel):
             )
         if (self.data_path is not None) != (self.dataset == "folder"):
             yield ("data_path", "dataset"), "data_path: dataset 'folder' needs it, and no other dataset has it"
+        if self.shots is not None and self.imbalance is not None:
+            yield ("shots", "imbalance"), "imbalance: shots sets the number of images of every class; leave one out"
+        if self.is_set("imbalance_order") and self.imbalance is None:
+            yield ("imbalance_order", "imbalance"), "imbalance_order: has no effect without imbalance; leave it out"
+        if self.is_set("subset_seed") and self.shots is None and self.imbalance is None:
+            yield (
+                ("subset_seed", "shots", "imbalance"),
+                "subset_seed: has no effect without shots or imbalance; leave it out",
+            )
         if self.data_split is not None and self.dataset != "folder":
             yield (
                 ("data_split", "dataset"),

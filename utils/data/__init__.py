@@ -49,7 +49,8 @@ def places(cfg: Any) -> dict[str, Any]:
 
 def reading(cfg: Any) -> dict[str, Any]:
     """How the settings `cfg` say that images are read: further arguments of `load`."""
-    return {key: getattr(cfg, key) for key in ("test_ratio", "skip_broken", "grey_bits")}
+    keys = ("test_ratio", "skip_broken", "grey_bits", "shots", "imbalance", "imbalance_order", "subset_seed")
+    return {key: getattr(cfg, key) for key in keys}
 
 
 def load(
@@ -64,18 +65,38 @@ def load(
     look_at_all: bool = False,
     full: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    shots: int | None = None,
+    imbalance: float | None = None,
+    imbalance_order: str = "index",
+    subset_seed: int = 0,
 ) -> Dataset:
     """The data set `name`: small images in memory, others as lists of checked files.
 
     `root` is the data root, which has a folder for each set; `path`, `labels` and `test_ratio` are for the set `folder` alone,
-    `skip_broken`, `grey_bits`, `look_at_all`, `full` and `progress` for sets of files (utils/data/folders.py).
+    `skip_broken`, `grey_bits`, `look_at_all`, `full` and `progress` for sets of files (utils/data/folders.py). `shots` and the
+    keys after it leave out training images (utils/data/subset.py).
     It downloads nothing. Raises FileNotFoundError where data are missing and ValueError where they are damaged; both messages
     name the path and say what to do."""
-    info = _info(name)
+    how: dict[str, Any] = {"skip_broken": skip_broken, "grey_bits": grey_bits, "progress": progress}
+    whole = _whole(_info(name), root, path, labels, test_ratio, how | {"look_at_all": look_at_all, "full": full})
+    if shots is None and imbalance is None:
+        return whole
+    from utils.data import subset
+
+    return subset.reduced(whole, shots, imbalance, imbalance_order, subset_seed)
+
+
+def _whole(
+    info: DatasetInfo,
+    root: Path | None,
+    path: Path | None,
+    labels: Path | None,
+    test_ratio: float,
+    how: dict[str, Any],
+) -> Dataset:
+    """The data set with all its training images."""
     if info.kind == "embedded":
         return _embedded(info)
-    how: dict[str, Any] = {"skip_broken": skip_broken, "grey_bits": grey_bits, "progress": progress}
-    how |= {"look_at_all": look_at_all, "full": full}
     if info.kind == "torchvision":
         place = _required(info, root, "data_root")
         if info.reader:
