@@ -32,7 +32,7 @@ SPEED = (
 )
 # The tables of the keys that every method has; a key that no other table names stands in the last one.
 COMMON = {
-    "The experiment": ("about", "expected", "prefix", "model_name", "seed"),
+    "The experiment": ("about", "expected", "tuned", "prefix", "model_name", "seed"),
     "Data": (
         *("dataset", "data_root", "data_path", "data_split", "test_ratio", "skip_broken", "grey_bits"),
         *("shots", "imbalance", "imbalance_order", "subset_seed"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import models
 from backbone import catalogue
-from utils.config import common_names, nested_lora_files, pilot_files, resolve, strict_json, sweep
+from utils.config import common_names, nested_lora_files, pilot_files, resolve, strict_json, sweep, tuning
 from utils.config.resolve import Resolved
 from utils.config.schema import Experiment
 from utils.engines.settings import Cluster
@@ -29,6 +29,16 @@ def load(args: argparse.Namespace) -> sweep.Sweep:
     """The experiment file with the overrides of the command line, checked in full before anything heavy is imported.
 
     A file without `sweep` has one cell. Raises ConfigError with every fault."""
+    return _read(args, None)[0]
+
+
+def space(args: argparse.Namespace) -> tuple[sweep.Sweep, tuning.Declared]:
+    """A cell for each setting that --tune is to try, and what the file and the flag say of the search."""
+    return _read(args, args.tune)
+
+
+def _read(args: argparse.Namespace, tried: Sequence[str] | None) -> tuple[sweep.Sweep, tuning.Declared]:
+    """The cells of the file's sweep or, with the words `tried` of --tune, of its space; and what the file says of that."""
     values_of_file, faults = strict_json.read_json(args.config)
     values, notes, older = pilot_files.translate(values_of_file)
     values, more_notes, more_older = nested_lora_files.translate(values)
@@ -41,6 +51,16 @@ def load(args: argparse.Namespace) -> sweep.Sweep:
     values = common_names.over(values, overrides, fields)
     more += [fault for key in ("data_root", "device") for fault in strict_json.strange(key, getattr(args, key))]
     spec = values.pop("sweep", None)
+    tune, faults_of_tune = tuning.declared(values.pop("tune", None), tried or ())
+    more += faults_of_tune
+    if tried is not None:
+        if spec is not None:
+            more.append("sweep: --tune has its space in the place of a sweep; leave it out with --set sweep=null")
+        if not tune.space and not faults_of_tune:
+            more.append(
+                'tune: a space is needed, as --tune init_lr=[0.01,0.02] or "tune": {"space": {...}} in the file'
+            )
+        spec = tune.space or None
     source = " ".join([str(args.config), *(f"--set {shortened(text, 200)}" for text in args.set)])
 
     def resolve_one(values: dict[str, Any], notes_of_cell: Sequence[str] = ()) -> Resolved:
@@ -60,9 +80,10 @@ def load(args: argparse.Namespace) -> sweep.Sweep:
             texts = [nested_lora_files.as_written(fault, written) for fault in error.faults]
             raise strict_json.ConfigError(source, texts) from None
 
-    return sweep.resolve(
+    cells = sweep.resolve(
         spec, values, source, overrides, resolve_one, models.settings_of, methods, Cluster.model_fields
     )
+    return cells, tune
 
 
 def is_one_run(loaded: sweep.Sweep, args: argparse.Namespace) -> bool:
@@ -103,14 +124,16 @@ def outline(resolved: Resolved, count: int) -> Learner:
         raise ValueError(f"{error} (backbone_type {cfg.backbone_type})") from None
 
 
-def read_data(experiment: Resolved) -> Dataset:
-    """The data set as `data.load` gives it; reading many images shows a bar."""
+def read_data(experiment: Resolved, training_only: bool = False) -> Dataset:
+    """The data set as `data.load` gives it; reading many images shows a bar. With `training_only` no test image is opened."""
     from utils import data
     from utils.run import progress
 
     cfg = experiment.settings
     with progress.of_images() as bar:
-        return data.load(cfg.dataset, **data.places(cfg), **data.reading(cfg), progress=bar)
+        return data.load(
+            cfg.dataset, **data.places(cfg), **data.reading(cfg), progress=bar, training_only=training_only
+        )
 
 
 def dataset(experiment: Resolved) -> Dataset:

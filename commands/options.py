@@ -28,6 +28,7 @@ COMMANDS = {
     "predict": ("out", "top_k", "device"),
     "compare": ("out", "columns"),
     "data": ("data_root",),
+    "tune": ("config", "set", "out", "data_root", "device"),
     "check": ("config", "set", "out", "data_root", "device", "resume", "jobs", "engine"),
 }
 OUT = Path("logs")
@@ -58,7 +59,7 @@ def parse(argv: Sequence[str] | None, about: str) -> argparse.Namespace:
         raise ValueError("--profile measures a run: it goes with --config FILE alone")
     if idle := [key for key in stated if asked and key not in (*asked, *COMMANDS[asked[0]], "debug")]:
         raise ValueError(f"{_flag(idle[0])} has no effect with {_flag(asked[0])}: leave it out")
-    if args.command in ("run", "check"):
+    if args.command in ("run", "check", "tune"):
         if args.config is None:
             raise ValueError(f"--config FILE is needed beside {_flag(stated[0])}")
         if args.config.parts[:1] == ("exps",) and not args.config.exists() and (SHIPPED / args.config).is_file():
@@ -113,6 +114,13 @@ def parser(about: str) -> argparse.ArgumentParser:
         const="headers",
         help="look at all that a run needs, show it, and stop: settings, tasks, parameters, weights, device, and the header of "
         "every image; full: decode every image",
+    )
+    ask.add_argument(
+        "--tune",
+        nargs="*",
+        metavar="KEY=[VALUES]",
+        help="choose among settings (these, or the key tune of the file) on held-out training images of the first task, and "
+        "write the best as an experiment file; no test image is read",
     )
     ask.add_argument(
         "--resume", choices=("auto", "never"), default="auto", help="never: start afresh, old folders stay"

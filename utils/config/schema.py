@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from utils.config import common_names, head_keys
 from utils.config.split import Split, named
+from utils.config.tuning import Tuned
 from utils.text import shown
 
 # Keys of SEMA-CL and LAMDA-PILOT files that have no effect in a method without rehearsal: accepted, and named in one note.
@@ -88,6 +89,7 @@ class Experiment(BaseModel):
     expected: ExpectedNumbers | None = Field(
         None, description="numbers this experiment gave before; main.py --verify RUN compares a run with them"
     )
+    tuned: Tuned | None = Field(None, description="how main.py --tune chose settings of this file; written by it")
     prefix: str = Field("", description="free label, shown in the banner")
     model_name: str = Field(description="method: a file name in models/")
     dataset: str = Field(description="data set, see --list")

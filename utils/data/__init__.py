@@ -69,16 +69,18 @@ def load(
     imbalance: float | None = None,
     imbalance_order: str = "index",
     subset_seed: int = 0,
+    training_only: bool = False,
 ) -> Dataset:
     """The data set `name`: small images in memory, others as lists of checked files.
 
     `root` is the data root, which has a folder for each set; `path`, `labels` and `test_ratio` are for the set `folder` alone,
     `skip_broken`, `grey_bits`, `look_at_all`, `full` and `progress` for sets of files (utils/data/folders.py). `shots` and the
     keys after it leave out training images (utils/data/subset.py).
-    It downloads nothing. Raises FileNotFoundError where data are missing and ValueError where they are damaged; both messages
-    name the path and say what to do."""
+    With `training_only` no test image is opened, and the set has none. It downloads nothing. Raises FileNotFoundError where
+    data are missing and ValueError where they are damaged; both messages name the path and say what to do."""
     how: dict[str, Any] = {"skip_broken": skip_broken, "grey_bits": grey_bits, "progress": progress}
-    whole = _whole(_info(name), root, path, labels, test_ratio, how | {"look_at_all": look_at_all, "full": full})
+    how |= {"look_at_all": look_at_all, "full": full, "training_only": training_only}
+    whole = _whole(_info(name), root, path, labels, test_ratio, how)
     if shots is None and imbalance is None:
         return whole
     from utils.data import subset
@@ -96,7 +98,7 @@ def _whole(
 ) -> Dataset:
     """The data set with all its training images."""
     if info.kind == "embedded":
-        return _embedded(info)
+        return _embedded(info, how["training_only"])
     if info.kind == "torchvision":
         place = _required(info, root, "data_root")
         if info.reader:
@@ -105,7 +107,7 @@ def _whole(
             return torchvision_sets.load(info, place, **how)
         from utils.data import cifar
 
-        return cifar.load(info, place)
+        return cifar.load(info, place, training_only=how["training_only"])
     if info.folder is None:
         return folders.load(info, _required(info, path, "data_path"), test_ratio=test_ratio, labels=labels, **how)
     return folders.load(info, _required(info, root, "data_root") / info.folder, **how)
@@ -179,12 +181,12 @@ def _required(info: DatasetInfo, path: Path | None, key: str) -> Path:
     return Path(path)
 
 
-def _embedded(info: DatasetInfo) -> Dataset:
+def _embedded(info: DatasetInfo, training_only: bool = False) -> Dataset:
     """Loads an embedded set: the module of that name has `load()`, which returns (class names, training images uint8
     [N, 3, 32, 32], training labels [N], test images, test labels)."""
     from utils.data.images import ImageArray
 
-    names, train, train_labels, test, test_labels = importlib.import_module(f"{__name__}.{info.name}").load()
-    return Dataset(
-        info.name, list(names), ImageArray(train, train_labels), ImageArray(test, test_labels), info.transforms
-    )
+    names, *parts = importlib.import_module(f"{__name__}.{info.name}").load()
+    train = ImageArray(*parts[:2])
+    test = train.without_images() if training_only else ImageArray(*parts[2:])
+    return Dataset(info.name, list(names), train, test, info.transforms)

@@ -82,9 +82,10 @@ def missing(info: DatasetInfo, root: Path | None) -> str | None:
     return absent(info, root, f"neither {layout.binary} nor {layout.python} is complete in {root.absolute()}")
 
 
-def load(info: DatasetInfo, root: Path) -> Dataset:
+def load(info: DatasetInfo, root: Path, training_only: bool = False) -> Dataset:
     """Training and test images in memory, uint8 [50000, 3, 32, 32] and [10000, 3, 32, 32]; classes in the official order.
 
+    With `training_only` the test file is not opened, and the set has no test images.
     Raises FileNotFoundError if the files are missing, ValueError if they are not the official ones."""
     from utils.data import duplicates  # heavy: torch
     from utils.data.images import ImageArray
@@ -93,8 +94,9 @@ def load(info: DatasetInfo, root: Path) -> Dataset:
     if lacking := missing(info, root):
         raise FileNotFoundError(lacking)
     reader = _read_binary if _has_binary(layout, root) else _read_python
-    names, train, test = reader(layout, root)
-    for split, (images, labels), expected in (("training", train, TRAIN_IMAGES), ("test", test, TEST_IMAGES)):
+    names, train, test = reader(layout, root, not training_only)
+    parts = [("training", train, TRAIN_IMAGES), *([("test", test, TEST_IMAGES)] if test else [])]
+    for split, (images, labels), expected in parts:
         if len(images) != expected:
             raise ValueError(
                 f"dataset {info.name}: {len(images)} {split} images under {root}, expected {expected}; unpack again"
@@ -108,7 +110,9 @@ def load(info: DatasetInfo, root: Path) -> Dataset:
         raise ValueError(
             f"dataset {info.name}: {len(names)} class names under {root}, expected {layout.classes}; unpack again"
         )
-    sets = ImageArray(*train), ImageArray(*test)
+    sets = ImageArray(*train), ImageArray(*(test or (train[0][:0], train[1][:0])))
+    if not test:
+        return Dataset(info.name, names, *sets, info.transforms)
     return Dataset(info.name, names, *sets, info.transforms, tuple(duplicates.note(*sets)), as_published=True)
 
 
@@ -125,14 +129,14 @@ def _has_python(layout: _Layout, root: Path) -> bool:
 Labelled = tuple[np.ndarray, np.ndarray]  # images uint8 [N, 3, 32, 32], labels int64 [N]
 
 
-def _read_binary(layout: _Layout, root: Path) -> tuple[list[str], Labelled, Labelled]:
+def _read_binary(layout: _Layout, root: Path, with_test: bool = True) -> tuple[list[str], Labelled, Labelled | None]:
     folder = root / layout.binary
     try:
         names = (folder / layout.names).read_text(encoding="utf-8").split()
     except UnicodeDecodeError as error:
         raise ValueError(f"{folder / layout.names}: is not text (byte {error.start}); unpack it again") from None
     train = [_records(folder / name, layout.label_bytes) for name in layout.binary_train]
-    test = _records(folder / layout.binary_test, layout.label_bytes)
+    test = _records(folder / layout.binary_test, layout.label_bytes) if with_test else None
     return names, _joined(train), test
 
 
@@ -151,13 +155,14 @@ def _joined(files: list[Labelled]) -> Labelled:
     return np.concatenate([images for images, _ in files]), np.concatenate([labels for _, labels in files])
 
 
-def _read_python(layout: _Layout, root: Path) -> tuple[list[str], Labelled, Labelled]:
+def _read_python(layout: _Layout, root: Path, with_test: bool = True) -> tuple[list[str], Labelled, Labelled | None]:
     folder = root / layout.python
     names = cifar_pickle.read(folder / layout.names_file).get(layout.names_key)
     if not isinstance(names, list):
         raise ValueError(f"{folder / layout.names_file}: has no list {layout.names_key!r}; unpack it again")
     train = [_batch(folder / name, layout.label_key) for name in layout.python_train]
-    return [str(name) for name in names], _joined(train), _batch(folder / layout.python_test, layout.label_key)
+    test = _batch(folder / layout.python_test, layout.label_key) if with_test else None
+    return [str(name) for name in names], _joined(train), test
 
 
 def _batch(path: Path, label_key: str) -> Labelled:

@@ -54,6 +54,7 @@ def load(
     look_at_all: bool = False,
     full: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    training_only: bool = False,
 ) -> Dataset:
     """Lists the images below `folder`, classes and files in plain string order, like torchvision's ImageFolder.
 
@@ -66,6 +67,7 @@ def load(
     Raises FileNotFoundError if the folder is missing, DataFaults with everything that is wrong: no images in a class folder,
     empty files, dangling links, images that cannot be read, another number of classes."""
     how: dict[str, Any] = {"skip_broken": skip_broken, "grey_bits": grey_bits, "progress": progress}
+    how["training_only"] = training_only
     return checked(info, find(info, folder, labels), test_ratio, look_at_all=look_at_all, full=full, **how)
 
 
@@ -79,11 +81,15 @@ def checked(
     look_at_all: bool = False,
     full: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    training_only: bool = False,
 ) -> Dataset:
-    """The data set of the files in `found`, looked at and split as `load` says."""
+    """The data set of the files in `found`, looked at and split as `load` says. With `training_only` no test image is opened,
+    and the set has none."""
     from utils.data import inspection
     from utils.data.images import ImageFiles  # heavy: torch
 
+    if training_only:
+        found = _training_part(info, found, test_ratio, skip_broken)
     files = found.files
     whole = look_at_all or full or skip_broken or len(files) <= LOOKED_AT
     looked_at = [file for file in (files if whole else inspection.spread(files)) if file not in found.broken]
@@ -97,7 +103,7 @@ def checked(
         sets.append(ImageFiles([file for file, _ in labelled], [label for _, label in labelled], bits))
     from utils.data import duplicates
 
-    if whole:
+    if whole and not training_only:
         notes += duplicates.note(*sets)
     names = [readable(name) for name in train]
     loaded = Dataset(info.name, names, sets[0], sets[1], info.transforms, (*found.notes, *notes), left_out)
@@ -139,6 +145,24 @@ def _class_folders(info: DatasetInfo, where: layout.Layout) -> list[str]:
     if where.test is not None:
         layout.check_same_classes(info.name, (where.train, where.test), names, listing.folders_in(where.test))
     return names
+
+
+def _training_part(info: DatasetInfo, found: Found, test_ratio: float, skip_broken: bool) -> Found:
+    """The training files of `found`, as a run would split it, and an empty test set.
+
+    Raises ValueError where that split depends on which test images can be decoded."""
+    train = found.train
+    if found.test is None:
+        if skip_broken:
+            raise ValueError(
+                f"skip_broken: dataset {info.name} has no test set, and which images are drawn for it depends on those that "
+                "can be decoded, test images among them; remove the broken files, or give a test set"
+            )
+        DataFaults.refuse(f"dataset {info.name}", found.faults)
+        train, _ = _drawn(found.train, test_ratio)
+    files = {file for of_class in train.values() for file in of_class}
+    broken = {file: why for file, why in found.broken.items() if file in files}
+    return replace(found, train=train, test={}, broken=broken)
 
 
 def _without_broken(name: str, found: Found, broken: dict[str, str], skip: bool) -> tuple[Found, dict[str, int]]:

@@ -46,6 +46,14 @@ class ImageArray:
     def image(self, index: int) -> torch.Tensor:
         return self.images[index]
 
+    def at(self, rows: np.ndarray) -> ImageArray:
+        """The images `rows` alone, in this order."""
+        return ImageArray(self.images[torch.from_numpy(rows)], self.labels[rows])
+
+    def without_images(self) -> ImageArray:
+        """A set of such images that has none."""
+        return self.at(np.zeros(0, dtype=np.int64))
+
 
 class Watch(Protocol):
     """Reads image files for an ImageFiles: `read` gives a file's bytes, None to have the path opened instead."""
@@ -69,6 +77,10 @@ class ImageFiles:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def at(self, rows: np.ndarray) -> ImageFiles:
+        """The images `rows` alone, in this order."""
+        return ImageFiles([self.paths[row] for row in rows], self.labels[rows], self.grey_bits)
 
     def image(self, index: int) -> torch.Tensor:
         if self.watch is None:

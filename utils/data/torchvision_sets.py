@@ -65,9 +65,11 @@ def load(info: DatasetInfo, root: Path, **how: Any) -> Dataset:
     if lacking := missing(info, root):
         raise FileNotFoundError(lacking)
     try:
-        parts = [[_of_torchvision(info, root, split) for split in part] for part in _SPLITS[info.reader]]
-        if info.image_size == 32:
-            return against_published(info, _in_memory(info, parts))
+        of_memory, training_only = info.image_size == 32, bool(how.get("training_only"))
+        wanted = _SPLITS[info.reader][: 1 if of_memory and training_only else 2]
+        parts = [[_of_torchvision(info, root, split) for split in part] for part in wanted]
+        if of_memory:
+            return _in_memory(info, parts) if training_only else against_published(info, _in_memory(info, parts))
         found = _found(info, parts)
     except _DAMAGE as error:
         raise ValueError(
@@ -106,6 +108,8 @@ def _in_memory(info: DatasetInfo, parts: Sequence[Sequence[Any]]) -> Dataset:
         sets.append(ImageArray(images, labels))
     first = parts[0][0]
     names = [_plain(info, str(name)) for name in getattr(first, "classes", range(info.num_classes or 0))]
+    if len(sets) == 1:
+        return Dataset(info.name, names, sets[0], sets[0].without_images(), info.transforms)
     return Dataset(info.name, names, sets[0], sets[1], info.transforms, tuple(duplicates.note(*sets)))
 
 

@@ -316,6 +316,8 @@ def test_hash_ignores_where_and_how(key):
     values |= {"slurm_cluster": "local", "slurm_setup": ["true"], "slurm_extra": {"hold": 1}}
     values |= {f"slurm_{key}": 9 for key in ("time", "gpus", "cpus", "mem_gb", "array_parallelism")}
     values |= {"ray_gpus": 0.5, "ray_cpus": 2.0}
+    origin = {"space": {}, "chosen": {}, "scores": [], "tasks": 1, "seeds": [1], "held_out": {}}
+    values["tuned"] = origin | {"data": "", "weights": "", "commit": None, "changed": False}
     other = values.get(key, "other")
     assert resolve(GOOD | {key: other}).hash == resolve(GOOD).hash
 
