@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -73,13 +74,9 @@ def variants_of(model: str, settings: Any) -> dict[str, dict[str, Any]]:
     }
 
 
-def one_run(model: str, name: str, seed: int, held_out: bool = False) -> dict[str, Any]:
-    """Trains a method on a set and scores every variant after the last task: {variant: accuracy as a fraction}."""
-    return measure(shipped(model, name), seed, held_out=held_out)
-
-
-def measure(values: dict[str, Any], seed: int, *, held_out: bool = False, only: tuple[str, ...] = ()) -> dict[str, Any]:
-    """`one_run` of an experiment's values; `only` these variants."""
+def measure(values: dict[str, Any], seed: int, *, held_out: bool = False, only: Sequence[str] = ()) -> dict[str, Any]:
+    """Trains the method of an experiment's values and scores every variant after the last task, or `only` these of them:
+    {variant: accuracy as a fraction}."""
     import torch
 
     import models
@@ -158,11 +155,11 @@ def stored(out: Path, model: str, name: str, seed: int, held_out: bool) -> Path:
     return out / f"{model}_{name}_{seed}{'_held_out' * held_out}.json"
 
 
-def work(arguments: tuple[Path, str, str, int, bool]) -> None:
-    out, model, name, seed, held_out = arguments
+def work(arguments: tuple[Path, str, str, int, bool, Sequence[str]]) -> None:
+    out, model, name, seed, held_out, only = arguments
     path = stored(out, model, name, seed, held_out)
     if not path.exists():
-        result = one_run(model, name, seed, held_out)
+        result = measure(shipped(model, name), seed, held_out=held_out, only=only)
         path.with_suffix(".part").write_text(json.dumps(result, indent=1))
         path.with_suffix(".part").rename(path)
 
@@ -174,14 +171,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1993, 1994, 1995, 1996, 1997])
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("logs/heads"))
+    parser.add_argument("--heads", nargs="+", default=(), choices=VARIANTS, metavar="HEAD", help="these variants only")
     parser.add_argument("--held-out", action="store_true")
     parser.add_argument("--against", nargs=2, default=("ranpac", "ridge, 1,000 relu"), metavar=("METHOD", "HEAD"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    asked = [(args.out, m, args.dataset, s, args.held_out) for s in args.seeds for m in args.methods]
+    asked = [(args.out, m, args.dataset, s, args.held_out, args.heads) for s in args.seeds for m in args.methods]
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
         list(pool.map(work, asked))
-    paths = {(m, s): stored(args.out, m, args.dataset, s, args.held_out) for _, m, _, s, _ in asked}
+    paths = {(m, s): stored(args.out, m, args.dataset, s, args.held_out) for _, m, _, s, *_ in asked}
     print(table({key: json.loads(path.read_text()) for key, path in paths.items()}, tuple(args.against)))
 
 
