@@ -195,7 +195,13 @@ def parser(about: str) -> argparse.ArgumentParser:
         metavar=("fetch", "NAME"),
         help="download published data sets to --data-root: sizes, checksums, goes on after an interruption",
     )
-    ask.add_argument("--list", action="store_true", help="show methods, data sets, backbones and experiment files")
+    ask.add_argument(
+        "--list",
+        nargs="?",
+        choices=("all", "methods", "data", "backbones", "exps"),
+        const="all",
+        help="show methods, data sets, backbones and experiment files, or one of them; data: with images, licence and download",
+    )
     ask.add_argument(
         "--profile",
         action="store_true",
