@@ -135,6 +135,14 @@ def failed(tag: str, cause: str) -> str:
     )
 
 
+def damaged(tag: str, file: Path, cause: str) -> str:
+    """The line for a file in the cache that cannot be read for this `cause`."""
+    return (
+        f"the weights of {tag} in {file} are damaged or do not fit ({cause}); delete that file, and the next run downloads it "
+        f"again, or set backbone_weights to a file of weights"
+    )
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Inside the block the hub's client does not print its attempts; what fails at last is an exception."""

@@ -78,7 +78,8 @@ def build(
             pretrained = _timm_facts(cfg.backbone_type)
             with hub.quiet():
                 file = hub.fetch(pretrained, tag, say)
-            file = None if pretrained.custom_load else file  # timm's own reader of foreign formats looks for it itself
+            if file and (pretrained.custom_load == "hf" or file.suffix == ".npz"):
+                file = None  # a foreign format: timm's reader of it looks for the file by itself
         vit = _create(tag, size, pretrained=from_hub, pretrained_file=file)
     notes: list[str] = []
     if with_weights and cfg.backbone_type == EMBEDDED and path:
@@ -234,7 +235,8 @@ def _create(
     `pretrained_file`, or fetch them where that is None."""
     sizes: dict[str, Any] = {"img_size": size, "num_classes": 0}
     if pretrained_file:
-        sizes["pretrained_cfg_overlay"] = {"file": str(pretrained_file)}
+        # many tags name a second, foreign file at the makers', for which alone custom_load stands
+        sizes["pretrained_cfg_overlay"] = {"file": str(pretrained_file), "custom_load": False}
     try:
         with _seeded(), hub.quiet(), torch.device("meta" if meta else "cpu"):
             if tag == EMBEDDED:
@@ -251,7 +253,9 @@ def _create(
         cause = first_line(str(error))
         if not pretrained:
             raise ValueError(f"backbone {tag} cannot be built at {size} px: {cause}") from None
-        raise ValueError(hub.failed(tag, cause)) from None
+        raise ValueError(
+            hub.damaged(tag, pretrained_file, cause) if pretrained_file else hub.failed(tag, cause)
+        ) from None
 
 
 @contextmanager

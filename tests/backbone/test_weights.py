@@ -260,7 +260,7 @@ def test_a_misspelt_word_is_told_from_a_file_that_is_not_there(monkeypatch, tmp_
     assert "embedded takes 'pretrained' or 'random', got 'pretraind'; did you mean" in str(weights.missing(cfg))
 
 
-def test_a_failed_download_says_what_to_do(monkeypatch, tmp_path):
+def test_a_file_of_the_cache_that_cannot_be_read_says_what_to_do(monkeypatch, tmp_path):
     real = timm.create_model
 
     def refuse(*args, pretrained, **kwargs):
@@ -270,7 +270,9 @@ def test_a_failed_download_says_what_to_do(monkeypatch, tmp_path):
 
     monkeypatch.setattr(timm, "create_model", refuse)
     monkeypatch.setattr(hub, "fetch", lambda pretrained, tag, say: tmp_path / "damaged.safetensors")
-    with pytest.raises(ValueError, match="set backbone_weights to a local") as error:
+    with pytest.raises(
+        ValueError, match=r"damaged\.safetensors are damaged or do not fit .+; delete that file"
+    ) as error:
         weights.build(settings(backbone_type="vit_tiny_patch16_224"))
     assert "couldn't read" in str(error.value) and "long trace" not in str(error.value)
 
