@@ -80,16 +80,28 @@ def test_rows_from_before_the_tracker_are_sent_too(tmp_path, monkeypatch):
     assert json.loads((folder / "tracker.json").read_text())["wandb"]["rows"] == 3
 
 
-@pytest.mark.parametrize("broken", ["init", "log", "finish"])
-def test_a_tracker_that_fails_is_named_once_and_costs_no_run(broken, tmp_path, monkeypatch, capsys):
-    Wandb(monkeypatch, broken)
+SAID = "tracker wandb failed (the server is away): the run goes on without it; metrics.jsonl has every number"
+
+
+def test_a_tracker_that_fails_is_named_once_and_costs_no_run(tmp_path, monkeypatch, capsys):
+    Wandb(monkeypatch, broken="log")
     run = tiny_experiment("simplecil", tmp_path, monkeypatch, tracker="wandb")
     assert main.main([*run, "--out", str(tmp_path / "logs")]) == 0
     said = capsys.readouterr().err
-    line = "tracker wandb failed (the server is away): the run goes on without it; metrics.jsonl has every number"
-    assert said.count(line) == 1 and "long trace" not in said
+    assert said.count(SAID) == 1 and "long trace" not in said
     (folder,) = (tmp_path / "logs").glob("simplecil/*/seed_3")
     assert (folder / "results.json").is_file() and len(rows_of(folder)) == 2
+
+
+@pytest.mark.parametrize("broken", ["init", "finish"])
+def test_so_is_one_that_fails_at_the_start_or_the_end(broken, tmp_path, monkeypatch, capsys):
+    Wandb(monkeypatch, broken)
+    folder = tmp_path / "e" / "hash" / "seed_1"
+    with RunLog(folder) as log:
+        log.mirror = tracker.of("wandb", About(folder, {}, {}), log.rows, log.warn)
+        log.row("epoch", loss=1.0)
+        log.mirror.finish({"last_accuracy": 1.0})
+    assert capsys.readouterr().err.count(SAID) == 1 and len(rows_of(folder)) == 1
 
 
 class Refusing:
