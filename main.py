@@ -50,6 +50,7 @@ def run(experiment: Resolved, args: argparse.Namespace) -> None:
     """Runs every seed in turn, then prints their mean and standard deviation."""
     from commands import load, present
     from utils.report import console
+    from utils.run import predictions
 
     cfg, afresh = experiment.settings, args.resume == "never"
     folders = {seed: args.out / args.config.stem / experiment.hash / f"seed_{seed}" for seed in cfg.seed}
@@ -61,10 +62,9 @@ def run(experiment: Resolved, args: argparse.Namespace) -> None:
         dataset, shown = load.dataset(experiment), set[str]()
         notes += dataset.notes
     for seed, path in folders.items():
-        if results[seed] is not None:
-            print(
-                printable(f"seed {seed} is finished: {path / 'results.json'}{options.PROFILED_NOTHING * args.profile}")
-            )
+        if (known := results[seed]) is not None:
+            remarks = options.PROFILED_NOTHING * args.profile + predictions.lacking(path, cfg.predictions, known)
+            print(printable(f"seed {seed} is finished: {path / 'results.json'}{remarks}"))
             continue
         backbone = load.backbone(cfg)  # before the run has a folder: bad weights are bad input
         with folder.open_log(path, args.out / "latest", afresh, [*notes, *backbone[1].notes], shown) as log:

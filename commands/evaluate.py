@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from utils.process.machine import check_torchvision, flush_denormals, pick_device
 from utils.report import console
@@ -14,13 +15,19 @@ from utils.text import printable
 
 def run(args: argparse.Namespace) -> int:
     check_torchvision()
-    return evaluate(args.evaluate, args.device or "auto", args.data_root)
+    if args.out is not None and (args.out.suffix != ".npz" or args.out.is_dir()):
+        raise ValueError(f"--evaluate RUN --out {args.out}: a file FILE.npz is expected, for predictions and scores")
+    return evaluate(args.evaluate, args.device or "auto", args.data_root, args.out)
 
 
-def evaluate(folder: Path, device_name: str, data_root: str | None) -> int:
-    """Scores a saved run's model on the test data of every task it learned. Exit code: 0 if each is as recorded, else 1."""
+def evaluate(folder: Path, device_name: str, data_root: str | None, out: Path | None = None) -> int:
+    """Scores a saved run's model on the test data of every task it learned. Exit code: 0 if each is as recorded, else 1.
+
+    `out`: a file for prediction and scores of every image, see utils/run/predictions.py."""
     from commands import saved
     from utils.evaluation import scores
+    from utils.evaluation.by_image import ByImage
+    from utils.run import predictions
 
     flush_denormals()
     device = pick_device(device_name)
@@ -28,7 +35,12 @@ def evaluate(folder: Path, device_name: str, data_root: str | None) -> int:
     for line in run.notes:
         print(printable(f"warning: {line}"), file=sys.stderr)
     record = run_record.RunRecord.from_dict(run.record)
-    now = [score.correct for score in scores.evaluate(run.learner, run.stream, run.task, device)[0]]
+    images = ByImage(store=True)
+    more: dict[str, Any] = {} if out is None else {"images": images}
+    now = [score.correct for score in scores.evaluate(run.learner, run.stream, run.task, device, **more)[0]]
+    if out is not None:
+        predictions.write(out, images, run.stream)
+        print(printable(f"predictions and scores of every test image: {out}"))
     print(printable(f"{folder}: {record.model_name} on {record.dataset} after task {run.task + 1}/{len(run.stream)}"))
     print(console.again_table(record.samples, record.correct[run.task], now))
     if now == record.correct[run.task]:

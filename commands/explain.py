@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from commands import explain_measures
 from utils.report import class_names
 from utils.report import results as report_results
 from utils.text import clock, counted, number, printable
@@ -213,6 +214,7 @@ def _end(results: Results) -> list[str]:
             f"Of the {number(100 - last)} points that lack, {number(between)} are confusions between tasks (with the task "
             f"known it scores {number(known)}) and {number(100 - known)} within a task."
         )
+    text += explain_measures.sentences(results)
     peeked = any(entry.get("split") == "test" for entry in results.get("selection_history") or ())
     text.append(
         f"Test data were scored {results['test_evaluations']} times"

@@ -28,7 +28,7 @@ Schema = type[Experiment]
 # Keys that say where and how fast a run happens. They are in a separate section, with the keys of `Cluster`.
 SPEED = (
     *("device", "precision", "compile", "prefix_cache", "prefix_cache_gb", "eval_batch_size", "batch_per_process"),
-    *("num_workers", "tracker"),
+    *("num_workers", "tracker", "predictions"),
 )
 # The tables of the keys that every method has; a key that no other table names stands in the last one.
 COMMON = {

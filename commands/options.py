@@ -23,7 +23,7 @@ COMMANDS = {
     "explain": (),
     "report": (),
     "verify": (),
-    "evaluate": ("data_root", "device"),
+    "evaluate": ("data_root", "device", "out"),
     "export": ("data_root", "out", "format"),
     "predict": ("out", "top_k", "device"),
     "compare": ("out", "columns"),
@@ -74,7 +74,7 @@ def parse(argv: Sequence[str] | None, about: str) -> argparse.Namespace:
     for key, command in (("format", "export"), ("top_k", "predict")):
         if key in stated and args.command != command:
             raise ValueError(f"{_flag(key)} has no effect without {_flag(command)}: leave it out")
-    if args.command not in ("export", "predict"):
+    if args.command not in ("evaluate", "export", "predict"):
         args.out = args.out or OUT
     return args
 
@@ -103,7 +103,8 @@ def parser(about: str) -> argparse.ArgumentParser:
         "--out",
         type=Path,
         metavar="DIR",
-        help=f"where run folders go (default: {OUT}); with --export, the new folder; with --predict, the file",
+        help=f"where run folders go (default: {OUT}); with --export, the new folder; with --predict and "
+        "--evaluate, the file",
     )
     ask.add_argument("--data-root", metavar="DIR", help="folder that holds the data sets (overrides the key data_root)")
     ask.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (overrides the key device)")
@@ -142,7 +143,8 @@ def parser(about: str) -> argparse.ArgumentParser:
         "--evaluate",
         type=Path,
         metavar="RUN",
-        help="score a saved run's model again on every task it learned, and compare",
+        help="score a saved run's model again on every task it learned, and compare; --out FILE.npz: also write prediction and "
+        "scores of every test image",
     )
     ask.add_argument(
         "--export",
@@ -187,7 +189,7 @@ def parser(about: str) -> argparse.ArgumentParser:
         "--columns",
         metavar="NAME,NAME",
         help="with --compare, the columns of the table: last, average, forgetting, parameters, adapters, time, memory, "
-        "trained, task_mean, task_known, transfer (default: the first three)",
+        "trained, task_mean, task_known, transfer, learning, ece, operations, cpu_hours, gpu_hours (default: the first three)",
     )
     ask.add_argument(
         "--data",

@@ -187,9 +187,9 @@ class Learner(ClassStatistics):
 
     @property
     def gives_log_probabilities(self) -> bool:
-        """Whether the scores were trained as log-probabilities, so that their softmax is a confidence: not those of class
-        statistics."""
-        return self.statistics is None
+        """Whether the scores are log-probabilities up to a constant, so that their softmax is a confidence: not cosines to
+        class means and regression on class statistics."""
+        return self.statistics is None or self.statistics.kind in ("lda", "aligned")
 
     def adapters_per_layer(self) -> list[int]:
         """Adapters in each block, for tables and results."""

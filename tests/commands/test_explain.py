@@ -49,6 +49,21 @@ def test_a_run_in_sentences():
     )
 
 
+def test_classes_images_and_cost_in_sentences():
+    end = paragraphs(
+        last_accuracy_interval=[75.0, 84.5], learning_accuracy=80.0,
+        class_accuracy=[None, None, 70.0, None, 90.0, None, None, 70.0],
+        class_images=[None, None, 10, None, 10, None, None, 20], class_confusion=[[7, 2, 6], [2, None, 3]],
+        calibration={"ece": 3.25}, operations=[2_000_000_000, 3_000_000_000], cpu_hours=0.5, gpu_hours=0.25,
+    )[-1]  # fmt: skip
+    assert (
+        "From its test images alone the last accuracy is known to 75.00 to 84.50 (95 %). Right after they came, tasks stood at "
+        "80.00 in the mean. The worst class is 2 with 70.00, the best 4 with 90.00. Most often 7 is taken for 2: 6 images of "
+        "20. Its confidence is off by 3.25 points in the mean (ECE). A prediction takes 3.000 GFLOP, 1.50 times as many as "
+        "after the first task. The run took 0.500 CPU hours and 0.250 GPU hours. Test data"
+    ) in end
+
+
 def test_scans_grow_or_say_how_near_it_was():
     scan = {"kind": "detect", "task": 1, "threshold": 1.5, "expanded": False}
     low = [scan | {"layer": 3, "scores": [0.5, 9.0]}, scan | {"layer": 4, "scores": [1.25, 1.0]}]

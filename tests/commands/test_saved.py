@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -126,6 +127,43 @@ def test_a_saved_run_is_scored_again_with_the_same_numbers(method, tmp_path, mon
     assert [line.split()[0] for line in lines[1:-1]] == ["task", "1", "2", "all"]
     assert [float(line.split()[4]) for line in lines[2:4]] == pytest.approx(results["accuracy_matrix"][1])
     assert contents(folder) == before
+
+
+def test_predictions_of_every_test_image_in_a_file(tmp_path, monkeypatch, capsys):
+    """Those that the run writes and those of --evaluate are the same, and the results follow from them."""
+    folder, _ = tiny_run("finetune", tmp_path, monkeypatch, predictions="tasks")
+    results = json.loads((folder / "results.json").read_text())
+    files = sorted(path.name for path in (folder / "predictions").iterdir())
+    assert files == ["task_1.npz", "task_2.npz"] and not (folder / "predictions.npz").exists()
+    with np.load(folder / "predictions" / "task_2.npz", allow_pickle=False) as file:
+        run = dict(file)
+    assert run["scores"].shape == (40, 10) and run["scores"].dtype == np.float32
+    assert run["predictions"].tolist() == run["scores"].argmax(axis=1).tolist()
+    assert 100 * (run["predictions"] == run["labels"]).mean() == pytest.approx(results["last_accuracy"])
+    assert run["classes"].tolist() == results["class_order"] and run["class_tasks"].tolist() == [0] * 5 + [1] * 5
+    assert run["class_names"].tolist() == [results["class_names"][c] for c in results["class_order"]]
+    assert sorted(run["rows"].tolist()) == list(range(40)) and run["images"][0] == f"row {run['rows'][0]}"
+    assert few_digits().test.labels[run["rows"]].tolist() == run["classes"][run["labels"]].tolist()
+    worst = results["mistakes"][0]
+    (place,) = np.flatnonzero(run["rows"] == worst["row"])
+    scores = run["scores"][place].astype(float)
+    assert scores.max() - scores[run["labels"][place]] == pytest.approx(worst["margin"])
+
+    capsys.readouterr()
+    again = tmp_path / "again.npz"
+    assert main.main(["--evaluate", str(folder), "--device", "cpu", "--out", str(again)]) == 0
+    with np.load(again, allow_pickle=False) as file:
+        for name in run:
+            same = np.testing.assert_allclose if name == "scores" else np.testing.assert_array_equal
+            same(file[name], run[name], **({"atol": 1e-5} if name == "scores" else {}))
+    assert main.main(["--evaluate", str(folder), "--out", str(tmp_path / "x.csv")]) == 2
+    assert "a file FILE.npz is expected" in capsys.readouterr().err
+
+    # the same command with the other value: nothing is computed again, and that no file was written is said
+    values = json.loads((tmp_path / "finetune.json").read_text()) | {"predictions": "last"}
+    (tmp_path / "finetune.json").write_text(json.dumps(values))
+    assert main.main(["--config", str(tmp_path / "finetune.json"), "--out", str(tmp_path / "logs")]) == 0
+    assert "it wrote no predictions: --evaluate" in capsys.readouterr().out
 
 
 def test_other_numbers_are_told_with_exit_code_1(tmp_path, monkeypatch, capsys):

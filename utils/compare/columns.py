@@ -50,6 +50,11 @@ COLUMNS = {
         Column("adapters", "adapters_at_end", "adapters", 0, 1),
         Column("time", "seconds_in_all", "time (s)", 0, 1),
         Column("memory", "peak_mib", "memory (MiB)", 0, 0),
+        Column("learning", "learning_accuracy", "learning", 1),
+        Column("ece", "ece", "ECE", -1),
+        Column("operations", "gigaflop", "GFLOP an image", 0, 3),
+        Column("cpu_hours", "cpu_hours", "CPU hours", 0, 3),
+        Column("gpu_hours", "gpu_hours", "GPU hours", 0, 3),
     )
 }
 BY_KEY = {column.key: column for column in COLUMNS.values()}
@@ -75,10 +80,16 @@ def figures(results: Mapping[str, Any]) -> dict[str, float | None]:
     """The numbers of columns that results.json does not have as such, by key; an exception where it is none."""
     trained, total = results["trainable_parameters"], results["total_parameters"]
     layers, peak = results["adapters_per_layer"], results["peak_memory_bytes"]
+    operations = (results.get("operations") or [None])[-1]  # this and what follows: None in runs of older versions
     return {
         "parameters": total[-1] if total else None,
         "trained_in_last_task": trained[-1] if trained else None,
         "adapters_at_end": sum(layers[-1].values()) if layers else None,
         "seconds_in_all": sum(seconds or 0.0 for entry in results["seconds"] for seconds in entry.values()),
         "peak_mib": peak / 2**20 if peak else None,
+        "learning_accuracy": results.get("learning_accuracy"),
+        "ece": (results.get("calibration") or {}).get("ece"),
+        "gigaflop": operations / 1e9 if operations else None,
+        "cpu_hours": results.get("cpu_hours"),
+        "gpu_hours": results.get("gpu_hours"),
     }

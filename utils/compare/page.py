@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from utils.compare import intransigence
 from utils.compare import plots as plots_compare
 from utils.compare import table as comparison
 from utils.compare.rows import Arm, differences
@@ -267,6 +268,7 @@ def page(rows: Sequence[Arm], table: Sequence[comparison.TableRow], notes: Seque
             Section("Results", [*result_table(table), *class_table(detailed)]),
             Section("Settings that differ", settings_table(detailed)),
             *figure_sections(FIGURES, svgs, below, {}),
+            *[Section("Intransigence", blocks) for blocks in [intransigence.table(detailed)] if blocks],
             Section("Environments that differ", environment_table(detailed, environments)),
             Section("Run it again", command_list(detailed, environments)),
         ],

@@ -103,6 +103,7 @@ def _slim(results: Mapping[str, Any]) -> dict[str, Any]:
             "layers": adapters[-1] if adapters else {},
             "seconds": seconds,
             "peaks": peaks,
+            "newest": [row[t] for t, row in enumerate(results["accuracy_matrix"])],
             "sizes": tuple(len(classes) for classes in results["task_classes"]),
             "order": hash(tuple(results["class_order"])),
             "classes": _named_classes(results),

@@ -10,7 +10,7 @@ from typing import Any
 # Keys that say where and how a run happens, not what it computes: they are left out of the hash.
 NOT_HASHED = frozenset(
     {"about", "expected", "tuned", "prefix", "seed", "device", "num_workers", "data_root", "eval_batch_size"}
-    | {"prefix_cache", "prefix_cache_gb", "tracker"}
+    | {"prefix_cache", "prefix_cache_gb", "tracker", "predictions"}
     # those of a cluster, utils/engines/settings.py: in config.json of older versions
     | {"slurm_cluster", "slurm_partition", "slurm_time", "slurm_gpus", "slurm_cpus", "slurm_mem_gb", "slurm_account"}
     | {"slurm_qos", "slurm_array_parallelism", "slurm_setup", "slurm_extra", "ray_address", "ray_gpus", "ray_cpus"}

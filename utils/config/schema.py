@@ -215,6 +215,11 @@ class Experiment(BaseModel):
         description="also sends every number of metrics.jsonl to TensorBoard (files in RUN/tensorboard), Weights & Biases "
         "(RUN/wandb, online or offline) or MLflow (its server, or mlflow.db beside the runs); the package must be installed",
     )
+    predictions: Literal["last", "tasks"] | None = Field(
+        None,
+        description="also writes prediction and scores of every test image: last: RUN/predictions.npz after the last "
+        "task; tasks: RUN/predictions/task_T.npz after each task; null: no file",
+    )
     head: head_keys.HeadKind = head_keys.HEAD
     head_projection_dim: int | None = head_keys.PROJECTION_DIM
     head_lift: head_keys.Lift = head_keys.LIFT

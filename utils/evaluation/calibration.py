@@ -8,7 +8,8 @@ into BINS bins of equal width by their confidence, the largest softmax probabili
 with the n_b images of bin b, their share of right predictions and their mean confidence. Bin b from 0 holds confidences in
 (b / BINS, (b + 1) / BINS], as in that paper.
 
-It needs scores that were trained as log-probabilities (cross-entropy over their softmax). Cosines to class means and the
+It needs scores that are log-probabilities up to a constant: trained by cross-entropy over their softmax, or the log
+posteriors of discriminant analysis. Cosines to class means and the
 regression scores of a ridge head are none: the softmax of C cosines is nearly 1 / C for every image, whatever is right.
 """
 
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 
 BINS = 15  # Guo et al., section 4
-CONFIDENCE = "the largest softmax probability of the linear head's scores over the classes seen"
+CONFIDENCE = "the largest softmax probability of the scores over the classes seen"
 NO_CONFIDENCE = (
     "no calibration: this head's scores (cosines to class means, or ridge regression) are no log-probabilities, so the "
     "softmax of them is no confidence"

@@ -10,11 +10,10 @@ from utils.config.split import Split
 from utils.data.tasks import TaskStream
 from utils.evaluation import head_drift, health, other_heads, routing_controls
 from utils.evaluation import scores as evaluation
-from utils.evaluation.by_image import ByImage
 from utils.process import parallel, stopwatch
 from utils.process.machine import cpu_seconds, peak_memory
 from utils.process.seeds import seed_everything
-from utils.run import measures
+from utils.run import measures, predictions
 from utils.run import record as run_record
 from utils.run.journal import Journal
 
@@ -58,12 +57,13 @@ def _score(
     renewed = head_drift.renewed_statistics(learner, stream, index)
     ready = time.perf_counter()
     gates = routing_controls.gates_of(learner, stream, index)
-    images, others = ByImage(), learner.compared_heads()
+    images, others = predictions.collector(learner, stream, index), learner.compared_heads()
     measured_heads = head_drift.heads_of(learner, renewed) | others
     scores, by_head = evaluation.evaluate(learner, stream, index, device, measured_heads, gates, images)
     seconds = {**measured["seconds"], "evaluate": time.perf_counter() - ready}
     controls = routing_controls.log_routing(learner, stream, index, device, gates, scores, record.seed)
     by_image = measures.of_images(images, learner, stream, index)
+    predictions.write_asked(images, learner, stream, index)
     record.add_task(
         scores,
         adapters_per_layer=dict(enumerate(learner.adapters_per_layer())),

@@ -95,8 +95,14 @@ def test_figures_are_those_at_the_end():
         "peak_memory_bytes": 3 * 2**20,
     }
     assert columns.figures(results) == {
-        "parameters": 70, "trained_in_last_task": 7, "adapters_at_end": 3, "seconds_in_all": 1.75, "peak_mib": 3.0
+        "parameters": 70, "trained_in_last_task": 7, "adapters_at_end": 3, "seconds_in_all": 1.75, "peak_mib": 3.0,
+        "learning_accuracy": None, "ece": None, "gigaflop": None, "cpu_hours": None, "gpu_hours": None,
     }  # fmt: skip
+    results |= {"learning_accuracy": 80.0, "calibration": {"ece": 4.5}, "operations": [1, 2_500_000_000]}
+    results |= {"cpu_hours": 0.5, "gpu_hours": 0.0}
+    later = columns.figures(results)
+    assert (later["learning_accuracy"], later["ece"], later["gigaflop"]) == (80.0, 4.5, 2.5)
+    assert (later["cpu_hours"], later["gpu_hours"]) == (0.5, 0.0)
 
 
 @pytest.mark.parametrize(

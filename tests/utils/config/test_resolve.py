@@ -312,7 +312,13 @@ def test_set_faults():
 def test_hash_ignores_where_and_how(key):
     values = {"seed": [5], "device": "cpu", "num_workers": 2, "eval_batch_size": 7}
     card = {"weights": "", "settings": "", "tolerance": 0.0, "top1_curve": {}}
-    values |= {"prefix_cache": "off", "prefix_cache_gb": 0.5, "tracker": "tensorboard", "expected": card}
+    values |= {
+        "prefix_cache": "off",
+        "prefix_cache_gb": 0.5,
+        "tracker": "tensorboard",
+        "predictions": "last",
+        "expected": card,
+    }
     values |= {"slurm_cluster": "local", "slurm_setup": ["true"], "slurm_extra": {"hold": 1}}
     values |= {f"slurm_{key}": 9 for key in ("time", "gpus", "cpus", "mem_gb", "array_parallelism")}
     values |= {"ray_gpus": 0.5, "ray_cpus": 2.0}
