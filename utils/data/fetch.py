@@ -43,7 +43,7 @@ def absent(info: DatasetInfo, root: Path, what: str) -> str:
         return f"dataset {info.name}: {what}; it cannot be fetched: {info.source}"
     return (
         f"dataset {info.name}: {what}; `{command(info, root)}` fetches it ({megabytes(sum(f.size for f in info.files))}), or "
-        f"get it from {info.source} and unpack it there"
+        f"unpack it there by hand ({info.source})"
     )
 
 
