@@ -92,8 +92,8 @@ def experiments() -> dict[str, dict[str, Any]]:
             csv = {"inr_10task": "imagenetr", "ina": "imageneta", "cifar": "cifar224"}.get(suffix, suffix)
             about = (
                 f"Shows {shows} on {where.title}, {where.tasks(_classes(where.dataset))}. Source: McDonnell et al., "
-                f"NeurIPS 2023 (arXiv 2307.02251), row {row} of args/{csv}_publish.csv in github.com/RanPAC/RanPAC. Expected: last "
-                f"{NUMBERS[suffix][column]} percent in its paper_tables{other}; not run here. {TIME}"
+                f"NeurIPS 2023 (arXiv 2307.02251), row {row} of args/{csv}_publish.csv in github.com/RanPAC/RanPAC. "
+                f"Expected: last {NUMBERS[suffix][column]} percent in its paper_tables{other}; not run here. {TIME}"
             )
             files[name] = {
                 "about": about,
