@@ -108,6 +108,11 @@ def missing(cfg: Experiment) -> str | None:
     return hub.missing(_timm_facts(cfg.backbone_type), timm_tag(cfg.backbone_type))
 
 
+def cached(cfg: Experiment) -> Path | None:
+    """The file of the hub's weights that `cfg` names, None if it is not on this machine."""
+    return hub.cached(_timm_facts(cfg.backbone_type))
+
+
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Tensors of the ViT in a weight file, out of their wrappings. Raises ValueError with the path if there are none."""
     if not os.path.isfile(path):

@@ -46,10 +46,15 @@ def versions(cfg: Experiment) -> dict[str, str | None]:
 
 
 def weight_file(cfg: Experiment) -> Path | None:
-    """The file that holds the weights, None for random ones and for the hub's, which are named by their hash alone."""
-    if cfg.backbone_weights in ("pretrained", "random"):
-        embedded = cfg.backbone_type == EMBEDDED and cfg.backbone_weights == "pretrained"
-        return sources.ROOT / "backbone" / "embedded.safetensors" if embedded else None
+    """The file that holds the weights: of the hub's the one in its cache. None for random ones, and where there is no file."""
+    if cfg.backbone_weights == "random":
+        return None
+    if cfg.backbone_weights == "pretrained":
+        if cfg.backbone_type == EMBEDDED:
+            return sources.ROOT / "backbone" / "embedded.safetensors"
+        from backbone import weights
+
+        return weights.cached(cfg)
     return Path(os.path.expanduser(cfg.backbone_weights))
 
 
@@ -163,7 +168,7 @@ class Present:
         path = weight_file(cfg)
         if path is None or (now := _file_facts(path)) is None or now == old.weight_file:
             return old.weights
-        if (key := f"{path} {cfg.image_size}") not in self._weights:
+        if (key := f"{path} {cfg.backbone_type} {cfg.backbone_depth} {cfg.image_size}") not in self._weights:
             from backbone import weights
 
             self._weights[key] = weights.build(cfg)[1].weight_hash
