@@ -99,7 +99,7 @@ class StatisticsHead(nn.Module):
         self.register_buffer("sums", zeros(num_classes, size))
         self.register_buffer("gram", zeros(size, size) if kind != "ncm" else None)
         self.register_buffer("weight", zeros(num_classes, size))
-        self.register_buffer("ridge", zeros() + 1)
+        self.register_buffer("ridge", torch.ones((), dtype=torch.float64))
         self.register_buffer("projection", zeros(width, size) if projection_dim else None)
         fourier = projection_dim is not None and lift == "fourier"
         self.register_buffer("phase", zeros(size) if fourier else None)
