@@ -68,6 +68,7 @@ def run(experiment: Resolved, args: argparse.Namespace) -> None:
             continue
         backbone = load.backbone(cfg)  # before the run has a folder: bad weights are bad input
         with folder.open_log(path, args.out / "latest", afresh, [*notes, *backbone[1].notes], shown) as log:
+            log.later_runs = sum(results[later] is None for later in cfg.seed[cfg.seed.index(seed) + 1 :])
             try:
                 results[seed] = run_seed(experiment, seed, dataset, backbone, device, log, args.profile)
             except journal.Differs as difference:  # this device does not compute the same numbers twice
@@ -75,7 +76,13 @@ def run(experiment: Resolved, args: argparse.Namespace) -> None:
                 results[seed] = run_seed(experiment, seed, dataset, load.backbone(cfg), device, log, args.profile)
     by_seed = {seed: results_of_seed for seed, results_of_seed in results.items() if results_of_seed is not None}
     present.refuse_mixed(by_seed)
-    print(printable("\n" + console.seed_table([*by_seed.values()], folders[cfg.seed[0]].parent)))
+    place = folders[cfg.seed[0]].parent
+    print(printable("\n" + console.seed_table([*by_seed.values()], place if len(by_seed) == 1 else None)))
+    if len(by_seed) > 1 and parallel.is_first():
+        from commands import outcome
+
+        outcome.show(place, args.config.stem, outcome.rows_of([("", [*folders.values()])]), with_table=False)
+        print(printable(f"run folder: {place}"))
     parallel.stop()
 
 

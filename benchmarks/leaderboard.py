@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SETS = (*tables.RANKED, *tables.SMOKE)
 # files that have a card but no row in the table
 ALONE = (
-    "quickstart",
+    "sema_digits_short",
     "debug_moe_parallel",
     "debug_nested_lora",
     *(f"{method}_icons_100task" for method in ("finetune", "nested_lora", "ranpac", "simplecil")),

@@ -87,7 +87,7 @@ def table(times: dict[str, list[Took]], limits: dict[str, float]) -> str:
 
 def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--config", default="exps/quickstart.json")
+    ask.add_argument("--config", default="exps/sema_digits_short.json")
     ask.add_argument("--rounds", type=int, default=5)
     args = ask.parse_args()
     print(f"load of the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, {args.rounds} rounds\n", flush=True)

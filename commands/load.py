@@ -16,6 +16,8 @@ from utils.process import machine as this_machine
 from utils.process import parallel
 from utils.text import shortened
 
+SMALL_RUN = 1.2 * 2**30  # bytes that a run with the embedded backbone takes, page included
+
 if TYPE_CHECKING:
     import torch
 
@@ -89,12 +91,39 @@ def _read(args: argparse.Namespace, tried: Sequence[str] | None) -> tuple[sweep.
 def is_one_run(loaded: sweep.Sweep, args: argparse.Namespace) -> bool:
     """Whether this process runs the experiment itself, seed after seed, instead of starting a process for every run.
 
-    Raises ValueError under torchrun where it would start processes."""
+    Sets `args.jobs` where the command line does not. Raises ValueError under torchrun where it would start processes."""
+    if args.jobs is None:
+        args.jobs = jobs_by_default(loaded, args)
     if not (loaded.declared or args.jobs > 1 or args.engine != "local"):
         return True
     if parallel.torchrun_ranks()[1] > 1:
         raise ValueError("torchrun computes one run: a sweep, --jobs and --engine start their processes without it")
     return False
+
+
+def jobs_by_default(loaded: sweep.Sweep, args: argparse.Namespace) -> int:
+    """Runs at a time without --jobs: one for each core this process may use, as far as runs are left and the memory has room,
+    where all are small; else 1. A profiled run has the machine for itself."""
+    if args.engine != "local" or args.profile or parallel.torchrun_ranks()[1] > 1:
+        return 1
+    folders = (cell.run_folder(args.out, args.config.stem, seed) for cell in loaded.cells for seed in loaded.seeds)
+    left = sum(args.resume == "never" or not (folder / "results.json").exists() for folder in folders)
+    most = min(left, this_machine.cores())
+    if most < 2 or not all(is_small(cell.resolved.settings) for cell in loaded.cells):
+        return 1
+    free = this_machine.free_memory()
+    return max(1, most if free is None else min(most, int(free // SMALL_RUN)))
+
+
+def is_small(cfg: Experiment) -> bool:
+    """Whether one thread is the fastest way to compute a run: the embedded backbone on the CPU."""
+    if cfg.backbone_type != catalogue.EMBEDDED or cfg.device.startswith("cuda"):
+        return False
+    if cfg.device == "cpu":
+        return True
+    import torch
+
+    return not torch.cuda.is_available()
 
 
 def machine(experiment: Resolved) -> tuple[torch.device, list[str]]:
@@ -103,6 +132,8 @@ def machine(experiment: Resolved) -> tuple[torch.device, list[str]]:
 
     this_machine.check_torchvision()
     this_machine.flush_denormals()
+    if is_small(experiment.settings):
+        this_machine.use_one_thread()
     if missing := tracker.missing(experiment.settings.tracker):
         raise ValueError(missing)
     device, warning = parallel.start(experiment.settings.device)

@@ -12,7 +12,7 @@ from utils.text import printable
 EXAMPLES = """five commands to start with:
   python main.py --config exps/quickstart.json
   python main.py --config exps/sema_glyphs.json --check
-  python main.py --config exps/quickstart.json --set exp_threshold=1 --set seed=[1,2,3]
+  python main.py --config exps/sema_digits_short.json --set exp_threshold=1 --set seed=[1,2,3]
   python main.py --config exps/sema_cifar.json --data-root ~/data --device cuda
   python main.py --list"""
 
@@ -129,9 +129,9 @@ def parser(about: str) -> argparse.ArgumentParser:
     ask.add_argument(
         "--jobs",
         type=_positive,
-        default=1,
         metavar="N",
-        help="runs at a time, for a sweep or several seeds (default: 1)",
+        help="runs at a time, for a sweep or several seeds (default: one for each free core where the backbone is the embedded "
+        "one and computes on the CPU, else 1)",
     )
     ask.add_argument(
         "--engine",
@@ -172,7 +172,12 @@ def parser(about: str) -> argparse.ArgumentParser:
         help="with --predict: classes an image, best first (default: 1)",
     )
     ask.add_argument("--explain", type=Path, metavar="RUN", help="say in plain sentences what happened in a run")
-    ask.add_argument("--report", type=Path, metavar="RUN", help="write the report.html of a finished run again")
+    ask.add_argument(
+        "--report",
+        type=Path,
+        metavar="RUN",
+        help="write the report.html of a finished run, or of a folder of runs, again",
+    )
     ask.add_argument(
         "--verify", type=Path, metavar="RUN", help="compare a run of a shipped experiment with its expected numbers"
     )

@@ -1,5 +1,6 @@
 """`--report RUN`: writes report.html and the plots of a finished run again, from the files in its folder.
 
+`--report FOLDER`, a sweep's or one with the seeds of an experiment, writes the page of all runs in it.
 Nothing is computed anew: the page shows results.json, metrics.jsonl, config.json and environment.json as the run wrote them.
 """
 
@@ -9,14 +10,25 @@ import argparse
 from pathlib import Path
 
 import models
+from commands import outcome
+from utils.compare import runs
 from utils.report import results as report_results
+from utils.text import printable
 
 PAGE = "report.html"
 
 
 def run(args: argparse.Namespace) -> int:
-    print(f"report: {write(args.report)}")
+    if not (args.report / "results.json").exists() and runs_below(args.report):
+        print(printable(f"page: {outcome.write_again(args.report)}"))
+    else:
+        print(f"report: {write(args.report)}")
     return 0
+
+
+def runs_below(folder: Path) -> bool:
+    """Whether `folder` is no run itself and holds a finished one."""
+    return not (folder / "metrics.jsonl").exists() and any(done for _, done in runs.below(folder))
 
 
 def write(folder: Path) -> Path:

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from commands import check, present, report
+from commands import check, load, outcome, present, report
 from utils import engines
 from utils.compare import table
 from utils.config.sweep import Sweep
 from utils.engines import jobs as pool
 from utils.files import storage
+from utils.report import console
 from utils.report.results import result_of
 from utils.text import counted, printable
 
@@ -34,9 +35,9 @@ def run(swept: Sweep, args: argparse.Namespace) -> int:
     _compare_finished(swept, args, jobs)
     if waiting := sum(job.state == "waiting" for job in jobs):
         _prepare(swept, args, files)
-        print(
-            f"{counted(len(swept.cells), 'cell')}, {counted(len(jobs), 'run')}, {len(jobs) - waiting} of them finished before"
-        )
+        cells = f"{counted(len(swept.cells), 'cell')}, " * swept.declared
+        at_once = f", {args.jobs} at a time" * (args.engine == "local" and args.jobs > 1)
+        print(f"{cells}{counted(len(jobs), 'run')}, {len(jobs) - waiting} of them finished before{at_once}")
         engines.load(args.engine).run(jobs, args.jobs, finished.accuracy_of)
     else:
         verb = "is" if len(jobs) == 1 else "are"
@@ -79,6 +80,7 @@ def _jobs(
             console = folder / "console" / f"{number}_seed_{seed}.txt"
             run_folder = cell.run_folder(args.out, args.config.stem, seed)
             job = pool.Job(cell.label, seed, [*line, *flags], run_folder, console, needs=needs[number - 1])
+            job.threads = 1 if load.is_small(cell.resolved.settings) else None
             if args.resume == "auto" and (accuracy := finished.accuracy_of(run_folder)) is not None:
                 job.state, job.accuracy = "done", accuracy
             jobs.append(job)
@@ -123,10 +125,20 @@ def _print_table(swept: Sweep, args: argparse.Namespace, folder: Path, finished:
     if more := sorted({seed for parent in parents for seed in _finished_seeds(parent)} - {*swept.seeds}):
         print(f"not in the table, since not asked for: finished runs of seed {', '.join(map(str, more))}")
     rows = table.compare(cells)
+    if not swept.declared:
+        print(printable("\n" + console.seed_table([*cells[0][2].values()])))
     folder.mkdir(parents=True, exist_ok=True)
     for ending, text in table.tables(rows).items():
         storage.write_bytes(folder / f"table.{ending}", text.encode())
-    print(printable(f"\n{table.as_text(rows)}\ntable (txt, csv, md, tex): {folder}"))
+    if swept.declared and len(swept.seeds) > 1:  # one seed has neither deviation nor interval
+        print(printable(f"\n{table.as_text(rows)}"))
+    finished_runs = [
+        (cell.label if swept.declared else "", [cell.run_folder(args.out, stem, seed) for seed in results])
+        for cell, (_, _, results) in zip(swept.cells, cells, strict=True)
+    ]
+    place = folder if swept.declared else parents[0]
+    outcome.show(place, stem, outcome.rows_of(finished_runs), with_table=swept.declared)
+    print(printable(f"table (txt, csv, md, tex): {folder}"))
 
 
 def _finished_seeds(settings_folder: Path) -> Iterator[int]:

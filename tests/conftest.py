@@ -10,6 +10,7 @@ from PIL import Image
 
 import models
 from backbone.vit import SlottedViT
+from commands import load
 from tests.helpers.toy import toy_backbone, toy_settings
 from utils.data import cifar
 from utils.data.dataset import Dataset
@@ -25,6 +26,12 @@ torch.set_num_threads(1)  # toy sizes: a second thread only costs
 def no_signal_before(monkeypatch):
     """A signal that an earlier test of this process raised does not silence those of this test."""
     monkeypatch.setattr(interrupt, "_raised", -math.inf)
+
+
+@pytest.fixture(autouse=True)
+def one_run_at_a_time(monkeypatch):
+    """A test that runs several seeds in this process does not start processes for them, whatever cores are free."""
+    monkeypatch.setattr(load, "jobs_by_default", lambda loaded, args: 1)
 
 
 @pytest.fixture

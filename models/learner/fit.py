@@ -93,6 +93,7 @@ def fit(
                     with stopwatch.section("backward"):
                         after_step()
                 journal.check_folder()
+                bar.within(run.count / max(len(shown), 1))
                 if stop or (stop is None and interrupt.stop_requested()):
                     run.spent = spent + time.perf_counter() - start
                     at = f"{where}, epoch {run.epoch + 1}, step {run.step}"

@@ -40,7 +40,11 @@ CORRECTIONS = {
 def test_the_promised_files_are_there():
     sets = ("digits", "glyphs", "fractals")
     published = ("cifar", "inr_5task", "inr_10task", "inr_20task", "ina", "vtab")
-    expected = {"quickstart", *(f"{m}_{s}" for m in ("finetune", "joint", "simplecil") for s in sets)}
+    expected = {
+        "quickstart",
+        "sema_digits_short",
+        *(f"{m}_{s}" for m in ("finetune", "joint", "simplecil") for s in sets),
+    }
     expected |= {f"{m}_{s}" for m in ("sema", "sema_corrected") for s in sets + published}
     nested = ("nested_lora", "moe_parallel")
     expected |= {f"{m}_{s}" for m in nested for s in (*sets, "cifar", "inr_10task")} | {f"debug_{m}" for m in nested}

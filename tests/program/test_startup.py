@@ -29,7 +29,7 @@ def said(code: str) -> str:
 def test_check_imports_no_compiler_no_other_models_and_no_data_libraries():
     code = f"""
 import sys, main
-assert main.main(["--config", "exps/quickstart.json", "--check"]) == 0
+assert main.main(["--config", "exps/sema_digits_short.json", "--check"]) == 0
 found = [name for name in {LEFT_OUT} if name in sys.modules]
 stand_in = sys.modules["timm.models._hub"]
 held = type(stand_in).__name__
@@ -73,9 +73,9 @@ def test_the_benchmark_ends_at_the_first_step_and_tells_failures(tmp_path):
     assert startup.took(ways["--check"]).processor > 0
     with pytest.raises(RuntimeError, match="no step was taken"):
         startup.took(ways["first training step"])
-    first = startup.commands("exps/quickstart.json", tmp_path / "out")["first training step"]
+    first = startup.commands("exps/sema_digits_short.json", tmp_path / "out")["first training step"]
     assert startup.took(first).wall > 0
-    (rows,) = (tmp_path / "out" / "quickstart").rglob("metrics.jsonl")
+    (rows,) = (tmp_path / "out" / "sema_digits_short").rglob("metrics.jsonl")
     assert '"epoch"' not in rows.read_text(encoding="utf-8")
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from utils.compare import intransigence
 from utils.compare import plots as plots_compare
 from utils.compare import table as comparison
+from utils.compare.reports import report_table, reports_of
 from utils.compare.rows import Arm, differences
 from utils.evaluation import metrics
 from utils.evaluation.error_parts import Split
@@ -15,6 +18,7 @@ from utils.report import plots
 from utils.report.html import (
     Block,
     Lines,
+    Link,
     Note,
     Section,
     Table,
@@ -89,14 +93,16 @@ def _of_rows(rows: Numbered, head: Sequence[str], cells: Any) -> Table:
     return Table(["row", *head], body, "rows")
 
 
-def result_table(rows: Sequence[comparison.TableRow]) -> list[Block]:
-    """All rows: for each column mean ± std, the best in bold, and below it the paired difference to the first row."""
+def result_table(rows: Sequence[comparison.TableRow], reports: Mapping[int, str] = MappingProxyType({})) -> list[Block]:
+    """All rows: for each column mean ± std, the best in bold, and below it the paired difference to the first row. `reports`:
+    by the index of a row the path that its name leads to."""
     columns = comparison.columns_of(rows)
     winners = {c.key: comparison.best(rows, c) for c in columns}
     body = []
     for index, row in enumerate(rows):
         n, pairs = comparison.counts(row)
-        cells: list[Any] = [row.shown, n if pairs in (None, n) else Two(str(n), counted(pairs or 0, "pair"))]
+        name = Link(row.shown, reports[index]) if index in reports else row.shown
+        cells: list[Any] = [name, n if pairs in (None, n) else Two(str(n), counted(pairs or 0, "pair"))]
         for c in columns:
             gap, below = row.differences[c.key], ""
             if gap is not None and gap.mean is not None:
@@ -239,12 +245,20 @@ def command_list(rows: Numbered, environments: Mapping[int, Sequence[Mapping[str
     return blocks
 
 
-def page(rows: Sequence[Arm], table: Sequence[comparison.TableRow], notes: Sequence[str]) -> str:
-    """The text of compare.html: `table` has a row for each of `rows`; `notes` say what to mind."""
+def page(
+    rows: Sequence[Arm],
+    table: Sequence[comparison.TableRow],
+    notes: Sequence[str],
+    name: str = "",
+    lead: str = "",
+    place: Path | None = None,
+) -> str:
+    """The text of compare.html: `table` has a row for each of `rows`; `notes` say what to mind. `name` begins the title,
+    `lead` is a sentence above the rest; `place`: the folder of the page, for links to the reports of the runs."""
     detailed, drawn = chosen(rows, MOST_DETAILED), chosen(rows, MOST_DRAWN)
     environments = {n: [run.environment() for run in list(row.runs.values())[:MOST_READ]] for n, row in detailed}
     count = sum(len(row.runs) for row in rows)
-    title = f"{counted(count, 'run')} in {counted(len(rows), 'row')}"
+    title = f"{name}{': ' * bool(name)}{counted(count, 'run')} in {counted(len(rows), 'row')}"
     cut = []
     if len(drawn) < len(rows):
         cut.append(f"Drawn are {len(drawn)} of {len(rows):,} rows: the first and those with the best last accuracy.")
@@ -252,6 +266,13 @@ def page(rows: Sequence[Arm], table: Sequence[comparison.TableRow], notes: Seque
         cut.append(
             f"Settings, environments and other tables show {len(detailed)} of {len(rows):,} rows, chosen in the same way."
         )
+    reports = reports_of(rows, place)
+    lone = {
+        n: path
+        for n, (row, paths) in enumerate(zip(rows, reports, strict=True))
+        for path in paths.values()
+        if len(row.runs) == 1
+    }
     svgs = {name: plots.inline_svg(figure, f"compare_{name}") for name, figure in plots_compare.draw(drawn).items()}
     below = {
         "forgetting": forgetting_table(detailed),
@@ -263,9 +284,9 @@ def page(rows: Sequence[Arm], table: Sequence[comparison.TableRow], notes: Seque
         "compare.html",
         title=title,
         short_title=shortened(title, 100),
-        notes=[*(Note(note, "warn") for note in notes), *map(Note, cut)],
+        notes=[*([Note(lead, "lead")] if lead else []), *(Note(note, "warn") for note in notes), *map(Note, cut)],
         sections=[
-            Section("Results", [*result_table(table), *class_table(detailed)]),
+            Section("Results", [*result_table(table, lone), *report_table(rows, reports), *class_table(detailed)]),
             Section("Settings that differ", settings_table(detailed)),
             *figure_sections(FIGURES, svgs, below, {}),
             *[Section("Intransigence", blocks) for blocks in [intransigence.table(detailed)] if blocks],

@@ -40,7 +40,8 @@ SKIPPED = {"cells", "console", "checkpoints", "plots", "samples", "cache", "expo
 class Run:
     """One finished seed. `results`: NUMBERS, LISTS and, by task, `forgetting_by_task`, `splits`, `adapters` (their number),
     `seconds` (by phase), `peaks` (bytes or None); `layers` (adapters by layer at the end), `sizes` (classes of each task),
-    `order` (a hash of the class order), `classes` (the names of each task's, empty where they are but numbers),
+    `order` (a hash of the class order),
+    `tested` (test images at the end, None if unknown), `classes` (the names of each task's, empty where they are but numbers),
     `provenance` (empty in runs of older versions), `selection_history` as far as `utils.compare.table` reads it, and what
     `utils.compare.columns.figures` adds."""
 
@@ -108,6 +109,7 @@ def _slim(results: Mapping[str, Any]) -> dict[str, Any]:
             "order": hash(tuple(results["class_order"])),
             "classes": _named_classes(results),
             "selection_history": [{"split": "test"}] if peeked else [],
+            "tested": sum(map(sum, results.get("task_confusion") or ())) or None,
             "provenance": dict(results.get("provenance") or {}),
         }
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 import shutil
 import signal
@@ -16,6 +18,7 @@ from utils.text import CONTROL, clock, number, one_line, printable
 
 POLL = 0.1  # seconds between two looks at the processes
 REFRESH = 1.0  # seconds between two looks at the clock in the live table
+MOST_RUNS = 30  # jobs of which the live table shows each
 _NOTICES = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
@@ -32,6 +35,7 @@ class Job:
     accuracy: float | None = None
     reason: str = ""
     started: float = 0.0
+    threads: int | None = None  # None: the cores are shared out
     needs: Mapping[str, Any] = field(
         default_factory=dict, repr=False
     )  # keys for a cluster, see utils/engines/__init__.py
@@ -68,6 +72,69 @@ def end(job: Job, code: int, accuracy_of: Callable[[Path], float | None], why: s
         job.reason = one_line(f"{what}: {errors[-1] if errors else 'it printed nothing'} (full output: {job.console})")
 
 
+@dataclass
+class Following:
+    """How far the running jobs are, read from the metrics.jsonl of their folders as it grows."""
+
+    read: dict[Path, tuple[int, dict[str, Any]]] = field(
+        default_factory=dict
+    )  # bytes read, and the last row of each kind
+    looked: float = -math.inf
+
+    def look(self, jobs: Sequence[Job]) -> None:
+        """Reads what is new, at most once in `REFRESH` seconds."""
+        if time.monotonic() - self.looked < REFRESH:
+            return
+        self.looked = time.monotonic()
+        for job in jobs:
+            if job.state == "running":
+                self._read(job.folder)
+
+    def _read(self, folder: Path) -> None:
+        start, rows = self.read.get(folder, (0, {}))
+        try:
+            with open(folder / "metrics.jsonl", "rb") as file:
+                if file.seek(0, os.SEEK_END) < start:  # cut back by a run that was resumed
+                    start, rows = 0, {}
+                file.seek(start)
+                whole, newline, _ = file.read().rpartition(b"\n")
+        except OSError:
+            return
+        for line in whole.splitlines():
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                row = json.loads(line)
+                rows[row["kind"]] = row
+        self.read[folder] = (start + len(whole) + len(newline), rows)
+
+    def share(self, job: Job) -> float:
+        """How much of a job is done, from 0 to 1, as far as it is known."""
+        if job.state in ("done", "failed"):
+            return 1.0
+        row = self.read.get(job.folder, (0, {}))[1].get("task")
+        return (row["task"] + 1) / row["tasks"] if row and job.state == "running" and row.get("tasks") else 0.0
+
+    def words(self, job: Job) -> str:
+        """The state of a job: waiting; the task it learns and the accuracy so far; its result."""
+        if job.state != "running":
+            return f"finished, last {number(job.accuracy)}" if job.state == "done" else job.state
+        rows = self.read.get(job.folder, (0, {}))[1]
+        task, epoch = rows.get("task"), rows.get("epoch")
+        learned = task["task"] + 1 if task else 0
+        tasks = task.get("tasks") if task else None
+        text = f"task {min(learned + 1, tasks or learned + 1)}" + (f" of {tasks}" if tasks else "")
+        if epoch and epoch.get("task") == learned:
+            text += f", {epoch['phase']} epoch {epoch['epoch']} of {epoch['epochs']}"
+        so_far = task.get("accuracy_seen") if task else None
+        return one_line(text + (f", {number(100 * so_far)} so far" if so_far is not None else ""))
+
+
+def seconds_left(jobs: Sequence[Job], following: Following, seconds: float, before: int) -> float | None:
+    """Seconds until all jobs have ended, from how much of them was done in `seconds`; `before` were finished at the start.
+    None before anything is done."""
+    passed = sum(map(following.share, jobs)) - before
+    return seconds / passed * max(len(jobs) - before - passed, 0.0) if passed > 0 else None
+
+
 def sentence(job: Job, jobs: Sequence[Job]) -> str:
     ended = sum(j.state in ("done", "failed") for j in jobs)
     took = clock(time.monotonic() - job.started)
@@ -75,10 +142,19 @@ def sentence(job: Job, jobs: Sequence[Job]) -> str:
     return f"[{ended}/{len(jobs)}] {job.cell}, seed {job.seed}: {job.state} after {took}, {result}"
 
 
-def table(jobs: Sequence[Job], seconds: float, columns: int) -> list[str]:
-    """Lines of the live table: a row for each cell with the states of its runs and the mean last accuracy so far.
+def table(jobs: Sequence[Job], seconds: float, columns: int, following: Following | None = None) -> list[str]:
+    """Lines of the live table: with `following` and at most `MOST_RUNS` jobs a row for each run, else for each cell with the
+    states of its runs and the mean last accuracy so far.
 
     Labels too long for the terminal are cut at the beginning, since cells of a grid differ at the end."""
+    if following is not None and len(jobs) <= MOST_RUNS:
+        names = [f"{job.cell}, seed {job.seed}" for job in jobs]
+        width = min(max(map(len, names)), max(columns - 40, 8))
+        lines = [
+            f"{name if len(name) <= width else f'..{name[2 - width :]}':<{width}}  {following.words(job)}"
+            for name, job in zip(names, jobs, strict=True)
+        ]
+        return [*lines, f"{_ended(jobs)}, {clock(seconds)}"]
     cells: dict[str, list[Job]] = {}
     for job in jobs:
         cells.setdefault(job.cell, []).append(job)
@@ -91,8 +167,11 @@ def table(jobs: Sequence[Job], seconds: float, columns: int) -> list[str]:
         done = f"{states.count('done')}/{len(jobs_of_cell)}"
         name = cell if len(cell) <= width else f"..{cell[2 - width :]}"
         lines.append(f"{name:<{width}} {done:>7} {states.count('running'):>8} {states.count('failed'):>7} {last:>7}")
-    ended = sum(job.state in ("done", "failed") for job in jobs)
-    return [*lines, f"{ended} of {len(jobs)} runs ended, {clock(seconds)}"]
+    return [*lines, f"{_ended(jobs)}, {clock(seconds)}"]
+
+
+def _ended(jobs: Sequence[Job]) -> str:
+    return f"{sum(job.state in ('done', 'failed') for job in jobs)} of {len(jobs)} runs ended"
 
 
 class Board:

@@ -11,10 +11,10 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from utils.engines.jobs import POLL, Board, Job, end, notices, sentence, table
+from utils.engines.jobs import POLL, Board, Following, Job, end, notices, seconds_left, sentence, table
 from utils.files.lock import holder_of
 from utils.process.machine import cores
-from utils.text import one_line
+from utils.text import clock, one_line
 
 LOOK = 1.0  # seconds between two looks at the folders that others hold
 
@@ -34,7 +34,15 @@ def run(jobs: Sequence[Job], at_once: int, accuracy_of: Callable[[Path], float |
     what it leaves unfinished is started then."""
     # more OpenMP threads than cores slow a run down; a user who sets the variable keeps their value
     environment = {"OMP_NUM_THREADS": str(threads(at_once)), **os.environ}
-    board, start = Board(sys.stdout), time.monotonic()
+    few = {"OMP_NUM_THREADS": "1", **os.environ}
+    board, start, following = Board(sys.stdout), time.monotonic(), Following()
+    before = sum(job.state != "waiting" for job in jobs)
+
+    def left() -> str:
+        following.look(jobs)
+        seconds = seconds_left(jobs, following, time.monotonic() - start, before)
+        return "" if seconds is None or seconds < 1 else f", about {clock(seconds)} left"
+
     waiting = deque(job for job in jobs if job.state == "waiting")
     running: list[tuple[Job, subprocess.Popen[bytes]]] = []
     held: list[Job] = []  # by processes that this one did not start
@@ -49,7 +57,7 @@ def run(jobs: Sequence[Job], at_once: int, accuracy_of: Callable[[Path], float |
                         held.append(job)
                         board.line(_waiting_for(job, holder))
                     else:
-                        running.append((job, _start(job, environment)))
+                        running.append((job, _start(job, few if job.threads == 1 else environment)))
                 if held and time.monotonic() - looked > LOOK:
                     looked = time.monotonic()
                     for job in [job for job in held if holder_of(job.folder) is None]:
@@ -68,13 +76,14 @@ def run(jobs: Sequence[Job], at_once: int, accuracy_of: Callable[[Path], float |
                         board.line(_waiting_for(job, holder))
                         continue
                     end(job, process.returncode, accuracy_of)
-                    board.line(sentence(job, jobs))
+                    board.line(sentence(job, jobs) + left())
                 if len(seen) > passed_on:
                     for _, process in running:
                         process.kill() if passed_on else process.terminate()
                     passed_on = len(seen)
                 if board.live:
-                    board.show(table(jobs, time.monotonic() - start, shutil.get_terminal_size().columns))
+                    lines = table(jobs, time.monotonic() - start, shutil.get_terminal_size().columns, following)
+                    board.show([*lines[:-1], lines[-1] + left()])
                 if not running and (seen or not (waiting or held)):
                     break
                 time.sleep(POLL)

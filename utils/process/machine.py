@@ -43,6 +43,25 @@ def flush_denormals() -> None:
     torch.set_flush_denormal(True)
 
 
+def use_one_thread() -> None:
+    """Computes in one thread, unless OMP_NUM_THREADS is set: on small models a second one costs more than it brings."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+
+
+def free_memory() -> int | None:
+    """Bytes of memory that programs may still take, None where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
 def missing_device(name: str) -> str | None:
     """Why this machine cannot compute on the device `name`, None if it can."""
     import torch

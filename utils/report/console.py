@@ -122,7 +122,8 @@ SEED_COLUMNS = {
 
 
 def seed_table(results: Sequence[Mapping[str, Any]], folder: Path | None = None) -> str:
-    """End of a run: one line a seed (percent), then mean, standard deviation (divisor n-1), n, and the run folder."""
+    """End of a run: one line a seed (percent), then mean, standard deviation (divisor n-1), n; with `folder`, for one seed, the
+    paths of its report and of the run folder."""
     if not results:
         return "no finished seeds"
     first = results[0]
@@ -140,7 +141,6 @@ def seed_table(results: Sequence[Mapping[str, Any]], folder: Path | None = None)
     lines.append(f"{'std':<12}" + "".join(f"{number(s.std):>12}" for s in summaries))
     lines.append(f"{'n':<12}" + "".join(f"{s.n:>12}" for s in summaries))
     if folder is not None:
-        seeds = [result["seed"] for result in results]
-        page = folder / f"seed_{seeds[0]}" / "report.html"
-        lines += [f"{'report' if len(seeds) == 1 else 'first report'}: {page}", f"run folder: {folder}"]
+        page = folder / f"seed_{first['seed']}" / "report.html"
+        lines += [f"report: {page}", f"run folder: {folder}"]
     return "\n".join(lines)

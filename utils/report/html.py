@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import quote
 
 from utils.text import printable
 
@@ -31,6 +32,17 @@ class Two(str):
     def __new__(cls, text: str, below: str = "", strong: bool = False) -> Two:
         cell = super().__new__(cls, text)
         cell.below, cell.strong = below, strong
+        return cell
+
+
+class Link(str):
+    """A table cell that leads to a file beside the page: `href` is its relative path, quoted as in an address."""
+
+    href: str
+
+    def __new__(cls, text: str, path: str) -> Link:
+        cell = super().__new__(cls, text)
+        cell.href = quote(path)
         return cell
 
 

@@ -33,6 +33,9 @@ class RunLog:
     replayed (utils/run/journal.py). Python's `logging` is not used, so there is no global state.
     """
 
+    later_runs: int  # runs that the command makes after this one, for the time left
+    _tasks: Bar | None  # the bar of the tasks
+
     def __init__(self, folder: Path, console: bool = True):
         self.folder, self.console, self.muted = Path(folder), console, False
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -47,6 +50,7 @@ class RunLog:
             raise
         self.rows, self._offset, self._start = 0, 0.0, time.monotonic()
         self.mirror: Mirror | None = None
+        self.later_runs, self._tasks = 0, None
         try:
             self._refuse_damage()
             self.truncate_rows(None)
@@ -189,9 +193,13 @@ class RunLog:
 
         `done` steps were finished before the run was resumed; they do not count in the estimate of the time left.
         On a terminal it is a tqdm bar; elsewhere lines on standard error: the first step, the last, and in between at most
-        one in `every` seconds. Nothing goes to the log files.
+        one in `every` seconds, inside an epoch too. Nothing goes to the log files.
         """
-        return Bar(total, text, level, every, self.console, done)
+        around = self._tasks if level else None
+        bar = Bar(total, text, level, every, self.console, done, around, 0 if level else total * self.later_runs)
+        if not level:
+            self._tasks = bar
+        return bar
 
 
 class SilentLog(RunLog):
@@ -199,6 +207,7 @@ class SilentLog(RunLog):
 
     def __init__(self, folder: Path):
         self.folder, self.console, self.muted, self.mirror = Path(folder), False, False, None
+        self.later_runs, self._tasks = 0, None
         self.rows, self._offset, self._start = 0, 0.0, time.monotonic()
 
     def __exit__(self, *_: object) -> None:

@@ -262,7 +262,7 @@ def test_layers_without_adapters_are_not_listed():
 def test_seed_table():
     first, second = results_json(small()), results_json(small())
     second.update(seed=8, last_accuracy=84.0, forgetting=None)
-    lines = seed_table([first, second], Path("logs/run")).splitlines()
+    lines = seed_table([first, second]).splitlines()
     cells = {line.split()[0]: line.split()[1:] for line in lines}
     assert lines[0] == "sema on digits, 2 tasks (percent)"
     assert cells["7"] == ["80.00", "85.00", "80.00", "10.00", "-10.00", "90.00", "0:06"]
@@ -271,7 +271,7 @@ def test_seed_table():
     assert cells["mean"][3] == "10.00" and cells["std"][3] == "-"
     assert cells["n"] == ["2", "2", "2", "1", "2", "2"]
     report = Path("logs/run/seed_7/report.html")
-    assert lines[-2:] == [f"first report: {report}", f"run folder: {Path('logs/run')}"]
+    assert lines[-1].startswith("n ")  # the page of several seeds is named by the command
     assert seed_table([first], Path("logs/run")).splitlines()[-2] == f"report: {report}"
     assert max(map(len, lines)) <= 100
     assert seed_table([]) == "no finished seeds"
