@@ -59,7 +59,7 @@ def commands(config: str, out: Path) -> dict[str, list[str]]:
     return {
         "import torch": ["-c", "import torch"],
         "--check": ["main.py", *experiment, "--check"],
-        "first training step": ["-c", FIRST_STEP, *experiment, "--out", str(out), "--resume", "never"],
+        "first training step": ["-c", FIRST_STEP, *experiment, "--out", str(out), "--jobs", "1", "--resume", "never"],
     }
 
 

@@ -28,7 +28,10 @@ def run(args: argparse.Namespace) -> int:
 
 def runs_below(folder: Path) -> bool:
     """Whether `folder` is no run itself and holds a finished one."""
-    return not (folder / "metrics.jsonl").exists() and any(done for _, done in runs.below(folder))
+    if (folder / "metrics.jsonl").exists():
+        return False
+    of_sweep = (folder / "cells").is_dir() and (folder / "table.csv").exists()
+    return of_sweep or any(done for _, done in runs.below(folder))
 
 
 def write(folder: Path) -> Path:

@@ -15,6 +15,7 @@ from utils.config.sweep import Sweep
 from utils.engines import jobs as pool
 from utils.files import storage
 from utils.report import console
+from utils.report import results as report_results
 from utils.report.results import result_of
 from utils.text import counted, printable
 
@@ -79,7 +80,8 @@ def _jobs(
             line = [sys.executable, str(MAIN), "--config", str(file), "--set", f"seed=[{seed}]", "--out", str(args.out)]
             console = folder / "console" / f"{number}_seed_{seed}.txt"
             run_folder = cell.run_folder(args.out, args.config.stem, seed)
-            job = pool.Job(cell.label, seed, [*line, *flags], run_folder, console, needs=needs[number - 1])
+            label = cell.label if swept.declared else cell.resolved.settings.model_name
+            job = pool.Job(label, seed, [*line, *flags], run_folder, console, needs=needs[number - 1])
             job.threads = 1 if load.is_small(cell.resolved.settings) else None
             if args.resume == "auto" and (accuracy := finished.accuracy_of(run_folder)) is not None:
                 job.state, job.accuracy = "done", accuracy
@@ -90,7 +92,8 @@ def _jobs(
 def _compare_finished(swept: Sweep, args: argparse.Namespace, jobs: list[pool.Job]) -> None:
     """Raises ValueError where the data, classes or weights are no longer those of runs that are finished: the rows would mix
     two of them. Other sources and versions are warned of."""
-    now, cells = present.Present(), {cell.label: cell for cell in swept.cells}
+    now = present.Present()
+    cells = {cell.label if swept.declared else cell.resolved.settings.model_name: cell for cell in swept.cells}
     for job in jobs:
         if job.state == "done":
             name = f"seed {job.seed}" + f" of {job.cell}" * swept.declared
@@ -126,7 +129,8 @@ def _print_table(swept: Sweep, args: argparse.Namespace, folder: Path, finished:
         print(f"not in the table, since not asked for: finished runs of seed {', '.join(map(str, more))}")
     rows = table.compare(cells)
     if not swept.declared:
-        print(printable("\n" + console.seed_table([*cells[0][2].values()])))
+        folders = [cell.run_folder(args.out, stem, seed) for cell in swept.cells for seed in cells[0][2]]
+        print(printable("\n" + console.seed_table([report_results.read(path, "results.json") for path in folders])))
     folder.mkdir(parents=True, exist_ok=True)
     for ending, text in table.tables(rows).items():
         storage.write_bytes(folder / f"table.{ending}", text.encode())

@@ -60,7 +60,7 @@ def tiny(tmp_path_factory):
 def finished(tiny):
     """A whole run of two seeds as a user starts it: (seed folders, what it printed, its errors)."""
     out = tiny.parent / "logs"
-    process = start("--config", tiny, "--out", out)
+    process = start("--config", tiny, "--out", out, "--jobs", 1)
     printed, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     (place,) = (out / "tiny").iterdir()

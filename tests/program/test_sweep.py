@@ -455,8 +455,12 @@ def test_a_sweep_from_start_to_table(tmp_path, capsys):
         assert settings["image_size"] == size and "sweep" not in settings and settings["about"] == "base"
     place = out / "small" / f"sweep_{swept.hash}"
     assert {p.name for p in place.iterdir()} >= {"table.txt", "table.csv", "table.md", "table.tex"}
-    assert (place / "table.txt").read_text(encoding="utf-8") in printed.replace(
-        f"table (txt, csv, md, tex): {place}", ""
+    assert "simplecil" not in printed and re.search(r"^image_size=24 +[\d.]+\*? ", printed, re.MULTILINE)
+    page = (place / "report.html").read_text(encoding="utf-8")
+    for folder in folders:  # the page names what was run and leads to each report
+        assert f'href="../{folder.parent.name}/seed_1/report.html"' in page
+    assert f"page: {place / 'report.html'}\n" in printed and re.search(
+        r"The highest last accuracy is .*, [\d.]+ above the next \(image_size=\d+\); one seed", page
     )
     lines = list(csv.DictReader((place / "table.csv").open(encoding="utf-8")))
     assert [float(line["last_accuracy_mean"]) for line in lines] == [r["last_accuracy"] for r in found]
@@ -465,7 +469,12 @@ def test_a_sweep_from_start_to_table(tmp_path, capsys):
     assert main.main(["--config", str(path), "--out", str(out)]) == 0
     told, again = capsys.readouterr().out.split("\n", 1)
     assert told == "all 2 runs of 2 cells are finished"
-    assert again.strip() == printed[printed.index("last_accuracy  ") :].strip()
+    assert again.strip() == printed[printed.index("digits, 3 tasks") :].strip()
+    for flags in (["--config", str(path), "--out", str(out)], ["--report", str(place)]):
+        (place / "report.html").unlink()  # a page that is lost is written again
+        assert main.main(flags) == 0
+        assert "The highest last accuracy is " in (place / "report.html").read_text(encoding="utf-8")
+    capsys.readouterr()
     assert {p: p.stat().st_mtime_ns for folder in folders for p in folder.rglob("*")} == before
     (folders[0].parent / "seed_9").mkdir()
     (folders[0].parent / "seed_9" / "results.json").write_text("{}")

@@ -84,14 +84,12 @@ def _of_seeds(row: Arm) -> str:
 def _of_rows(rows: Sequence[Arm]) -> list[str]:
     best = max((row for row in rows if not _peeked(row)), key=lambda row: _last(row) or 0.0, default=rows[0])
     parts = [f"The highest last accuracy is {number(_last(best))} ({best.label})"]
-    nearest = next((row for row in rows if _is_nearest_mean(row)), None)
-    joint = next((row for row in rows if _model(row) == "joint"), None)
-    others = [
-        (name, row)
-        for name, row in (("the nearest mean", nearest), ("joint training", joint))
-        if row and row is not best
-    ]
-    if not nearest and not joint:
+    alike = len({_model(row) for row in rows}) == 1  # a sweep of one method's keys: no row is a bound of the others
+    nearest = next((row for row in rows if _is_nearest_mean(row) and not alike), None)
+    joint = next((row for row in rows if _model(row) == "joint" and not alike), None)
+    bounds = [("the nearest mean", nearest), ("joint training", joint)]
+    others = [(name, row) for name, row in bounds if row is not None and row is not best]
+    if not others:
         after = sorted((row for row in rows if row is not best), key=lambda row: _last(row) or 0.0)[-1]
         others = [(f"the next ({after.label})", after)]
     gaps = " and ".join(f"{_gap(best, row)} {name}" for name, row in others)

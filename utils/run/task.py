@@ -93,13 +93,13 @@ def _score(
             )  # for the report; the log has them already
     health.tell(learner, stream.sizes, index)
     accuracy = [s.correct / s.samples if s.samples else None for s in scores]
-    right, images = sum(s.correct for s in scores), sum(s.samples for s in scores)
+    right, tested = sum(s.correct for s in scores), sum(s.samples for s in scores)
     learner.log.row(
         "task",
         task=index,
         tasks=len(stream),
         accuracy=accuracy,
-        accuracy_seen=right / images if images else None,
+        accuracy_seen=right / tested if tested else None,
         adapters=learner.adapters_per_layer(),
         seconds=seconds,
     )
