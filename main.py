@@ -37,6 +37,13 @@ def main(argv: list[str] | None = None) -> int:
             return outcome.code
         from commands import load
 
+        if args.extend is not None:
+            extend = importlib.import_module(f"{options.__package__}.extend")
+            experiment = extend.experiment(args)
+            outcome.settings = experiment.settings
+            extend.prepare(experiment, args)
+            run(experiment, args)
+            return outcome.code
         loaded = load.load(args)
         outcome.settings = loaded.cells[0].resolved.settings
         if load.is_one_run(loaded, args):

@@ -48,8 +48,7 @@ def chain(similarity: Tensor, nearest: bool) -> list[int]:
 def class_similarity(cfg: Experiment) -> Tensor:
     """Cosine [C, C] between the classes' mean frozen features, by original class number."""
     backbone, facts = weights.build(cfg)
-    path = Path(cfg.data_path).expanduser() if cfg.data_path else None
-    dataset = data.load(cfg.dataset, root=Path(cfg.data_root).expanduser(), path=path, test_ratio=cfg.test_ratio)
+    dataset = data.load(cfg.dataset, **data.places(cfg), test_ratio=cfg.test_ratio)
     stream = TaskStream.of(cfg, dataset, cfg.seed[0], facts.image_size)
     sums = torch.zeros(len(stream.order), backbone.width, dtype=torch.float64)
     for index in range(len(stream)):

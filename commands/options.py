@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": ("data_root", "device", "out"),
     "export": ("data_root", "out", "format"),
     "predict": ("out", "top_k", "device"),
+    "extend": ("set", "out", "device", "resume"),
     "compare": ("out", "columns"),
     "data": ("data_root",),
     "tune": ("config", "set", "out", "data_root", "device"),
@@ -50,7 +51,7 @@ def parse(argv: Sequence[str] | None, about: str) -> argparse.Namespace:
     if not stated or stated == ["debug"]:
         args.command, args.help = "help", ask.format_help()
         return args
-    args.command = asked[0] if asked else "run"
+    args.command = asked[0] if asked and asked[0] != "extend" else "run"
     if args.command in USES_SETTINGS_OF_RUN and set(stated) & {"config", "set"}:
         raise ValueError(
             f"{_flag(args.command)} RUN takes the settings of that run: --config and --set do not go with it"
@@ -59,7 +60,7 @@ def parse(argv: Sequence[str] | None, about: str) -> argparse.Namespace:
         raise ValueError("--profile measures a run: it goes with --config FILE alone")
     if idle := [key for key in stated if asked and key not in (*asked, *COMMANDS[asked[0]], "debug")]:
         raise ValueError(f"{_flag(idle[0])} has no effect with {_flag(asked[0])}: leave it out")
-    if args.command in ("run", "check", "tune"):
+    if args.command in ("run", "check", "tune") and args.extend is None:
         if args.config is None:
             raise ValueError(f"--config FILE is needed beside {_flag(stated[0])}")
         if args.config.parts[:1] == ("exps",) and not args.config.exists() and (SHIPPED / args.config).is_file():
@@ -170,6 +171,13 @@ def parser(about: str) -> argparse.ArgumentParser:
         default=1,
         metavar="K",
         help="with --predict: classes an image, best first (default: 1)",
+    )
+    ask.add_argument(
+        "--extend",
+        type=Path,
+        metavar="RUN",
+        help="new classes after a finished run: --set data_path=FOLDER names them, --set increment=N or a list the tasks; RUN "
+        "stays as it is, the new run has a folder of its own",
     )
     ask.add_argument("--explain", type=Path, metavar="RUN", help="say in plain sentences what happened in a run")
     ask.add_argument(

@@ -175,6 +175,10 @@ class Learner(PromptLearner):
 
     # Bookkeeping ---------------------------------------------------------------------------------------------------
 
+    @classmethod
+    def cannot_go_on(cls, cfg: Any) -> str:
+        return "coda_prompt divides its components among all tasks when it begins"
+
     def structure(self) -> dict[str, Any]:
         return {**super().structure(), "components": self.count}
 

@@ -165,6 +165,10 @@ class Learner(Base):
 
     # Bookkeeping ---------------------------------------------------------------------------------------------------
 
+    @classmethod
+    def cannot_go_on(cls, cfg: Any) -> str:
+        return "inflora's threshold in each task depends on the number of all tasks"
+
     def structure(self) -> dict[str, Any]:
         return {**super().structure(), "updates": len(self.slots()[0])}
 

@@ -115,6 +115,12 @@ class Learner(ClassStatistics):
         A method that grows lets its `sketch()` grow and counts the parameters in `trainable` of that sketch."""
         return planned(self.trainable())
 
+    @classmethod
+    def cannot_go_on(cls, cfg: Any) -> str | None:
+        """Why a finished run with these settings cannot learn further classes (--extend), None if it can. A method whose first
+        tasks depend on how many follow overrides this."""
+        return None
+
     @property
     def says_what_it_trains(self) -> bool:
         """Whether the method defines `trainable` or `planned_parameters`; else what it trains is not known before `fit`."""

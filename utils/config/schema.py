@@ -94,8 +94,10 @@ class Experiment(BaseModel):
     model_name: str = Field(description="method: a file name in models/")
     dataset: str = Field(description="data set, see --list")
     data_root: str = Field("data", description="folder with the data sets")
-    data_path: str | None = Field(
-        None, description="dataset 'folder' only: a folder of class folders, or of train/ and test/"
+    data_path: str | Annotated[tuple[str, ...], Field(min_length=2, max_length=1000)] | None = Field(
+        None,
+        description="dataset 'folder' only: a folder of class folders, or of train/ and test/; or a list of such folders, the "
+        "classes of each after those of the one before it",
     )
     test_ratio: float = Field(
         0.2, gt=0, lt=1, description="dataset 'folder' without test/: share of each class that is the test set"
@@ -334,6 +336,8 @@ class Experiment(BaseModel):
                 ("subset_seed", "shots", "imbalance"),
                 "subset_seed: has no effect without shots or imbalance; leave it out",
             )
+        if self.data_split is not None and isinstance(self.data_path, tuple):
+            yield ("data_split", "data_path"), "data_split: goes with one folder in data_path, not with a list"
         if self.data_split is not None and self.dataset != "folder":
             yield (
                 ("data_split", "dataset"),

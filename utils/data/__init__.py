@@ -13,7 +13,7 @@ from typing import Any
 
 from utils.data import folders
 from utils.data.dataset import DataFaults as DataFaults
-from utils.data.dataset import Dataset, DatasetInfo
+from utils.data.dataset import Dataset, DatasetInfo, Place
 from utils.data.names import readable
 from utils.data.published import PUBLISHED
 from utils.text import nearest
@@ -44,7 +44,11 @@ DATASETS: dict[str, DatasetInfo] = {info.name: info for info in _KNOWN}
 def places(cfg: Any) -> dict[str, Any]:
     """Where the settings `cfg` say that the data are: arguments of `load`, `missing`, `class_names` and `count_classes`."""
     texts = {"root": cfg.data_root, "path": cfg.data_path, "labels": cfg.data_split}
-    return {name: Path(text).expanduser() if text else None for name, text in texts.items()}
+    return {name: _expanded(text) if text else None for name, text in texts.items()}
+
+
+def _expanded(text: str | tuple[str, ...]) -> Place:
+    return tuple(Path(one).expanduser() for one in text) if isinstance(text, tuple) else Path(text).expanduser()
 
 
 def reading(cfg: Any) -> dict[str, Any]:
@@ -57,7 +61,7 @@ def load(
     name: str,
     *,
     root: Path | None = None,
-    path: Path | None = None,
+    path: Place | None = None,
     labels: Path | None = None,
     test_ratio: float = 0.2,
     skip_broken: bool = False,
@@ -100,20 +104,23 @@ def _whole(
     if info.kind == "embedded":
         return _embedded(info, how["training_only"])
     if info.kind == "torchvision":
-        place = _required(info, root, "data_root")
+        under = _required(info, root, "data_root")
         if info.reader:
             from utils.data import torchvision_sets
 
-            return torchvision_sets.load(info, place, **how)
+            return torchvision_sets.load(info, under, **how)
         from utils.data import cifar
 
-        return cifar.load(info, place, training_only=how["training_only"])
+        return cifar.load(info, under, training_only=how["training_only"])
     if info.folder is None:
-        return folders.load(info, _required(info, path, "data_path"), test_ratio=test_ratio, labels=labels, **how)
+        place = path if isinstance(path, tuple) else _required(info, path, "data_path")
+        return folders.load(info, place, test_ratio=test_ratio, labels=labels, **how)
     return folders.load(info, _required(info, root, "data_root") / info.folder, **how)
 
 
-def missing(name: str, *, root: Path | None = None, path: Path | None = None, labels: Path | None = None) -> str | None:
+def missing(
+    name: str, *, root: Path | None = None, path: Place | None = None, labels: Path | None = None
+) -> str | None:
     """None if the data are on this machine, else one line with the path that was searched and how to get them.
 
     It opens no image. In folder sets it also compares the names of the class folders with what `load` expects."""
@@ -131,17 +138,18 @@ def missing(name: str, *, root: Path | None = None, path: Path | None = None, la
     return folders.missing(info, _folder(info, root, path), labels)
 
 
-def is_absent(name: str, *, root: Path | None = None, path: Path | None = None, labels: Path | None = None) -> bool:
+def is_absent(name: str, *, root: Path | None = None, path: Place | None = None, labels: Path | None = None) -> bool:
     """Whether there is nothing at all where the data are looked for, so that they may be on another machine."""
     info = _info(name)
     if info.kind == "torchvision":
         return missing(name, root=root) is not None
     folder = _folder(info, root, path)
-    return info.kind == "folders" and (folder is None or not folder.exists())
+    places = folder if isinstance(folder, tuple) else (folder,)
+    return info.kind == "folders" and any(place is None or not place.exists() for place in places)
 
 
 def class_names(
-    name: str, *, root: Path | None = None, path: Path | None = None, labels: Path | None = None
+    name: str, *, root: Path | None = None, path: Place | None = None, labels: Path | None = None
 ) -> list[str] | None:
     """The class names of a set of files, readable; None if they are missing (`missing` explains) or the set has none there."""
     info = _info(name)
@@ -154,7 +162,7 @@ def class_names(
 
 
 def count_classes(
-    name: str, *, root: Path | None = None, path: Path | None = None, labels: Path | None = None
+    name: str, *, root: Path | None = None, path: Place | None = None, labels: Path | None = None
 ) -> int | None:
     """Number of classes; for the set `folder` those under `path`, None if that is missing (`missing` explains)."""
     info = _info(name)
@@ -164,7 +172,7 @@ def count_classes(
     return None if names is None else len(names)
 
 
-def _folder(info: DatasetInfo, root: Path | None, path: Path | None) -> Path | None:
+def _folder(info: DatasetInfo, root: Path | None, path: Place | None) -> Place | None:
     return path if info.folder is None else root / info.folder if root is not None else None
 
 

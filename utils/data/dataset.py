@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
+
+Place = Path | tuple[Path, ...]  # where the class folders are: one folder, or several whose classes follow each other
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.data import layout, listing
-from utils.data.dataset import DataFaults, Dataset, DatasetInfo, against_published
+from utils.data.dataset import DataFaults, Dataset, DatasetInfo, Place, against_published
 from utils.data.listing import FilesOf, Found
 from utils.data.names import readable
 from utils.process.seeds import named_generator
@@ -18,7 +18,7 @@ from utils.text import counted
 LOOKED_AT = 20_000  # images; of a larger set no header is read before the run starts: --check reads them
 
 
-def missing(info: DatasetInfo, folder: Path | None, labels: Path | None = None) -> str | None:
+def missing(info: DatasetInfo, folder: Place | None, labels: Path | None = None) -> str | None:
     """None if `folder` exists with the expected class folders, else one line for the user. It lists directories and opens no
     image. `labels`: the file of the key data_split."""
     try:
@@ -30,12 +30,14 @@ def missing(info: DatasetInfo, folder: Path | None, labels: Path | None = None) 
     return None
 
 
-def class_names(info: DatasetInfo, folder: Path | None, labels: Path | None = None) -> list[str]:
+def class_names(info: DatasetInfo, folder: Place | None, labels: Path | None = None) -> list[str]:
     """The class names in the order of their numbers. ValueError if there are none, a wrong number, or other ones in train/
     than in test/; FileNotFoundError if a folder is missing."""
     if folder is None:
         key = "data_path" if info.folder is None else "data_root"
         raise ValueError(f"dataset {info.name}: the key {key} must say where the images are ({info.source})")
+    if isinstance(folder, tuple):
+        return _once([(place, class_names(info, place)) for place in folder])
     if labels is not None:
         from utils.data import label_files
 
@@ -45,7 +47,7 @@ def class_names(info: DatasetInfo, folder: Path | None, labels: Path | None = No
 
 def load(
     info: DatasetInfo,
-    folder: Path,
+    folder: Place,
     *,
     test_ratio: float = 0.2,
     labels: Path | None = None,
@@ -110,8 +112,40 @@ def checked(
     return against_published(info, loaded)
 
 
-def find(info: DatasetInfo, folder: Path, labels: Path | None = None) -> Found:
+def _once(names: Sequence[tuple[Path, Sequence[str]]]) -> list[str]:
+    """The class names of several folders, one after the other. ValueError for a class that is in two of them."""
+    where: dict[str, Path] = {}
+    for place, of_place in names:
+        for name in of_place:
+            if name in where:
+                raise ValueError(
+                    f"class {readable(name)} is in {layout.shown(where[name])} and in {layout.shown(place)}"
+                )
+            where[name] = place
+    return list(where)
+
+
+def _find_all(info: DatasetInfo, places: Sequence[Path]) -> Found:
+    """The files of several folders, in the order of `places`."""
+    parts = [find(info, place) for place in places]
+    _once([(place, list(part.train)) for place, part in zip(places, parts, strict=True)])
+    split = {part.test is not None for part in parts}
+    if len(split) > 1:
+        shown = next(layout.shown(place) for place, part in zip(places, parts, strict=True) if part.test is None)
+        raise ValueError(
+            f"dataset {info.name}: {shown} has no test images of its classes and another folder has; split all"
+        )
+    train = {name: files for part in parts for name, files in part.train.items()}
+    test = {name: files for part in parts for name, files in (part.test or {}).items()} if split == {True} else None
+    broken = {file: why for part in parts for file, why in part.broken.items()}
+    notes, faults = (tuple(text for part in parts for text in getattr(part, key)) for key in ("notes", "faults"))
+    return Found(train, test, notes, broken, faults)
+
+
+def find(info: DatasetInfo, folder: Place, labels: Path | None = None) -> Found:
     """The image files of a data set, none of them opened. Raises as `load` does where there are no classes."""
+    if isinstance(folder, tuple):
+        return _find_all(info, folder)
     if labels is not None:
         from utils.data import label_files
 

@@ -35,7 +35,8 @@ REMEDY = "put it back as it was, or start afresh with --resume never, which keep
 class Provenance:
     """`settings`: their hash; `classes`: names in the order of the data set; `images`: (training, test); `data`: digest of
     names and sizes of the files, or of the pixels in memory; `stamp`: the same with the files' times; `weights`: hash of the
-    backbone's tensors; `weight_file`: (bytes, time in ns) of their file, if they come from one; `sources`: digest by file."""
+    backbone's tensors; `weight_file`: (bytes, time in ns) of their file, if they come from one; `sources`: digest by file;
+    `parent`: digest of the results that an extended run began with."""
 
     seed: int
     settings: str
@@ -47,6 +48,7 @@ class Provenance:
     weight_file: tuple[int, int] | None
     sources: Mapping[str, str]
     versions: Mapping[str, str | None]
+    parent: str = ""
 
     def identity(self) -> Identity:
         """What a saved state carries of it."""
@@ -212,6 +214,7 @@ class Origin:
             "sources": _digest(now.sources),
             "versions": dict(now.versions),
             "changes": list(self.recorded.changes),
+            **({"parent": now.parent} if now.parent else {}),
         }
 
 
@@ -234,7 +237,8 @@ def begin(log: RunLog, now: Provenance, manifest: Manifest, dataset: Dataset) ->
         raise ValueError(f"{log.folder}: {'; '.join(faults)}; {REMEDY}")
     for text in (*warnings, *changes):
         log.warn(text)
-    before = _recorded_before(log.folder) if begun else ()
+    before, parent = _recorded_before(log.folder) if begun else ((), "")
+    now = dataclasses.replace(now, parent=now.parent or parent)
     recorded = Recorded(now, tuple(earlier), (*before, *changes))
     known = tensors["known"].numpy() if "known" in tensors else None
     contents = data_manifest.Contents(manifest, known) if manifest.names else None
@@ -250,12 +254,13 @@ def begin(log: RunLog, now: Provenance, manifest: Manifest, dataset: Dataset) ->
     return Origin(log.folder, recorded, identity, contents, any("source files" in text for text in changes))
 
 
-def _recorded_before(folder: Path) -> tuple[str, ...]:
+def _recorded_before(folder: Path) -> tuple[tuple[str, ...], str]:
+    """(the changes, the parent) in the record of the run."""
     try:
         recorded = read(folder)
     except ValueError:
-        return ()
-    return () if recorded is None else recorded.changes
+        return (), ""
+    return ((), "") if recorded is None else (recorded.changes, recorded.now.parent)
 
 
 def _against_before(

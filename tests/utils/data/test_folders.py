@@ -422,3 +422,18 @@ def test_the_same_for_images_in_memory():
         "1 of 3 test images is also a training image, byte for byte (test image 0 is training image 3)"
     )
     assert duplicates.note(train, ImageArray(pixels[4:], [0] * 2)) == []
+
+
+def test_several_folders_follow_each_other(tmp_path):
+    one, two = two_parts(tmp_path / "one", ["b", "d"]), two_parts(tmp_path / "two", ["a", "c"])
+    alone, both = data.load("folder", path=one), data.load("folder", path=(one, two))
+    assert both.class_names == data.class_names("folder", path=(one, two)) == ["b", "d", "a", "c"]
+    assert both.train.paths[:4] == alone.train.paths and both.test.paths[:4] == alone.test.paths
+    assert both.train.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert data.is_absent("folder", path=(one, tmp_path / "three")) and not data.is_absent("folder", path=(one, two))
+    two_parts(tmp_path / "again", ["d", "e"])
+    assert "class d is in" in (data.missing("folder", path=(one, tmp_path / "again")) or "")
+    picture(tmp_path / "whole" / "f" / "1.png")
+    picture(tmp_path / "whole" / "f" / "2.png")
+    with pytest.raises(ValueError, match="whole has no test images of its classes and another folder has; split all"):
+        data.load("folder", path=(one, tmp_path / "whole"))
