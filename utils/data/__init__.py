@@ -182,7 +182,7 @@ def _info(name: str) -> DatasetInfo:
     return DATASETS[name]
 
 
-def _required(info: DatasetInfo, path: Place | None, key: str) -> Path:
+def _required(info: DatasetInfo, path: Path | None, key: str) -> Path:
     """`path`; ValueError if the experiment's key `key`, which sets it, is missing."""
     if path is None:
         raise ValueError(f"dataset {info.name}: the key {key} must say where the images are ({info.source})")
