@@ -45,8 +45,8 @@ def refuse_unfit(vit: nn.Module) -> None:
             kind = type(block).__name__
             why = WITHOUT_PLACE.get(kind, "is of no kind that is known to have a place between attention and MLP")
             raise ValueError(
-                f"backbone {name} has blocks of type {kind}, which {why}; choose a model with timm's plain "
-                f"{expected.__name__}, such as vit_base_patch16_224"
+                f"backbone {name} has blocks of type {kind}, which {why}; choose a model of other blocks, such as "
+                f"vit_base_patch16_224"
             )
 
 

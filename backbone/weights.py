@@ -215,7 +215,10 @@ def _shapes(cfg: Experiment, size: int) -> VisionTransformer:
     timm cuts off the pixels beyond the last whole patch without a word. A few models are built that way (SigLIP, 384 px
     and patches of 14): their default size passes."""
     vit = _create(timm_tag(cfg.backbone_type), size, meta=True)
-    families.refuse_unfit(vit)
+    try:
+        families.refuse_unfit(vit)
+    except ValueError as error:
+        raise ValueError(f"{error} (backbone_type {cfg.backbone_type})") from None
     is_default = size == input_size(cfg.model_copy(update={"image_size": None}))
     height, width = vit.patch_embed.patch_size
     step = math.lcm(height, width)

@@ -52,6 +52,14 @@ def test_sema_cl_names_map_to_tags_timm_knows(name):
     assert weights.input_size(settings(backbone_type=name)) == 224
 
 
+def test_a_backbone_without_a_place_for_slots_is_refused_before_weights_are_fetched(monkeypatch):
+    monkeypatch.setattr(hub, "fetch", None)  # not reached
+    with pytest.raises(
+        ValueError, match=r"has blocks of type EvaBlockPostNorm, which .+ \(backbone_type eva02_enormous"
+    ):
+        weights.build(settings(backbone_type="eva02_enormous_patch14_clip_224.laion2b"))
+
+
 def test_embedded_weights_load_and_say_what_they_are():
     backbone, facts = weights.build(settings())
     assert facts.tag == "embedded" and len(facts.weight_hash) == 16 and facts.image_size == 32
