@@ -142,7 +142,7 @@ def run_seed(
     if parallel.is_first():
         if profiled and (table := profile.of_run(load_rows(log.folder / "metrics.jsonl"), len(stream))):
             log.info(table)
-        page.write_report(log.folder, results, settings, machine, defaults=cfg.defaults())
+        page.write_report(log.folder, results, settings, machine, None, cfg.defaults(), cfg.descriptions())
         folder.finish(log, results)
     return results
 

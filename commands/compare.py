@@ -7,10 +7,11 @@ import re
 import sys
 from pathlib import Path
 
-from utils.compare import columns, page, runs
+from utils.compare import columns, page, plots, runs
 from utils.compare import rows as compare_rows
 from utils.compare import table as comparison
 from utils.files import storage
+from utils.report import figures
 from utils.text import counted, nearest, printable
 
 MOST_PRINTED = 40  # rows of the console's table; the page has all
@@ -57,6 +58,10 @@ def run(args: argparse.Namespace) -> int:
     else:
         text = comparison.tables(table)[kind]
     storage.write_bytes(path, text.encode(errors="backslashreplace"))
+    if args.figures:
+        folder = path.parent / f"{path.stem}_figures"
+        figures.write(folder, plots.draw(page.chosen(rows, page.MOST_DRAWN)))
+        print(printable(f"figures (svg, pdf): {folder}"))
     count = sum(len(row.runs) for row in rows)
     print(printable(f"\n{counted(count, 'run')} in {counted(len(rows), 'row')}: {path}"))
     return 0

@@ -19,28 +19,12 @@ from pydantic_core import PydanticUndefined
 
 import models
 from utils.config import common_names
+from utils.config.groups import COMMON, SPEED
 from utils.config.schema import WITHOUT_EFFECT, Experiment, Trained
 from utils.engines.settings import Cluster
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "keys.md"
 Schema = type[Experiment]
-
-# Keys that say where and how fast a run happens. They are in a separate section, with the keys of `Cluster`.
-SPEED = (
-    *("device", "precision", "compile", "prefix_cache", "prefix_cache_gb", "eval_batch_size", "batch_per_process"),
-    *("num_workers", "tracker", "predictions"),
-)
-# The tables of the keys that every method has; a key that no other table names stands in the last one.
-COMMON = {
-    "The experiment": ("about", "expected", "tuned", "prefix", "model_name", "seed"),
-    "Data": (
-        *("dataset", "data_root", "data_path", "data_split", "test_ratio", "skip_broken", "grey_bits"),
-        *("shots", "imbalance", "imbalance_order", "subset_seed"),
-    ),
-    "Tasks": ("init_cls", "increment", "shuffle", "class_order_seed", "class_order"),
-    "Backbone": ("backbone_type", "backbone_weights", "backbone_depth", "image_size", "input_normalisation"),
-    "Training and prediction": ("batch_size",),
-}
 
 INTRODUCTION = """\
 <!-- written by python -m commands.keys: do not edit -->

@@ -21,13 +21,13 @@ PROFILED_NOTHING = " (--profile has nothing to measure: --resume never runs it a
 COMMANDS = {
     "list": (),
     "explain": (),
-    "report": (),
+    "report": ("figures",),
     "verify": (),
     "evaluate": ("data_root", "device", "out"),
     "export": ("data_root", "out", "format"),
     "predict": ("out", "top_k", "device"),
     "extend": ("set", "out", "device", "resume"),
-    "compare": ("out", "columns"),
+    "compare": ("out", "columns", "figures"),
     "data": ("data_root",),
     "tune": ("config", "set", "out", "data_root", "device"),
     "check": ("config", "set", "out", "data_root", "device", "resume", "jobs", "engine"),
@@ -60,6 +60,9 @@ def parse(argv: Sequence[str] | None, about: str) -> argparse.Namespace:
         raise ValueError("--profile measures a run: it goes with --config FILE alone")
     if idle := [key for key in stated if asked and key not in (*asked, *COMMANDS[asked[0]], "debug")]:
         raise ValueError(f"{_flag(idle[0])} has no effect with {_flag(asked[0])}: leave it out")
+    for key, needed in (("columns", "--compare"), ("figures", "--report or --compare")):
+        if key in stated and not asked:
+            raise ValueError(f"{_flag(key)} has an effect beside {needed} alone: leave it out")
     if args.command in ("run", "check", "tune") and args.extend is None:
         if args.config is None:
             raise ValueError(f"--config FILE is needed beside {_flag(stated[0])}")
@@ -197,6 +200,11 @@ def parser(about: str) -> argparse.ArgumentParser:
         help="finished runs side by side: a table and a page (--out FILE.html, or the table alone as FILE.txt, .csv, .md "
         "or .tex; default: compare.html in --out's folder). RUN: "
         "a seed's folder, or any folder with runs below it",
+    )
+    ask.add_argument(
+        "--figures",
+        action="store_true",
+        help="with --report or --compare, also write each picture as SVG and PDF for papers",
     )
     ask.add_argument(
         "--columns",

@@ -15,9 +15,11 @@ from utils.compare import rows as compare_rows
 from utils.compare import runs, summary
 from utils.compare.rows import Arm
 from utils.files import storage
+from utils.report import links
 from utils.text import WIDTH, printable
 
 PAGE = "report.html"
+MOST_LINKED = 200  # reports that lead back to the page; of more runs the first
 
 
 def rows_of(cells: Sequence[tuple[str, Sequence[Path]]]) -> list[Arm]:
@@ -51,6 +53,8 @@ def write(folder: Path, name: str, rows: Sequence[Arm], notes: Sequence[str] = (
     )
     folder.mkdir(parents=True, exist_ok=True)
     storage.write_bytes(path, (text.rstrip() + "\n" + mark).encode(errors="backslashreplace"))
+    for run in [run for row in rows for run in row.runs.values()][:MOST_LINKED]:
+        links.renew_page(run.folder)
     return path
 
 

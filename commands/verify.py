@@ -7,14 +7,13 @@ its file; accuracies are in percent.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import models
-from utils.config.hashing import NOT_HASHED
+from utils.config.hashing import NOT_HASHED, departing_digest
 from utils.config.strict_json import read_json
 from utils.report.results import read
 from utils.text import number, printable
@@ -32,12 +31,7 @@ def run(args: argparse.Namespace) -> int:
 def digest(settings: Mapping[str, Any]) -> str:
     """12 hex digits over the settings that decide numbers and differ from their default, so that a new key ages no card."""
     schema = models.settings_of(str(settings["model_name"]))
-    fields, unhashed, departing = schema.model_fields, NOT_HASHED | schema.only.keys(), {}
-    for key, value in settings.items():
-        default = fields[key].get_default() if key in fields and not fields[key].is_required() else ...
-        if key not in unhashed and value != (list(default) if isinstance(default, tuple) else default):
-            departing[key] = value
-    return hashlib.sha256(json.dumps(departing, sort_keys=True).encode()).hexdigest()[:12]
+    return departing_digest({k: v for k, v in settings.items() if k not in schema.only}, schema.defaults())
 
 
 def verify(folder: Path, experiments: Path = EXPERIMENTS) -> tuple[bool, str]:

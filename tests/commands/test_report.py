@@ -19,8 +19,10 @@ def test_a_page_comes_back(tmp_path, monkeypatch, capsys):
     page.unlink()
     for plot in (folder / "plots").iterdir():
         plot.unlink()
-    assert main.main(["--report", str(folder)]) == 0
-    assert capsys.readouterr().out == f"report: {page}\n"
+    assert main.main(["--report", str(folder), "--figures"]) == 0
+    assert capsys.readouterr().out == f"report: {page}\nfigures (svg, pdf): {folder / 'figures'}\n"
+    files = {path.name for path in (folder / "figures").iterdir()}
+    assert files == {name.replace("png", ending) for name in plots for ending in ("svg", "pdf")} != set()
     assert page.read_text(encoding="utf-8") == written
     assert sorted(path.name for path in (folder / "plots").iterdir()) == plots
     assert main.main([*run, *out]) == 0 and "written again" not in capsys.readouterr().out
@@ -35,3 +37,7 @@ def test_what_is_no_run_is_refused(tmp_path, capsys):
     assert "results.json is missing" in capsys.readouterr().err
     assert main.main(["--report", str(tmp_path), "--set", "epochs=1"]) == 2
     assert "--report RUN takes the settings of that run" in capsys.readouterr().err
+    for flags in (["--config", "exps/quickstart.json"], ["--explain", str(tmp_path)]):
+        assert main.main([*flags, "--figures"]) == 2
+        shown = capsys.readouterr().err
+        assert "--figures has" in shown and shown.count("\n") == 1

@@ -9,11 +9,11 @@ VOID = {"meta", "br", "hr", "link", "img"}
 
 
 class Checker(HTMLParser):
-    """Collects text, ids, references and attributes; fails on tags that do not nest."""
+    """Collects text, ids, references, links to files and attributes; fails on tags that do not nest."""
 
     def __init__(self):
         super().__init__()
-        self.open, self.ids, self.refs, self.text = [], [], [], ""
+        self.open, self.ids, self.refs, self.links, self.text = [], [], [], [], ""
 
     def handle_starttag(self, tag, attrs):
         assert tag not in ("script", "link", "iframe"), tag
@@ -25,6 +25,9 @@ class Checker(HTMLParser):
                 self.ids.append(value)
             if tag == "img" and name == "src":
                 assert value.startswith("data:image/png;base64,"), value
+            elif tag == "a" and name == "href":
+                assert re.fullmatch(r"(\.\./)*([\w-]+/)*[a-z_]+\.(html|json|jsonl|log)", value), value
+                self.links.append(value)
             elif name in ("href", "xlink:href", "src"):
                 assert value.startswith("#"), value
                 self.refs.append(value[1:])

@@ -131,7 +131,11 @@ def settings_table(rows: Numbered) -> list[Block]:
     blocks: list[Block] = [lines(main) if main else Note("None that change a number.")]
     if lone:
         blocks += folded(f"{len(lone)} settings that only some of the methods have, equal in those", lines(lone))
-    first = {k: v for k, v in rows[0][1].settings.items() if k not in apart and k not in ("seed", "about", "prefix")}
+    first = {
+        k: v
+        for k, v in rows[0][1].settings.items()
+        if k not in apart and k not in ("seed", "about", "expected", "prefix")
+    }
     equal = f"{len(first)} settings of row {rows[0][0]} that are equal in all or say where it ran"
     return [*blocks, *folded(equal, facts(first))]
 
@@ -277,8 +281,6 @@ def page(
     below = {
         "forgetting": forgetting_table(detailed),
         "errors": error_table(detailed),
-        "adapters": adapter_table(detailed),
-        "cost": cost_table(detailed),
     }
     return render(
         "compare.html",
@@ -286,11 +288,15 @@ def page(
         short_title=shortened(title, 100),
         notes=[*([Note(lead, "lead")] if lead else []), *(Note(note, "warn") for note in notes), *map(Note, cut)],
         sections=[
-            Section("Results", [*result_table(table, lone), *report_table(rows, reports), *class_table(detailed)]),
-            Section("Settings that differ", settings_table(detailed)),
+            Section(
+                "Results", [*result_table(table, lone), *report_table(rows, reports), *class_table(detailed)], wide=True
+            ),
             *figure_sections(FIGURES, svgs, below, {}),
             *[Section("Intransigence", blocks) for blocks in [intransigence.table(detailed)] if blocks],
-            Section("Environments that differ", environment_table(detailed, environments)),
-            Section("Run it again", command_list(detailed, environments)),
+            *(Section("Adapters by layer", blocks, wide=True) for blocks in [adapter_table(detailed)] if blocks),
+            Section("Cost in numbers", cost_table(detailed), wide=True),
+            Section("Settings that differ", settings_table(detailed), wide=True),
+            Section("Environments that differ", environment_table(detailed, environments), wide=True),
+            Section("Run it again", command_list(detailed, environments), wide=True),
         ],
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.compare.rows import Arm
 from utils.evaluation import metrics
-from utils.report.plots import COLOURS, INK, MORE_COLOURS, legend_above, new_figure, style, task_ticks
+from utils.report.plots import COLOURS, INK, MORE_COLOURS, legend_above, new_figure, style, task_ticks, varies
 from utils.report.plots_tasks import PARTS
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ Panel = tuple[Series, str, str]  # with the labels of x and y
 
 
 def _picture(rows: Chosen, panels: Sequence[Panel], limits: tuple[float, float | None] | None = None) -> Figure | None:
-    """One panel below the other for each that has data, y within `limits`; None without any."""
-    drawn = [panel for panel in panels if any(s.n for _, row in rows for s in over_seeds(row, panel[0]))]
+    """One panel below the other for each in which a row's mean changes with the tasks, y within `limits`; None without any."""
+    drawn = [panel for panel in panels if varies(*([s.mean for s in over_seeds(row, panel[0])] for _, row in rows))]
     if not drawn:
         return None
     figure = new_figure(0.4 + 2.5 * len(drawn) + 0.2 * len(rows))

@@ -54,3 +54,10 @@ def settings_hash(values: Mapping[str, Any]) -> str:
     added = ADDED_LATER | ADDED_TO.get(str(values.get("model_name")), {})
     deciding = {k: v for k, v in values.items() if k not in NOT_HASHED and added.get(k, ...) != v}
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def departing_digest(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    """12 hex digits over the settings that decide numbers and differ from their default, so that a new key ages no expected
+    numbers: `expected.settings` of an experiment file."""
+    departing = {k: v for k, v in settings.items() if k not in NOT_HASHED and v != defaults.get(k, ...)}
+    return hashlib.sha256(json.dumps(departing, sort_keys=True).encode()).hexdigest()[:12]

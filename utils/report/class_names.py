@@ -37,5 +37,20 @@ def listed(classes: Sequence[int], texts: Sequence[str], most: int = 10) -> str:
     return named if len(classes) <= most else f"{named} and {len(classes) - most} more"
 
 
+def of_tasks(results: Mapping[str, Any], most: int = 26) -> list[str]:
+    """For an axis of tasks: `1: wren, robin`, in at most `most` characters, and where classes are numbers the task's number.
+    Nothing in them begins a formula."""
+    texts, tasks = of_results(results), results["task_classes"]
+    if are_numbers(texts):
+        return [str(t) for t in range(1, len(tasks) + 1)]
+    names = [f"{t}: {', '.join(texts[c] for c in ids)}" for t, ids in enumerate(tasks, start=1)]
+    return [for_axis(name if len(name) <= most else f"{name[: most - 3].rstrip(', ')}...") for name in names]
+
+
+def for_axis(text: str) -> str:
+    """A text for a picture, where a dollar sign would begin a formula."""
+    return text.replace("$", r"\$")
+
+
 def _short(name: str) -> str:
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 9]}...{name[-6:]}"

@@ -1,6 +1,6 @@
 """What the HTML pages are composed of, and the rendering of templates/*.html by jinja2, which escapes every text.
 
-A page is a single file without links or scripts, for light and dark screens and for phones.
+A page is a single file without scripts, whose links lead to files beside it, for light and dark screens and for phones.
 """
 
 from __future__ import annotations
@@ -105,10 +105,11 @@ Block = Table | Note | Lines | Figure | Folded | Pictures
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with blocks below it."""
+    """A heading with blocks below it; on wide screens two stand side by side, a `wide` one alone."""
 
     heading: str
     blocks: Sequence[Block]
+    wide: bool = False
 
 
 def folded(summary: str, *blocks: Block) -> list[Block]:

@@ -9,11 +9,13 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from utils.files.storage import write_bytes
 from utils.report import (
     class_names,
+    figures,
+    links,
     plots,
     plots_classes,
     plots_nested,
@@ -22,18 +24,22 @@ from utils.report import (
     tables,
     tables_classes,
 )
-from utils.report.html import Block, Folded, Lines, Note, Section, Table, as_text, facts, figure_sections, render
+from utils.report import settings as run_settings
+from utils.report.html import Folded, Lines, Note, Section, facts, figure_sections, render
 from utils.report.results import load_rows
 from utils.run import mistake_images, sample_images
 from utils.text import clock, number
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 FIGURES = {  # file name: heading, caption
     "accuracy_curve": ("Accuracy", "Test accuracy over all classes seen so far, after each task."),
-    "accuracy_matrix": ("Accuracy matrix", "Row: after learning a task. Column: the test classes of a task. Percent."),
     "forgetting": (
         "Forgetting",
         "For each task but the last: its best accuracy after an earlier task minus the one at the end, in points.",
     ),
+    "accuracy_matrix": ("Accuracy matrix", "Row: after learning a task. Column: the test classes of a task. Percent."),
     "errors": (
         "What the errors are",
         "All test images of the classes seen, after each task. Within-task error: wrong even if the task were known. Task "
@@ -97,8 +103,8 @@ FIGURES = {  # file name: heading, caption
     ),
     "loss": (
         "Training",
-        "Mean training loss of every epoch, one panel for each phase, and below it one for each term that the method adds "
-        "up to it.",
+        "Mean training loss of every epoch: a panel for each phase and for each term that the method adds up to it. What is "
+        "the same in all epochs is left out.",
     ),
 }
 
@@ -126,15 +132,6 @@ def sheet_values(sheets: Sequence[sample_images.Sheet], tasks: int) -> dict[str,
     return {"sheets": named, "about_sheets": text}
 
 
-def settings_tables(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[Block]:
-    """What departs from the defaults with the default beside it, and, folded, every setting."""
-    shown = {key: value for key, value in settings.items() if key != "about"}
-    other = {key: value for key, value in shown.items() if key not in defaults or value != defaults[key]}
-    cells = [(key, as_text(value), as_text(defaults[key]) if key in defaults else "-") for key, value in other.items()]
-    departing = [Table(["key", "value", "default"], cells, "names")] if defaults else []
-    return [*departing, Folded(f"All {len(shown)} settings", [facts(shown)])]
-
-
 def page(
     results: Mapping[str, Any],
     settings: Mapping[str, Any],
@@ -144,28 +141,32 @@ def page(
     sheets: Sequence[sample_images.Sheet] = (),
     defaults: Mapping[str, Any] = MappingProxyType({}),
     shots: Sequence[mistake_images.Shot] = (),
+    meanings: Mapping[str, str] = MappingProxyType({}),
+    nav: str = "",
 ) -> str:
     """The text of report.html; `pictures` maps the names in FIGURES to <svg> elements, `rows` are of metrics.jsonl.
 
     `defaults` of the settings: what departs from them is shown, the rest folded away; without any all are folded. `shots` are
-    pictures of mistakes."""
+    pictures of mistakes; `meanings` of the settings; `nav`: the element with the links."""
     tasks = len(results["task_classes"])
     speed, memory = results["images_per_second"], results["peak_memory_bytes"]
     spent = sum(sum(entry.values()) for entry in results["seconds"])
     cost = f"{clock(spent)} on {environment.get('device_name', 'an unnamed device')}"
     cost += f", {number(speed, 0)} training images a second, {memory / 2**20:,.0f} MiB peak memory"
     cost += f", test set scored {results['test_evaluations']} times"
-    departing = {k: v for k, v in settings.items() if v != defaults.get(k, ...)}
+    stale = run_settings.changed(settings, environment, defaults)
+    described = {k: v for k, v in settings.items() if not (stale and k in run_settings.TEXTS)}
+    departing = {k: v for k, v in described.items() if v != defaults.get(k, ...)}
     experiment = Lines([json.dumps(departing, indent=2, ensure_ascii=False)])
     as_file = "Its settings as an experiment file: save it as x.json, then python main.py --config x.json"
-    again = Section("Run it again", [Lines(tables.again(environment)), Folded(as_file, [experiment])])
+    again = Section("Run it again", [Lines(tables.again(environment)), Folded(as_file, [experiment])], wide=True)
     warnings = tables.peeked(results)
     of_code = tables.code_notes(results, environment)
     below = {
-        "accuracy_matrix": tables.matrix_rows(results),
-        "forgetting": tables.forgetting_rows(results),
-        "errors": tables.error_rows(results),
-        "head_drift": tables.drift_rows(results),
+        "accuracy_matrix": tables.matrix_rows(results) if "accuracy_matrix" in pictures else [],
+        "forgetting": tables.forgetting_rows(results) if "forgetting" in pictures else [],
+        "errors": tables.error_rows(results) if "errors" in pictures else [],
+        "head_drift": tables.drift_rows(results) if "head_drift" in pictures else [],
         "selection": tables.selection_rows(results),
         "slow_and_fast": tables.merge_rows(rows),
         "routing_drift": tables.routing_drift_rows(rows),
@@ -187,19 +188,27 @@ def page(
     return render(
         "report.html",
         title=f"{results['model_name']} on {results['dataset']}, {tasks} task{'s' * (tasks != 1)}, seed {results['seed']}",
-        about=str(settings.get("about") or ""),
+        nav=nav,
+        about=stale or str(settings.get("about") or ""),
         warnings=[*warnings, *of_code, *tables.warning_notes(rows)],
         tiles=[(label, number(results[key])) for key, label in TILES.items()],
         cost=f"Percent. {tables_classes.interval_text(results)}{cost}.",
-        sections=[again, *figure_sections(FIGURES, pictures, below, {"selection": warnings})],
+        sections=[*figure_sections(FIGURES, pictures, below, {"selection": warnings})],
         rest=[
             *[Section(OTHER_HEADS, [Note(ABOUT_HEADS), *table]) for table in [tables.head_rows(results)] if table],
-            Section("Tasks", [*tables.task_rows(results), Folded("Class order", [facts(order)])]),
-            Section("Settings", settings_tables(settings, defaults)),
-            Section("Environment", [facts(environment)]),
+            Section("Tasks", [*tables.task_rows(results), Folded("Class order", [facts(order)])], wide=True),
+            again,
+            Section("Settings", run_settings.tables(settings, defaults, meanings), wide=True),
+            Section("Environment", [facts(environment)], wide=True),
         ],
         **sheet_values(sheets, tasks),
     )
+
+
+def draw(results: Mapping[str, Any], rows: plots.Rows) -> dict[str, Figure]:
+    """Every picture of a run that there are data for and that is not constant, by its name in FIGURES."""
+    pictures = plots.draw(results, rows) | plots_tasks.draw(results) | plots_classes.draw(results)
+    return pictures | plots_nested.draw(results, rows) | plots_routing.draw(results, rows)
 
 
 def write_report(
@@ -209,19 +218,20 @@ def write_report(
     environment: Mapping[str, Any],
     rows: plots.Rows | None = None,
     defaults: Mapping[str, Any] = MappingProxyType({}),
+    meanings: Mapping[str, str] = MappingProxyType({}),
+    papers: bool = False,
 ) -> Path:
     """Write plots/*.png and report.html into the seed's run folder; returns the path of report.html.
 
     `results` as in results.json, `settings` the resolved configuration, `environment` as in environment.json, `rows` of
-    metrics.jsonl (default: those in `folder`), `defaults` of the settings. Pictures that an earlier report left and this
-    one lacks are removed.
+    metrics.jsonl (default: those in `folder`), `defaults` and `meanings` of the settings. `papers`: also write figures/*.svg
+    and *.pdf. Pictures that an earlier report left and this one lacks are removed. The links of other seeds' pages are
+    renewed.
     """
     folder = Path(folder)
     if rows is None:
         rows = load_rows(folder / "metrics.jsonl")
-    pictures = plots.draw(results, rows) | plots_tasks.draw(results)
-    pictures |= plots_classes.draw(results)
-    pictures |= plots_nested.draw(results, rows) | plots_routing.draw(results, rows)
+    pictures = draw(results, rows)
     (folder / "plots").mkdir(exist_ok=True)
     for name in FIGURES:
         path = folder / "plots" / f"{name}.png"
@@ -230,7 +240,11 @@ def write_report(
         else:
             path.unlink(missing_ok=True)
     svgs = {name: plots.inline_svg(figure, name) for name, figure in pictures.items()}
+    if papers:  # last, since a layout moves a little each time it is drawn
+        figures.write(folder / "figures", pictures)
     sheets = sample_images.read(folder, len(results["task_classes"]))
-    text = page(results, settings, environment, svgs, rows, sheets, defaults, mistake_images.read(folder))
+    shots = mistake_images.read(folder)
+    text = page(results, settings, environment, svgs, rows, sheets, defaults, shots, meanings, links.nav(folder))
     write_bytes(folder / "report.html", text.encode(errors="backslashreplace"))
+    links.renew(folder)
     return folder / "report.html"

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from utils.process import stopwatch
+from utils.report import class_names
 from utils.text import number
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 Rows = Sequence[Mapping[str, Any]]
 
+WIDTH = 6.4  # inches: letters of 10 points can be read where a phone shows the picture 370 pixels wide
 INK = "#010203"  # stands for "the text colour": black in the PNG files, light or dark as the page in report.html
 # Okabe and Ito's palette, distinct with any colour vision; the ones that show on white and on black, strongest first
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -31,7 +33,7 @@ def new_figure(height: float) -> Figure:
     from matplotlib.figure import Figure
 
     # the object interface: no pyplot, so neither the backend nor the open figures of other code are touched
-    figure = Figure(figsize=(7.2, height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
@@ -71,16 +73,16 @@ def task_ticks(axes: Axes, tasks: int, most: int = 25) -> None:
     axes.set_xticks(range(0, tasks, step), [str(t + 1) for t in range(0, tasks, step)])
 
 
-def _task_marks(axes: Axes, tasks: Sequence[int]) -> None:
+def _task_marks(axes: Axes, tasks: Sequence[int], most: int = 24) -> None:
     """Fine lines where `tasks[i]`, the task of point i, changes, and each task's number above its stretch."""
     starts = [i for i, task in enumerate(tasks) if i == 0 or tasks[i - 1] != task]
     ends = [*starts[1:], len(tasks)]
-    step = math.ceil(len(starts) / 24)  # more numbers than this would touch
+    step = math.ceil(len(starts) / most)  # more numbers than this would touch
     for place, (start, end) in enumerate(zip(starts, ends, strict=True)):
         if start:
             axes.axvline(start - 0.5, color=INK, alpha=0.25, linewidth=0.6)
         if place % step == 0:
-            text = f"task {tasks[start] + 1}" if len(starts) <= 8 else str(tasks[start] + 1)
+            text = f"task {tasks[start] + 1}" if 3 * len(starts) <= most else str(tasks[start] + 1)
             axes.text(
                 (start + end - 1) / 2, 1.01, text, transform=axes.get_xaxis_transform(), ha="center", va="bottom",
                 fontsize=8, color=INK,
@@ -100,21 +102,31 @@ def colours_of(count: int) -> list[str]:
     return [to_hex(colormaps["viridis"](0.15 + 0.7 * i / (count - 1))) for i in range(count)]
 
 
+def varies(*series: Sequence[Any]) -> bool:
+    """Whether any of the series has two different values, None and NaN apart: else its picture would be a flat line."""
+    return any(len({v for v in values if v is not None and not math.isnan(v)}) > 1 for values in series)
+
+
 def log_scale_if_wide(axes: Axes, values: Sequence[float]) -> None:
     if values and min(values) > 0 and max(values) > 50 * min(values):
         axes.set_yscale("log")
 
 
-def accuracy_matrix(results: Mapping[str, Any]) -> Figure:
-    """Heat map of a[t][k] in percent: row t after task t, column k a task's test classes."""
+MOST_NAMED = 12  # tasks that an axis names by their classes
+
+
+def accuracy_matrix(results: Mapping[str, Any]) -> Figure | None:
+    """Heat map of a[t][k] in percent: row t after task t, column k a task's test classes; None where all are equal."""
+    matrix = results["accuracy_matrix"]
+    if not varies([value for row in matrix for value in row]):
+        return None
     import numpy as np
 
-    matrix = results["accuracy_matrix"]
     tasks = len(matrix)
     table = np.full((tasks, tasks), np.nan)
     for t, row in enumerate(matrix):
         table[t, : len(row)] = [math.nan if value is None else value for value in row]
-    figure = new_figure(min(6.2, 1.6 + 0.5 * tasks))
+    figure = new_figure(min(5.2, 1.4 + 0.36 * tasks))
     axes = figure.add_subplot()
     edges = np.arange(tasks + 1) - 0.5
     # a mesh, not imshow: its cells stay vectors in the SVG; edges in the cells' colour leave no hairlines between them
@@ -123,7 +135,10 @@ def accuracy_matrix(results: Mapping[str, Any]) -> Figure:
     style(axes, "accuracy on the classes of task", "after task")
     axes.spines[:].set_visible(False)
     task_ticks(axes, tasks)
-    axes.set_yticks(axes.get_xticks(), [label.get_text() for label in axes.get_xticklabels()])
+    names = [label.get_text() for label in axes.get_xticklabels()]
+    if tasks <= MOST_NAMED and "task_classes" in results:
+        names = class_names.of_tasks(results)[:tasks]
+    axes.set_yticks(axes.get_xticks(), names, fontsize=8 if any(":" in name for name in names) else None)
     digits, size = (1, 9) if tasks <= 10 else (0, 8 if tasks <= 16 else 7)
     for (t, k), value in np.ndenumerate(table):
         if tasks <= 25 and not math.isnan(value):
@@ -137,8 +152,11 @@ def accuracy_matrix(results: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def curves(results: Mapping[str, Any]) -> Figure:
-    """Accuracy over all seen classes after each task (top-1, top-5 where defined) and the top-1 average."""
+def curves(results: Mapping[str, Any]) -> Figure | None:
+    """Accuracy over all seen classes after each task (top-1, top-5 where defined) and the top-1 average; None where each is
+    the same after all tasks."""
+    if not varies(results["top1_curve"], results["top5_curve"]):
+        return None
     figure = new_figure(3.4)
     axes = figure.add_subplot()
     lines = (("top1_curve", "top-1", "o", COLOURS[0]), ("top5_curve", "top-5", "s", COLOURS[1]))
@@ -152,7 +170,7 @@ def curves(results: Mapping[str, Any]) -> Figure:
     task_ticks(axes, len(results["top1_curve"]))
     axes.set_xlim(-0.5, len(results["top1_curve"]) - 0.5)
     axes.grid(axis="y", color=INK, alpha=0.15, linewidth=0.6)
-    legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    legend_above(figure)
     return figure
 
 
@@ -170,42 +188,44 @@ def loss_terms(epochs: Rows) -> list[str]:
 
 
 def losses(rows: Rows) -> Figure | None:
-    """Mean loss of each epoch, one panel a phase (their losses have different scales), and below it a lower panel for each
-    named term of the loss; None without such rows."""
+    """Mean loss of each epoch, a panel a phase (their losses have different scales) and one for each named term of the loss,
+    all of one size, two side by side. Panels without two different values are left out; None without any."""
     epochs = [row for row in rows if row["kind"] == "epoch" and row.get("loss") is not None]
     phases: dict[str, list[Mapping[str, Any]]] = {}
     for row in epochs:
         phases.setdefault(str(row.get("phase", "train")), []).append(row)
-    if not phases:
+    panels = [(phase, term) for phase, of_phase in phases.items() for term in loss_terms(of_phase)]
+    panels = [(phase, term) for phase, term in panels if varies([row.get(term) for row in phases[phase]])]
+    if not panels:
         return None
     from matplotlib.ticker import MaxNLocator
 
-    panels = [(phase, term) for phase, of_phase in phases.items() for term in loss_terms(of_phase)]
-    heights = [2.1 if term == "loss" else 1.5 for _, term in panels]
-    figure = new_figure(0.4 + sum(heights))
-    grid = figure.add_gridspec(len(panels), 1, height_ratios=heights)
+    columns = min(2, len(panels))
+    down = math.ceil(len(panels) / columns)
+    figure = new_figure(0.4 + 2.0 * down)
     colours = dict(zip(phases, COLOURS * len(phases), strict=False))
     for panel, (phase, term) in enumerate(panels):
-        of_phase, axes = phases[phase], figure.add_subplot(grid[panel])
+        of_phase, axes = phases[phase], figure.add_subplot(down, columns, panel + 1)
         start = 0
         for i in range(1, len(of_phase) + 1):  # a line breaks where a new round of epochs begins
             ended = i == len(of_phase) or of_phase[i]["task"] != of_phase[i - 1]["task"]
             if ended or of_phase[i]["epoch"] <= of_phase[i - 1]["epoch"]:
                 values = [math.nan if row.get(term) is None else row[term] for row in of_phase[start:i]]
-                axes.plot(range(start, i), values, color=colours[phase], marker=".", markersize=4, linewidth=1.2)
+                axes.plot(range(start, i), values, color=colours[phase], marker=".", markersize=3, linewidth=1.2)
                 start = i
-        style(axes, "epochs (tasks above)" if panel + 1 == len(panels) else "", f"{phase} {term}".replace("_", " "))
+        lowest = panel + columns >= len(panels)
+        style(axes, "epochs (tasks above)" if lowest else "", f"{phase} {term}".replace("_", " "))
         log_scale_if_wide(axes, [row[term] for row in of_phase if row.get(term) is not None])
-        _task_marks(axes, [row["task"] for row in of_phase])
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _task_marks(axes, [row["task"] for row in of_phase], most=24 // columns)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     return figure
 
 
 def adapters(results: Mapping[str, Any]) -> Figure | None:
-    """Number of adapters after each task, stacked by layer; None where the method has none."""
+    """Number of adapters after each task, stacked by layer; None where no layer's number changes."""
     counts = results["adapters_per_layer"]
     layers = list(dict.fromkeys(layer for entry in counts for layer, n in entry.items() if n))
-    if not layers:
+    if not varies(*([entry.get(layer, 0) for entry in counts] for layer in layers)):
         return None
     from matplotlib.ticker import MaxNLocator
 
@@ -221,8 +241,7 @@ def adapters(results: Mapping[str, Any]) -> Figure | None:
     task_ticks(axes, len(counts))
     axes.set_xlim(-0.6, len(counts) - 0.4)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    # reversed: the legend's order is that of the stack
-    legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0), reverse=True, ncols=1 if len(layers) <= 14 else 2)
+    legend_above(figure, ncols=5)
     return figure
 
 
@@ -281,15 +300,15 @@ def times(rows: Rows) -> Figure | None:
     axes.set_xlim(-0.6, tasks - 0.4)
     axes.grid(axis="y", color=INK, alpha=0.15, linewidth=0.6)
     axes.set_axisbelow(True)
-    legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0), reverse=True)
+    legend_above(figure)
     return figure
 
 
 def draw(results: Mapping[str, Any], rows: Rows) -> dict[str, Figure]:
-    """Every picture there are data for, by file name without ending."""
+    """Every picture there are data for, by file name without ending; what would be constant is left out."""
     figures: dict[str, Figure | None] = {
-        "accuracy_matrix": accuracy_matrix(results) if results["accuracy_matrix"] else None,
-        "accuracy_curve": curves(results) if results["top1_curve"] else None,
+        "accuracy_matrix": accuracy_matrix(results),
+        "accuracy_curve": curves(results),
         "loss": losses(rows),
         "adapters": adapters(results),
         "detection": detections(rows),

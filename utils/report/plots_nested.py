@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from utils.report.plots import COLOURS, INK, Rows, colours_of, legend, legend_above, new_figure, style, task_ticks
+from utils.report.plots import COLOURS, INK, Rows, colours_of, legend_above, new_figure, style, task_ticks, varies
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,9 +27,10 @@ def is_competition(entry: Any) -> TypeGuard[Mapping[str, Any]]:
 
 
 def selection(results: Mapping[str, Any]) -> Figure | None:
-    """Accuracy of each expert on what the winner of a task was selected on, side by side, the winner ringed and named."""
+    """Accuracy of each expert on what the winner of a task was selected on, side by side, the winner ringed and named;
+    None where all accuracies are equal."""
     entries = [entry for entry in results.get("selection_history") or () if is_competition(entry)]
-    if not entries:
+    if not varies([accuracy for entry in entries for accuracy in entry["accuracies"]]):
         return None
     tasks = [entry["task"] for entry in entries]
     total = max(len(results["top1_curve"]), *(t + 1 for t in tasks))
@@ -67,7 +68,7 @@ def selection(results: Mapping[str, Any]) -> Figure | None:
     top.set_xlabel("winner", color=INK)
     top.tick_params(colors=INK, length=0)
     top.spines["top"].set_visible(False)
-    legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    legend_above(figure, ncols=5)
     return figure
 
 
@@ -124,9 +125,10 @@ def slow_and_fast(results: Mapping[str, Any], rows: Rows) -> Figure | None:
 
 
 def head_drift(results: Mapping[str, Any]) -> Figure | None:
-    """Test accuracy after each task with class statistics as they were gathered, perhaps repaired, and gathered anew."""
-    drift = results.get("head_drift")
-    if not drift:
+    """Test accuracy after each task with class statistics as they were gathered, perhaps repaired, and gathered anew; None
+    where they never differ."""
+    drift = results.get("head_drift") or ()
+    if all(entry[key] == entry["recomputed"] for entry in drift for key in {"stale", "repaired"} & entry.keys()):
         return None
     tasks = [entry["task"] for entry in drift]
     figure = new_figure(3.2)
@@ -146,7 +148,7 @@ def head_drift(results: Mapping[str, Any]) -> Figure | None:
     task_ticks(axes, total)
     axes.set_xlim(-0.5, total - 0.5)
     axes.grid(axis="y", color=INK, alpha=0.15, linewidth=0.6)
-    legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    legend_above(figure, ncols=5)
     return figure
 
 

@@ -139,7 +139,9 @@ def drift(results: Mapping[str, Any], rows: Rows) -> Figure | None:
         step = math.ceil(len(spans) / 10)
         middles = [(span.start + span.stop - 1) / 2 for span in spans]
         if named:
-            beside = [] if place % COLUMNS else [texts[c].replace("$", r"\$") for c in results["class_order"][:classes]]
+            beside = (
+                [] if place % COLUMNS else [class_names.for_axis(texts[c]) for c in results["class_order"][:classes]]
+            )
             axes.set_yticks(range(len(beside)), beside, fontsize=7)
         else:
             axes.set_yticks(middles[::step], [str(t + 1) for t in range(0, len(spans), step)])

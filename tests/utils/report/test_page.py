@@ -8,8 +8,10 @@ import pytest
 
 import models
 from tests.helpers.pages import Checker, cells, html_of
+from utils.config.hashing import departing_digest
 from utils.evaluation.metrics import Score
-from utils.report import page, tables
+from utils.report import figures, links, page, plots, tables
+from utils.report import settings as report_settings
 from utils.report.page import write_report
 from utils.report.results import load_rows
 from utils.run.log import RunLog
@@ -27,7 +29,7 @@ def folder(tmp_path):
             record.add_task(
                 [Score(8, 7 - t, None, 8)] * (t + 1),
                 adapters_per_layer={3: t + 1}, trainable_parameters=1234, total_parameters=56789,
-                seconds={"train": 2.0}, images=10, selections=[{"winner": "<k>"}],
+                seconds={"train": 2.0 + t}, images=10, selections=[{"winner": "<k>"}],
             )  # fmt: skip
     settings = {
         "about": "50 % <b>of & all</b>",
@@ -35,7 +37,11 @@ def folder(tmp_path):
         "path": "</td><script>alert(1)</script>",
         "sweep": {"a": [1]},
     }
-    environment = {"command": "python main.py --set 'a=\"<x>\"'", "versions": {"torch": "2.15"}, "device_name": "Chip"}
+    environment = {
+        "command": "python main.py --set 'prefix=\"<x>\"'",
+        "versions": {"torch": "2.15"},
+        "device_name": "Chip",
+    }
     path = write_report(tmp_path, results_json(record), settings, environment)
     assert path == tmp_path / "report.html"
     return tmp_path
@@ -50,19 +56,19 @@ def test_report_is_whole_and_self_contained(folder):
     assert len(checker.ids) == len(set(checker.ids))
     assert checker.refs and set(checker.refs) <= set(checker.ids)
     assert "http:" not in html and "https:" not in html
-    assert html.count("<svg") == 8
+    assert html.count("<svg") == 8 and checker.links == ["config.json", "results.json", "metrics.jsonl", "run.log"]
     assert "prefers-color-scheme: dark" in html and 'name="viewport"' in html
     for text in (
         "sema on digits, 2 tasks, seed 7",
         "50 % <b>of & all</b>",  # shown as written, not as markup
-        "python main.py --set 'a=\"<x>\"'",
+        "python main.py --set 'prefix=\"<x>\"'",
         "</td><script>alert(1)</script>",
         "87.50",
         "75.00",
         "1,234",
         '{"winner": "<k>"}',
         "versions.torch",
-        "sweep.a",
+        'sweep{"a": [1]}',
     ):
         assert text in checker.text, text
 
@@ -76,7 +82,7 @@ def test_pictures_are_files_too_and_stale_ones_go(folder):
         adapters_per_layer={}, trainable_parameters=0, total_parameters=1, seconds={}, images=0,
     )  # fmt: skip
     write_report(folder, results_json(record), {}, {}, rows=[])
-    assert sorted(path.stem for path in (folder / "plots").iterdir()) == [*names[:2], "errors"]
+    assert sorted(path.stem for path in (folder / "plots").iterdir()) == []  # of one task
 
 
 def nested_report(folder, change=lambda results: None, rows=()):
@@ -184,8 +190,7 @@ def test_results_of_older_versions_still_give_a_report(tmp_path):
         del results["task_confusion"], results["wrong_task"], results["peak_memory_by_task"]
 
     html, text = nested_report(tmp_path, older)
-    assert html.count("<svg") == 4  # what was counted then: of the errors the last task's parts
-    assert cells(2, "75.00", "100.00", "25.00", "0.00", "-") in html and cells(1, "87.50", "-", "-", "-", "-") in html
+    assert html.count("<svg") == 3  # of the errors only the last task's were counted then
     for heading in ("Selection history", "Head drift", "Slow and fast adapters"):
         assert heading not in text
 
@@ -280,3 +285,79 @@ def test_repaired_statistics_and_other_heads_have_their_columns(tmp_path):
     assert cells(2, "50.00", "60.00", "62.50", "2.50", "0.9877") in html and "<th>repaired</th>" in html
     assert cells(2, "50.00", "43.21") in html and "What another head would have scored" in text
     assert "What another head" not in nested_report(tmp_path)[1]
+
+
+# ------------------------------------------------------------------------------------- settings, description, links
+
+
+def test_settings_stand_in_groups_each_once():
+    settings = {"model_name": "sema", "rd_lr": 0.1, "device": "cpu", "dataset": "digits", "init_cls": 2, "seed": [1]}
+    groups = report_settings.grouped_keys(settings)
+    assert groups == {
+        "The experiment": ["model_name", "seed"],
+        "Data": ["dataset"],
+        "Tasks": ["init_cls"],
+        "Method and training": ["rd_lr"],
+        "Machine and speed": ["device"],
+    }
+    note, table, folded = report_settings.tables(settings, settings | {"rd_lr": 0.2}, {"rd_lr": "a rate"})
+    assert note.text == "1 of 6 settings differ from their default."
+    assert table.head == ["key", "value", "default", "meaning"] and table.rows == [["rd_lr", "0.1", "0.2", "a rate"]]
+    assert [block.text for block in folded.blocks[::2]] == [*groups]
+
+
+def stale(settings, command="python main.py --config x.json"):
+    return report_settings.changed(settings, {"command": command}, {"lr": 0.1, "seed": [1]})
+
+
+def test_a_description_is_not_printed_over_changed_settings(tmp_path):
+    settings = {"about": "Expected: 99", "lr": 0.5, "seed": [3]}
+    assert stale(settings) == stale(settings, "python main.py --set seed=[3] --set 'prefix=a b'") == ""
+    text = stale(settings, "python main.py --set lr=0.5 --set=seed=[3]")
+    assert text.startswith("Settings of this run differ from those of its experiment file (--set lr): ")
+    card = {"settings": departing_digest({"lr": 0.5}, {"lr": 0.1}), "top1_curve": {}}
+    assert stale(settings | {"expected": card}, "python main.py --set lr=0.5") == ""  # what the numbers belong to
+    assert stale(settings | {"expected": card, "lr": 0.6}).startswith(
+        "Settings of this run differ"
+    )  # the cell of a sweep
+    assert stale({"lr": 0.5}, "python main.py --set lr=0.5") == ""  # nothing was described
+    assert report_settings.set_keys("a 'torn") == []
+    results = results_json(RunRecord("sema", "digits", 7, [0], [[0]]))
+    for command, shown in (("python main.py", True), ("python main.py --set lr=0.5", False)):
+        html = page.page(results, settings | {"expected": None}, {"command": command}, {}, [], (), {"lr": 0.1})
+        assert html.count("Expected: 99") == 2 * shown  # above the tiles, and in the settings as a file
+
+
+def test_pages_of_seeds_lead_to_each_other(tmp_path):
+    tmp_path = tmp_path / "hash"
+    tmp_path.mkdir()
+    for seed in (2, 10, 1):
+        folder = tmp_path / f"seed_{seed}"
+        folder.mkdir()
+        write_report(folder, results_json(RunRecord("sema", "digits", seed, [0], [[0]])), {}, {}, rows=[])
+    (tmp_path / "seed_1.old_1").mkdir()
+    (tmp_path / "seed_1.old_1" / "report.html").write_text("old", encoding="utf-8")
+    for seed, others in ((1, (2, 10)), (2, (1, 10)), (10, (1, 2))):
+        checker = Checker()
+        checker.feed((tmp_path / f"seed_{seed}" / "report.html").read_text(encoding="utf-8"))
+        assert checker.links[:2] == [f"../seed_{other}/report.html" for other in others] and len(checker.links) == 6
+    (tmp_path / "report.html").write_text("all", encoding="utf-8")
+    sweep = tmp_path.parent / "sweep_1"
+    sweep.mkdir()
+    (sweep / "report.html").write_text("sweep", encoding="utf-8")
+    (sweep / "table.csv").write_text(f"cell,settings,n\na,{tmp_path.name},1\n", encoding="utf-8")
+    links.renew_page(tmp_path / "seed_1")
+    html = (tmp_path / "seed_1" / "report.html").read_text(encoding="utf-8")
+    assert '<a href="../report.html">all seeds</a>' in html
+    assert '<a href="../../sweep_1/report.html">the sweep</a>' in html and html.count("<nav>") == 1
+
+
+def test_figures_for_papers_are_vectors_with_their_fonts(tmp_path):
+    figure = plots.curves({"top1_curve": [90.0, 80.0], "top5_curve": [None, None], "average_accuracy": 85.0})
+    figure.axes[0].set_title("\u9ce5")  # a letter that the font lacks: no warning
+    figures.write(tmp_path / "figures", {"curve": figure})
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["curve.pdf", "curve.svg"]
+    svg = (tmp_path / "figures" / "curve.svg").read_text(encoding="utf-8")
+    pdf = (tmp_path / "figures" / "curve.pdf").read_bytes()
+    assert "<text" not in svg and "<path" in svg and "<image" not in svg
+    assert b"/FontFile2" in pdf and b"/Type3" not in pdf and b"/Subtype /Image" not in pdf

@@ -120,14 +120,26 @@ def test_named_terms_of_the_loss_have_a_panel_each():
         "images": 4,
         "seconds": 1.0,
     }
-    epochs = [row | {"epoch": e, "task_loss": 2.0} | ({"z": 1.0} if e else {}) for e in (1, 2, 3)]
-    axes = plots.losses([*epochs, {"kind": "epoch", "task": 0, "phase": "rd", "epoch": 1, "loss": 1.0}]).axes
-    assert [a.get_ylabel() for a in axes] == ["func loss", "func task loss", "func z", "rd loss"]
-    assert list(axes[1].lines[0].get_ydata()) == [2.0, 2.0, 2.0]
+    epochs = [
+        row | {"epoch": e, "loss": 3.0 + e, "task_loss": 2.0 + e, "z": 1.0 / e, "balance": 0.5} for e in (1, 2, 3)
+    ]
+    more = [{"kind": "epoch", "task": 0, "phase": "rd", "epoch": e, "loss": 1.0 / e} for e in (1, 2)]
+    figure = plots.losses([*epochs, *more, {"kind": "epoch", "task": 0, "phase": "once", "epoch": 1, "loss": 1.0}])
+    axes = figure.axes
+    assert [a.get_ylabel() for a in axes] == [
+        "func loss",
+        "func task loss",
+        "func z",
+        "rd loss",
+    ]  # no constant, no point
+    assert list(axes[1].lines[0].get_ydata()) == [3.0, 4.0, 5.0]
+    figure.canvas.draw()
+    sizes = {tuple(round(float(edge), 3) for edge in a.get_position().size) for a in axes}
+    assert len(sizes) == 1  # small multiples
 
 
 def test_two_rounds_of_one_phase_in_one_task_are_not_joined():
-    twice = [{"kind": "epoch", "task": 0, "phase": "func", "epoch": e, "loss": 1.0} for e in (0, 1, 2, 0, 1, 2)]
+    twice = [{"kind": "epoch", "task": 0, "phase": "func", "epoch": e, "loss": 1.0 + e} for e in (0, 1, 2, 0, 1, 2)]
     assert [len(line.get_ydata()) for line in plots.losses(twice).axes[0].lines] == [3, 3]
 
 
@@ -151,6 +163,36 @@ def test_adapters_stack_to_the_total():
     axes = plots.adapters(results(4, layers=12)).axes[0]
     tops = [bar.get_y() + bar.get_height() for bar in axes.containers[-1]]
     assert tops == [12, 12, 24, 24]
+
+
+def test_what_is_constant_is_not_drawn():
+    constant = {
+        **results(2),
+        "accuracy_matrix": [[100.0], [100.0, 100.0]],
+        "top1_curve": [100.0, 100.0],
+        "top5_curve": [None, 100.0],
+        "adapters_per_layer": [{"0": 1}, {"0": 1}],
+    }
+    assert (
+        plots.draw(constant, [{"kind": "epoch", "task": t, "phase": "a", "epoch": 1, "loss": 1.0} for t in (0, 1)])
+        == {}
+    )
+    equal = [{"task": 1, "stale": 90.0, "recomputed": 90.0, "cosine": 1.0}]
+    flat = with_selection(2, 2)
+    for entry in flat["selection_history"]:
+        entry["accuracies"] = [100.0, 100.0]
+    assert plots_nested.draw({**flat, "head_drift": equal}, []) == {}
+    assert plots.varies([1.0, None, float("nan"), 1.0]) is False and plots.varies([1, 1], [1, 2]) is True
+
+
+def test_tasks_have_the_names_of_their_classes_on_the_axis():
+    named = results(2) | {"task_classes": [[1, 0], [2]], "class_names": ["$wren$", "great tit", "x" * 40]}
+    axes = plots.accuracy_matrix(named).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        r"1: great tit, \$wren\$",
+        "2: xxxxxxxxxxxxxxx...xx...",
+    ]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2"]
 
 
 def test_layers_that_never_get_an_adapter_are_not_drawn():
@@ -221,7 +263,7 @@ def test_results_without_such_fields_have_no_such_pictures():
 
 def test_png_has_a_white_ground():
     image = imread(io.BytesIO(plots.png(plots.curves(results(3)))))
-    assert image.shape[1] == 1080 and (image[0, 0] == 1).all()
+    assert image.shape[1] == 960 and (image[0, 0] == 1).all()
 
 
 def test_inline_svg_links_to_nothing_and_takes_the_page_colour():
