@@ -7,30 +7,31 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from textwrap import shorten, wrap
-from typing import Any
+from collections.abc import Sequence
 
 from commands import check_data, load
+from commands import check_tables as tables
 from utils import data, engines
 from utils.config import sweep
 from utils.config.resolve import Resolved
 from utils.config.schema import Experiment
 from utils.process.machine import check_torchvision, missing_device
 from utils.run import tracker
-from utils.text import WIDTH, counted, printable
+from utils.text import printable
 
 
 def run(args: argparse.Namespace) -> int:
-    check(load.load(args), args.engine, full=args.check == "full")
+    check(load.load(args), args.engine, args.check)
     return 0
 
 
-def check(loaded: sweep.Sweep, engine: str = "local", full: bool = False) -> None:
-    """Shows what a run would do and what it lacks on this machine; of a sweep the first cell in full, and all cells.
+def check(loaded: sweep.Sweep, engine: str = "local", how: str = "short") -> None:
+    """Shows what a run would do and what it lacks on this machine; of a sweep the first cell, and a line for each.
 
-    With `full` every image is decoded. Raises ConfigError with everything that a run would refuse."""
+    `how`: short: what differs from the defaults, and the first and last of many tasks; headers, all: every key with its
+    meaning and every task; full: the same, and every image is decoded.
+    Raises ConfigError with everything that a run would refuse."""
+    full = how == "full"
     check_torchvision()
     cells, look = loaded.cells, functools.cache(lambda cfg: check_data.look(cfg, full))
     found = [look(_data_settings(cell.resolved.settings)) for cell in cells]
@@ -38,11 +39,11 @@ def check(loaded: sweep.Sweep, engine: str = "local", full: bool = False) -> Non
     for faults_of_cell, cell, seen in zip(faults, cells, found, strict=True):
         faults_of_cell += [*seen.faults, *weights_of(cell.resolved)[1], *machine_faults(cell.resolved, engine)]
     if not any(faults[0]) or not found[0].faults:
-        show(cells[0].resolved, found[0])
+        show(cells[0].resolved, found[0], short=how == "short")
     if loaded.declared:
         print(f"the above is cell 1 of {len(cells)}")
         rows = [(cell.label, cell.resolved.hash, count) for cell, count in zip(cells, planned, strict=True)]
-        print(printable(cell_table(rows, len(loaded.seeds))))
+        print(printable(tables.cell_table(rows, len(loaded.seeds))))
     missing = [[*seen.missing, *missing_weights(cell.resolved)] for seen, cell in zip(found, cells, strict=True)]
     notes = []
     for cell, seen, texts in zip(cells, found, missing, strict=True):
@@ -72,25 +73,42 @@ def ready(swept: sweep.Sweep, engine: str) -> None:
     swept.refuse(faults)
 
 
-def show(resolved: Resolved, found: check_data.DataFound) -> None:
-    """Settings, and where the data are here also classes, tasks and parameters."""
+def show(resolved: Resolved, found: check_data.DataFound, short: bool = False) -> None:
+    """Settings, weights, and where the data are here also classes, tasks and parameters."""
     from utils.data.tasks import task_sizes
 
     cfg = resolved.settings
-    print(printable(settings_table(resolved.stated, resolved.given, resolved.descriptions())))
+    if short:
+        print(printable(f"{tables.difference_table(resolved.stated, type(cfg).defaults())}\n{sources(cfg)}"))
+    else:
+        print(printable(tables.settings_table(resolved.stated, resolved.given, resolved.descriptions())))
     if found.table:
         print(printable(found.table))
     if (count := data.count_classes(cfg.dataset, **data.places(cfg))) is None:
         return
     order, source = class_order(cfg, count)
     sizes = task_sizes(count, cfg.init_cls, cfg.increment)
-    print(printable(split_table(sizes, order, source, found.names, stated=not isinstance(cfg.increment, int))))
+    stated, most = not isinstance(cfg.increment, int), tables.MOST_TASKS if short else None
+    print(printable(tables.split_table(sizes, order, source, found.names, stated, most)))
     try:
         learner = load.outline(resolved, count)
     except ValueError:
         return  # among the faults
     planned = learner.planned_parameters() if learner.says_what_it_trains else None
-    print(parameter_table(planned, sum(p.numel() for p in learner.parameters())))
+    print(tables.parameter_table(planned, sum(p.numel() for p in learner.parameters())))
+
+
+def sources(cfg: Experiment) -> str:
+    """Where the images and the weights come from, a line each."""
+    from backbone import weights
+    from backbone.catalogue import timm_tag
+
+    info, places = data.DATASETS[cfg.dataset], data.places(cfg)
+    where = f": {info.source}"
+    if info.kind != "embedded":
+        where = f" in {places['path'] if cfg.dataset == 'folder' else places['root']}"
+    kind = cfg.backbone_weights if cfg.backbone_weights in weights.WORDS else f"from {cfg.backbone_weights}"
+    return f"data        {info.name}{where}\nweights     {timm_tag(cfg.backbone_type)}, {kind}"
 
 
 def class_order(cfg: Experiment, count: int) -> tuple[list[int], str]:
@@ -188,52 +206,3 @@ def machine_faults(resolved: Resolved, engine: str) -> list[str]:
     if engine == "local":
         faults.append(missing_device(resolved.settings.device))
     return [text for text in faults if text]
-
-
-def settings_table(values: Mapping[str, Any], stated: Iterable[str], descriptions: Mapping[str, str]) -> str:
-    """Every key with its value and, below, its meaning; keys that are not in the file are marked as defaults."""
-    stated = set(stated)
-    lines, width = ["settings"], max([24, *map(len, values)]) + 2
-    for key, value in values.items():
-        text = json.dumps(value, ensure_ascii=False)
-        text = text if len(text) <= 62 or key != "about" else f'{text[:57]} ..."'
-        lines.append(f"  {key:<{width}}{text}{'' if key in stated else '   (default)'}")
-        lines += wrap(descriptions.get(key, ""), WIDTH, initial_indent=" " * 30, subsequent_indent=" " * 30)
-    return "\n".join(lines)
-
-
-def split_table(
-    sizes: Sequence[int], order: Sequence[int], source: str, names: Sequence[str] = (), stated: bool = False
-) -> str:
-    """Classes of each task in order of arrival, which `source` says, with their `names` if known; a last task of another size
-    is pointed out, unless the file states every size."""
-    lines = [f"tasks ({len(order)} classes in {len(sizes)} tasks, {source})"]
-    first = 0
-    for task, size in enumerate(sizes, start=1):
-        task_classes = order[first : first + size]
-        ids = ", ".join(f"{c} {names[c]}" for c in task_classes) if names else " ".join(map(str, task_classes))
-        ragged = "  (the rest)" if task == len(sizes) > 2 and size != sizes[1] and not stated else ""
-        noun = "class" if size == 1 else "classes"
-        lines.append(f"  {task:>3}: {size:>3} {noun}{ragged}  {shorten(ids, 72, placeholder=' ...')}")
-        first += size
-    return "\n".join(lines)
-
-
-def cell_table(cells: Sequence[tuple[str, str, int | None]], seeds: int) -> str:
-    """The cells of a sweep as (label, settings hash, parameters trained in the first task where known), and their count."""
-    lines = [f"cell  {'settings':<12}  {'trainable':>12}"]
-    for number, (label, run, count) in enumerate(cells, start=1):
-        lines.append(f"{number:>4}  {run:<12}  {'-' if count is None else format(count, ','):>12}  {label}")
-    runs = counted(len(cells) * seeds, "run")
-    return "\n".join([*lines, f"{counted(len(cells), 'cell')} of {counted(seeds, 'seed')}: {runs}"])
-
-
-def parameter_table(planned: Sequence[tuple[str, int]] | None, total: int) -> str:
-    """Trainable parameters by occasion, None if the method does not say, and all parameters at the start."""
-    if planned is None:
-        why = "the method defines neither `trainable` nor `planned_parameters`"
-        lines = ["trainable parameters", f"  not known before training, since {why}"]
-    else:
-        rows = planned or [("nothing is trained", 0)]
-        lines = ["trainable parameters", *(f"  {count:>12,}  {what}" for what, count in rows)]
-    return "\n".join([*lines, f"  {total:>12,}  all parameters at the start, the frozen backbone included"])

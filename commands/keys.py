@@ -32,7 +32,7 @@ INTRODUCTION = """\
 
 An experiment is one flat JSON file. A key has the name it has in SEMA-CL or LAMDA-PILOT where those know it; files of SEMA-CL
 and Nested-LoRA load unchanged.
-`python main.py --config FILE --check` prints every key of the file's method with its value, its meaning and its unit.
+`python main.py --config FILE --check all` prints every key of the file's method with its value, its meaning and its unit.
 A run says at its start which keys of the file have no effect with the others; an unknown key is refused."""
 
 COMMON_NAMES = """\

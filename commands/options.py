@@ -115,10 +115,11 @@ def parser(about: str) -> argparse.ArgumentParser:
     ask.add_argument(
         "--check",
         nargs="?",
-        choices=("headers", "full"),
-        const="headers",
-        help="look at all that a run needs, show it, and stop: settings, tasks, parameters, weights, device, and the header of "
-        "every image; full: decode every image",
+        choices=("short", "all", "headers", "full"),
+        const="short",
+        help="look at all that a run needs, the header of every image too, show it in short, and stop: settings that are not "
+        "the defaults, tasks, data, weights, parameters; all: every key with its meaning and every task; headers: the same; "
+        "full: the same, and decode every image",
     )
     ask.add_argument(
         "--tune",
@@ -220,10 +221,10 @@ def parser(about: str) -> argparse.ArgumentParser:
     )
     ask.add_argument(
         "--list",
-        nargs="?",
-        choices=("all", "methods", "data", "backbones", "exps"),
-        const="all",
-        help="show methods, data sets, backbones and experiment files, or one of them; data: with images, licence and download",
+        nargs="*",
+        metavar="WORD",
+        help="show methods, data sets, backbones and experiment files; --list methods, data, backbones or exps: those alone "
+        "with what they are, data with images, licence and download; a further word: those that have it",
     )
     ask.add_argument(
         "--profile",

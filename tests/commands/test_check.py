@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 import main
+from commands.check_tables import split_table
 from utils.data import images
 
 
@@ -75,7 +76,7 @@ def test_full_decodes_every_image(checked, monkeypatch):
     code, shown, _ = checked("--check", "full")
     assert code == 0 and len(decoded) == 27 and "every image decoded)" in shown
     with pytest.raises(SystemExit):
-        checked("--check", "all")
+        checked("--check", "most")
 
 
 def test_what_is_not_here_is_no_fault_but_a_misspelt_path_is(checked, tmp_path):
@@ -85,3 +86,29 @@ def test_what_is_not_here_is_no_fault_but_a_misspelt_path_is(checked, tmp_path):
     assert code == 0 and "what is missing on this machine is listed above" in shown
     code, _, errors = checked("--check", "--set", f"data_path={tmp_path}/dta")
     assert code == 2 and f"no folder {tmp_path}/dta" in errors
+
+
+def test_short_shows_what_is_not_default_and_the_ends_of_many_tasks(checked, tmp_path):
+    more = ("--set", "init_cls=1", "--set", "increment=1", "--set", "head=ncm", "--set", "shuffle=false")
+    code, shown, _ = checked("--check", *more)
+    assert code == 0
+    settings, rest = shown.split("\ndata        folder in ")
+    keys = {line.split()[0]: line.split(maxsplit=1)[1] for line in settings.splitlines()[1:]}
+    assert keys.pop("data_path").startswith('"') and keys == {
+        "model_name": '"simplecil"', "dataset": '"folder"', "init_cls": "1", "increment": "1", "device": '"cpu"',
+        "image_size": "32", "shuffle": "false",
+    }  # fmt: skip
+    assert f"({len(keys) + 1} of " in settings.splitlines()[0]  # head ncm is simplecil's default
+    assert rest.splitlines()[0] == str(tmp_path / "data")
+    assert "weights     embedded, pretrained" in rest and "(default)" not in shown
+    assert checked("--check", "headers")[1].count("(default)") > 20
+
+
+def test_many_tasks_are_cut_to_the_first_and_the_last():
+    sizes = [2] * 9
+    lines = split_table(sizes, list(range(18)), "source", most=6).splitlines()
+    assert lines[0] == "tasks (18 classes in 9 tasks, source)"
+    assert [line.split(":")[0].strip() for line in lines[1:]] == ["1", "2", "3", "4", "5", "... 3 more", "9"]
+    assert lines[-1].split() == ["9:", "2", "classes", "16", "17"]
+    assert len(split_table(sizes, list(range(18)), "source").splitlines()) == 10
+    assert len(split_table([2] * 6, list(range(12)), "source", most=6).splitlines()) == 7

@@ -66,7 +66,7 @@ def test_about_says_what_a_reader_needs(path):
 
 @pytest.mark.parametrize("path", CHECKED)
 def test_check_accepts_every_file(path, capsys, tmp_path):
-    assert main.main(["--config", str(path), "--check", "--data-root", str(tmp_path)]) == 0
+    assert main.main(["--config", str(path), "--check", "headers", "--data-root", str(tmp_path)]) == 0
     shown, errors = capsys.readouterr()
     values, faults = read_json(path)
     assert not faults and not errors

@@ -130,7 +130,9 @@ def test_config_and_environment_say_how_to_repeat_it(finished, tmp_path, capsys)
     folder = finished[0][1]
     values, _ = read_json(folder / "config.json")
     assert values["seed"] == [2] and values["detect_batch_size"] == 128 and "memory_size" not in values
-    assert main.main(["--config", str(folder / "config.json"), "--check"]) == 0  # it is an experiment file itself
+    assert (
+        main.main(["--config", str(folder / "config.json"), "--check", "headers"]) == 0
+    )  # it is an experiment file itself
     assert "(default)" not in capsys.readouterr().out
     facts, _ = read_json(folder / "environment.json")
     assert facts["command"].startswith("python ") and "--config" in facts["command"] and facts["device"] == "cpu"
@@ -403,9 +405,8 @@ def test_damaged_results_are_made_anew_from_the_last_checkpoint(finished, tiny, 
 
 
 def test_check_shows_defaults_tasks_and_parameters(tiny, capsys):
-    assert (
-        main.main(["--config", str(tiny), "--check", "--set", "class_order_seed=1993", "--set", "batch_size=16"]) == 0
-    )
+    changes = ["--set", "class_order_seed=1993", "--set", "batch_size=16"]
+    assert main.main(["--config", str(tiny), "--check", "headers", *changes]) == 0
     shown = capsys.readouterr().out
     assert re.search(r"^  batch_size +16$", shown, re.MULTILINE)
     assert re.search(r"^  eval_batch_size +256   \(default\)$", shown, re.MULTILINE)

@@ -188,7 +188,7 @@ def _name_checks(settings: Experiment, backbones: Callable[[], Sequence[str]]) -
             ("backbone_type",),
             (
                 f"backbone_type: {backbone!r} is not known{nearest(backbone, names)} (known: embedded, SEMA-CL's names and "
-                f"{len(names)} timm ViT names; `python main.py --list` shows them)"
+                f"{len(names)} timm ViT names; `python main.py --list backbones WORD` shows them)"
             ),
         )
 
