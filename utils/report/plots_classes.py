@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.evaluation.intervals import wilson
 from utils.report import class_names
-from utils.report.plots import COLOURS, INK, legend, new_figure, style
+from utils.report.plots import COLOURS, INK, legend_above, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,7 +57,7 @@ def accuracies(results: Mapping[str, Any]) -> Figure | None:
     axes.set_yticks(list(places), [names[c] for c in order], fontsize=9)
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.set_xlim(0, 101)
-    legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    legend_above(figure)
     return figure
 
 
@@ -138,7 +138,7 @@ def reliability(results: Mapping[str, Any]) -> Figure | None:
     style(lower, "confidence (%)", "images (%)")
     for axes in (upper, lower):
         _bin_axes(axes)
-    legend(upper, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    legend_above(figure)
     return figure
 
 
