@@ -28,8 +28,8 @@ def run(args: argparse.Namespace) -> int:
 def check(loaded: sweep.Sweep, engine: str = "local", how: str = "short") -> None:
     """Shows what a run would do and what it lacks on this machine; of a sweep the first cell, and a line for each.
 
-    `how`: short: what differs from the defaults, and the first and last of many tasks; headers, all: every key with its
-    meaning and every task; full: the same, and every image is decoded.
+    `how`: short: what differs from the defaults, and the first and last of many tasks; headers: every key with its
+    meaning and every task; all: the same, with a measured step; full: as headers, and every image is decoded.
     Raises ConfigError with everything that a run would refuse."""
     full = how == "full"
     check_torchvision()
@@ -40,6 +40,8 @@ def check(loaded: sweep.Sweep, engine: str = "local", how: str = "short") -> Non
         faults_of_cell += [*seen.faults, *weights_of(cell.resolved)[1], *machine_faults(cell.resolved, engine)]
     if not any(faults[0]) or not found[0].faults:
         show(cells[0].resolved, found[0], short=how == "short")
+        if how == "all" and not any(faults[0]):
+            _tell_estimate(cells[0].resolved, found[0])
     if loaded.declared:
         print(f"the above is cell 1 of {len(cells)}")
         rows = [(cell.label, cell.resolved.hash, count) for cell, count in zip(cells, planned, strict=True)]
@@ -96,6 +98,24 @@ def show(resolved: Resolved, found: check_data.DataFound, short: bool = False) -
         return  # among the faults
     planned = learner.planned_parameters() if learner.says_what_it_trains else None
     print(tables.parameter_table(planned, sum(p.numel() for p in learner.parameters())))
+
+
+def _tell_estimate(resolved: Resolved, found: check_data.DataFound) -> None:
+    """Prints what a training step and a pass take here, and what that makes of a run (commands/estimate.py)."""
+    from commands import estimate
+    from utils.data.tasks import task_sizes
+    from utils.process.machine import pick_device
+
+    cfg = resolved.settings
+    if (count := data.count_classes(cfg.dataset, **data.places(cfg))) is None:
+        return
+    sizes, images = task_sizes(count, cfg.init_cls, cfg.increment), found.images
+    if not images and data.DATASETS[cfg.dataset].kind == "embedded":
+        images = tuple(_images_of_embedded(cfg.dataset))
+    arriving = iter([images[k] for k in class_order(cfg, count)[0]] if images else [])
+    of_tasks = [sum(next(arriving) for _ in range(size)) for size in sizes] if images else []
+    measured = estimate.measure(cfg, sizes, pick_device(cfg.device))
+    print(printable("\n".join(estimate.lines(cfg, sizes, of_tasks, measured))))
 
 
 def sources(cfg: Experiment) -> str:

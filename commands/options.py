@@ -118,8 +118,8 @@ def parser(about: str) -> argparse.ArgumentParser:
         choices=("short", "all", "headers", "full"),
         const="short",
         help="look at all that a run needs, the header of every image too, show it in short, and stop: settings that are not "
-        "the defaults, tasks, data, weights, parameters; all: every key with its meaning and every task; headers: the same; "
-        "full: the same, and decode every image",
+        "the defaults, tasks, data, weights, parameters; all: every key with its meaning, every task, and the time "
+        "and memory of a measured step; headers: the same without measuring; full: as headers, and decode every image",
     )
     ask.add_argument(
         "--tune",
