@@ -142,6 +142,8 @@ def _print_table(swept: Sweep, args: argparse.Namespace, folder: Path, finished:
     ]
     place = folder if swept.declared else parents[0]
     outcome.show(place, stem, outcome.rows_of(finished_runs), with_table=swept.declared)
+    if not swept.declared:
+        print(printable(f"run folder: {place}"))
     print(printable(f"table (txt, csv, md, tex): {folder}"))
 
 
