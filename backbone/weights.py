@@ -254,7 +254,8 @@ def _create(
 
             if meta:
                 sizes |= families.without_start_values(tag)
-            return timm.create_model(tag, pretrained=pretrained, **sizes)
+            with _tensors_left() as left:
+                vit = timm.create_model(tag, pretrained=pretrained, **sizes)
     except TypeError as error:
         raise ValueError(f"backbone {tag} cannot be built at {size} px: {error}") from None
     except (OSError, RuntimeError, SafetensorError) as error:  # the hub client's, and a damaged copy in its cache
@@ -264,6 +265,31 @@ def _create(
         raise ValueError(
             hub.damaged(tag, pretrained_file, cause) if pretrained_file else hub.failed(tag, cause)
         ) from None
+    if left:
+        cause = f"it has no {', '.join(left[:3])}{f' and {len(left) - 3} more' * (len(left) > 3)}"
+        raise ValueError(hub.damaged(tag, pretrained_file, cause) if pretrained_file else hub.failed(tag, cause))
+    return vit
+
+
+@contextmanager
+def _tensors_left() -> Iterator[list[str]]:
+    """Yields the names of tensors for which a file that is loaded in the block has no values.
+
+    timm loads a file strictly only together with its classifier, which no backbone has here: without it, a tensor that the
+    file lacks would remain at its random start value without a word."""
+    left: list[str] = []
+    load = nn.Module.load_state_dict
+
+    def recorded(self: nn.Module, *args: Any, **how: Any) -> Any:
+        result = load(self, *args, **how)
+        left.extend(result.missing_keys)
+        return result
+
+    nn.Module.load_state_dict = recorded  # type: ignore[method-assign]
+    try:
+        yield left
+    finally:
+        nn.Module.load_state_dict = load  # type: ignore[method-assign]
 
 
 @contextmanager
