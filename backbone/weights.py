@@ -260,6 +260,8 @@ def _create(
         raise ValueError(f"backbone {tag} cannot be built at {size} px: {error}") from None
     except (OSError, RuntimeError, SafetensorError) as error:  # the hub client's, and a damaged copy in its cache
         cause = first_line(str(error))
+        if "state_dict" in cause:  # the next lines name the tensors
+            cause = shortened(" ".join(str(error).split()), 300)
         if not pretrained:
             raise ValueError(f"backbone {tag} cannot be built at {size} px: {cause}") from None
         raise ValueError(
