@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("backbone", "cilrun", "commands", "models", "utils")
+FOLDERS = ("backbone", "commands", "models", "utils")
+INSTALLED = ROOT / "commands" / "package"  # on sys.path where the program is installed, so its module is called cilrun
 
 # The floors of the house, from the ground up: what a package may import. A line names only packages of lines above it, so
 # no circle can arise between packages. "utils" and "backbone" with a star stand for every package of that folder above.
@@ -45,7 +46,8 @@ FLOORS = {
 
 
 def module_name(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    root = INSTALLED if path.is_relative_to(INSTALLED) else ROOT
+    return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
 
 
 FILES = {module_name(p): p for p in [ROOT / "main.py", *(q for f in FOLDERS for q in sorted((ROOT / f).rglob("*.py")))]}
@@ -196,6 +198,6 @@ for name in {list(FILES)}:
     importlib.import_module(name)
 assert state() == before
 """
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(INSTALLED)])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -205,5 +205,4 @@ def unequal_rows(rows: Sequence[Row]) -> str | None:
         f"for those of the last. Scores grow with the norm, so images are taken for classes of the {longer} task. Set head "
         'to "ncm" or "ridge"; or train tasks alike: rates, epochs and classes a task, the cross-entropy among the classes of '
         "the task alone, decay_other_rows false"
-        "alone, decay_other_rows false"
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 NAMES = frozenset({"backbone", "benchmarks", "commands", "main", "models", "utils"})
 
 if TYPE_CHECKING:
