@@ -14,7 +14,7 @@ Run = Mapping[str, Any]
 
 RANKED = ("icons", "fashion")  # a nearest mean leaves room on them, and the methods differ
 SMOKE = ("digits", "glyphs", "fractals")  # small and easy: they tell heads apart, and that a method works at all
-SHORT = ("joint", "ranpac", "nested_lora", "simplecil", "sema", "l2p", "finetune")  # the README's rows, beside the best
+SHORT = ("joint", "ranpac", "nested_lora", "simplecil", "sema", "finetune")  # the README's rows, beside the best
 REFERENCE = "ranpac"  # the method with which the others are compared, seed by seed
 # keys that bring back what the originals' code does and our defaults do not; exps/<method>_original_<set>.json sets them
 ORIGINALS: dict[str, dict[str, Any]] = {
