@@ -1,6 +1,7 @@
 """Fixtures that tests of several rooms use."""
 
 import math
+import signal
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from utils.report import plots
 from utils.run.log import RunLog
 
 torch.set_num_threads(1)  # toy sizes: a second thread only costs
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts what it puts into the background so
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 import models
 from backbone.heads.heads import LinearHead
-from commands.check import parameter_table
+from commands.check_tables import parameter_table
 from models.learner.base import Learner as Base
 from models.learner.fit import fit
 from models.learner.losses import cross_entropy_among
