@@ -16,6 +16,10 @@ SEVERAL = [m for m in METHODS if len(get_args(models.settings_of(m).model_fields
 FAST = {"epochs": 1, "func_epoch": 1, "rd_epoch": 1, "tuned_epoch": 1, "init_epochs": 1, "ca_epochs": 1}
 FAST |= {"head_align_epochs": 2, "head_align_samples": 8, "compare_heads": True}
 
+# Two learners train the third task from one state. Kernels may round a tensor by where it lies in memory, by 1e-7 of it, and a
+# few steps pass that on; statistics or a head that was not restored would differ by far more.
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+
 
 def keys_of(method):
     """An aligned head where there is one, which is the newest; statistics are repaired where they can be stale."""
@@ -45,9 +49,10 @@ def test_every_head_of_every_method_predicts_restores_and_goes_on_alike(method, 
         for name, head in heads.items():
             scores = head(features)
             assert scores.shape == (8, 6) and torch.isfinite(scores).all() and scores.dtype == features.dtype, name
-            assert torch.equal(scores, fresh.compared_heads()[name](fresh.features(images))), name
+            torch.testing.assert_close(scores, fresh.compared_heads()[name](fresh.features(images)), **CLOSE, msg=name)
     assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in before.items())
-    assert all(torch.equal(tensor, fresh.own_state()[name]) for name, tensor in whole.own_state().items())
+    for name, tensor in whole.own_state().items():
+        torch.testing.assert_close(tensor, fresh.own_state()[name], **CLOSE, msg=name)
 
 
 @pytest.mark.parametrize("head", ["ncm", "ridge", "lda", "aligned"])
