@@ -29,7 +29,7 @@ ORIGINALS: dict[str, dict[str, Any]] = {
 
 def table(runs: Iterable[Run], sets: Sequence[str]) -> str:
     """A Markdown row a method: its head; last and average accuracy on each of `sets`, mean ± std over the seeds; then, set by
-    set, the last accuracy with the task known, the number of seeds and the seconds of a run."""
+    set, the last accuracy with the task known, the number of seeds and the seconds of the fastest run."""
     by = by_method(runs, sets)
     columns = [f"{name} {what}" for name in sets for what in ("last", "average")]
     lines = [
@@ -40,11 +40,9 @@ def table(runs: Iterable[Run], sets: Sequence[str]) -> str:
         groups = [of_set.get(name, []) for name in sets]
         cells = [mean(group, key) for group in groups for key in ("last_accuracy", "average_accuracy")]
         counts = ", ".join(str(len(group)) for group in groups)
-        known, seconds = (
-            ", ".join(number(summarise(r[key] for r in group).mean, digits) for group in groups)
-            for key, digits in (("task_oracle_accuracy", 1), ("seconds", 0))
-        )
-        lines.append(f"| {method} | {heads(of_set, sets)} | {' | '.join(cells)} | {known} | {counts} | {seconds} |")
+        known = ", ".join(number(summarise(r["task_oracle_accuracy"] for r in group).mean, 1) for group in groups)
+        times = ", ".join(number(seconds(group), 0) for group in groups)
+        lines.append(f"| {method} | {heads(of_set, sets)} | {' | '.join(cells)} | {known} | {counts} | {times} |")
     return "\n".join(lines)
 
 
@@ -71,7 +69,9 @@ def against_reference(runs: Iterable[Run]) -> str:
                 for group in (by.get(REFERENCE, {}), of_set)
             )
             gap = paired_difference(ours, theirs)
-            cells.append(f"{signed(gap.mean)} {interval(gap)}".strip() if gap.n else "-")
+            # two differences can be equal by chance; their interval is empty then
+            limits = f" {interval(gap)}" if gap.n > 2 else f" (n {gap.n})"
+            cells.append(f"{signed(gap.mean)}{limits}" if gap.n else "-")
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -131,6 +131,11 @@ def mean(runs: Iterable[Run], key: str) -> str:
     """Mean ± standard deviation, in percent."""
     summary = summarise(r[key] for r in runs)
     return number(summary.mean, 1) + (f" ± {number(summary.std, 1)}" if summary.std is not None else "")
+
+
+def seconds(runs: Iterable[Run]) -> float | None:
+    """Of the fastest of some runs of one experiment: the others waited longer for other programs on the machine."""
+    return min((r["seconds"] for r in runs), default=None)
 
 
 def heads(of_set: Mapping[str, Sequence[Run]], sets: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Do the embedded sets rank methods as the published sets do? `python -m benchmarks.ranks` prints benchmarks/ranks.md's table.
+"""Do the embedded sets rank methods as the published sets do? The table is in docs/results.md.
 
 Spearman's rank correlation between the last accuracies of benchmarks/leaderboard.jsonl (means over seeds) and published
 ones, over the methods that have both, for each pair of an embedded and a published set. The 95 % interval is a bootstrap's
@@ -10,13 +10,12 @@ last accuracy. The figures are second-hand, from tables of papers that ran the m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.leaderboard import recorded
-from benchmarks.leaderboard_tables import RANKED, SMOKE, by_method
+from benchmarks.leaderboard_tables import RANKED, SMOKE, Run, by_method
 from utils.evaluation.metrics import summarise
 from utils.text import number
 
@@ -73,11 +72,12 @@ def correlation(ours: Mapping[str, float], published: Mapping[str, float], draws
     return Correlation(rho, float(low), float(high), len(methods))
 
 
-def table() -> str:
+def table(runs: Iterable[Run]) -> str:
     """A Markdown row for each embedded set."""
+    runs = list(runs)
     lines = [f"| set | methods | {' | '.join(COLUMNS)} |", "|---|---:|" + "---|" * len(COLUMNS)]
     for name in (*RANKED, *SMOKE):
-        by = by_method(recorded(), (name,))
+        by = by_method(runs, (name,))
         means = {m: summarise(r["last_accuracy"] for r in groups[name]).mean or 0.0 for m, groups in by.items()}
         results = [correlation(means, {m: v[i] for m, v in PUBLISHED.items()}) for i in range(len(COLUMNS))]
         cells = [
@@ -86,7 +86,3 @@ def table() -> str:
         ]
         lines.append(f"| {name} | {results[0].n} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    print(table())

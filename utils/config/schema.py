@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from utils.config import common_names, head_keys
+from utils.config import common_names, forms, head_keys
 from utils.config.split import Split, named
 from utils.config.tuning import Tuned
 from utils.text import shown
@@ -20,51 +20,6 @@ from utils.text import shown
 WITHOUT_EFFECT = frozenset({"memory_size", "memory_per_class", "fixed_memory", "vpt_type", "prompt_token_num"})
 MOST_SEEDS = 1000
 Precision = Literal["fp32", "tf32", "bf16"]
-
-
-def _as_seeds(value: Any) -> Any:
-    """A single seed may stand without a list."""
-    return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _as_device(value: Any) -> Any:
-    """SEMA-CL writes `["0"]` for GPU 0 and `["-1"]` for the CPU; we also take auto, cpu, cuda and cuda:N."""
-    if isinstance(value, list | tuple):
-        if len(value) != 1:
-            raise ValueError('one device is needed, such as ["0"], "auto" or "cpu"')
-        value = value[0]
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    if isinstance(value, str) and value.lstrip("-").isdigit():
-        return "cpu" if int(value) < 0 else f"cuda:{int(value)}"
-    return value
-
-
-def _as_sizes(value: Any) -> Any:
-    """Classes of each later task: one number for all of them, or a list with the number of each."""
-    numbers = list(value) if isinstance(value, list | tuple) else [value]
-    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in numbers):
-        raise ValueError("a whole number of at least 1 is expected, or a list of one for each later task")
-    return tuple(value) if isinstance(value, list | tuple) else value
-
-
-def _same(value: Any, other: Any) -> bool:
-    """Equality as JSON has it: true is not 1, and 1 is not 1.0."""
-    return type(value) is type(other) and value == other
-
-
-class ExpectedNumbers(BaseModel):
-    """The numbers an experiment gave before, see commands/verify.py."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-    weights: str = Field(description="hash of the backbone's weights")
-    settings: str = Field(description="digest of the settings")
-    tolerance: float = Field(
-        ge=0, le=100, description="percentage points by which the accuracy may differ on another machine"
-    )
-    top1_curve: dict[str, list[float]] = Field(
-        description="for each seed the accuracy (percent) over all classes seen, by task"
-    )
 
 
 Settings = TypeVar("Settings", bound="Experiment")
@@ -86,7 +41,7 @@ class Experiment(BaseModel):
     about: str = Field(
         "", description="what the experiment is: source, what it shows, number to expect, time, hardware"
     )
-    expected: ExpectedNumbers | None = Field(
+    expected: forms.ExpectedNumbers | None = Field(
         None, description="numbers this experiment gave before; main.py --verify RUN compares a run with them"
     )
     tuned: Tuned | None = Field(None, description="how main.py --tune chose settings of this file; written by it")
@@ -147,7 +102,7 @@ class Experiment(BaseModel):
         description='processes that decode image files, or "auto": measured; no result depends on their number',
     )
     init_cls: int = Field(ge=1, description="classes in the first task")
-    increment: Annotated[int | tuple[int, ...], BeforeValidator(_as_sizes)] = Field(
+    increment: Annotated[int | tuple[int, ...], BeforeValidator(forms.as_sizes)] = Field(
         description="classes in each later task; the last task may have fewer. Or a list such as [3, 3, 2]: the classes of "
         "the second task, the third and so on, which make up all classes together with init_cls"
     )
@@ -160,8 +115,10 @@ class Experiment(BaseModel):
     class_order: tuple[int, ...] | None = Field(
         None, description="the class order itself, original class numbers from 0; null: drawn from class_order_seed"
     )
-    seed: Annotated[tuple[int, ...], BeforeValidator(_as_seeds)] = Field((1993,), description="seeds; each is one run")
-    device: Annotated[str, BeforeValidator(_as_device)] = Field(
+    seed: Annotated[tuple[int, ...], BeforeValidator(forms.as_seeds)] = Field(
+        (1993,), description="seeds; each is one run"
+    )
+    device: Annotated[str, BeforeValidator(forms.as_device)] = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description='auto, cpu, cuda, cuda:N, or SEMA-CL\'s ["N"]'
     )
     backbone_type: str = Field(
@@ -245,7 +202,9 @@ class Experiment(BaseModel):
         """Drops each key of `only` that has its one legal value; with another value it stays, and is refused as unknown."""
         if not isinstance(values, dict):
             return values
-        return {key: value for key, value in values.items() if key not in cls.only or not _same(value, cls.only[key])}
+        return {
+            key: value for key, value in values.items() if key not in cls.only or not forms.same(value, cls.only[key])
+        }
 
     @classmethod
     def accepted_keys(cls) -> frozenset[str]:
