@@ -33,10 +33,10 @@ class DataFound:
 
 def look(cfg: Experiment, full: bool = False) -> DataFound:
     """Reads the class folders of a set of files and the header of every image, with `full` every pixel; CIFAR's files as a run
-    does. Of embedded sets there is nothing to find, unless keys leave out training images."""
+    does. Of embedded sets there is nothing to find but names, unless keys leave out training images."""
     places, kind = data.places(cfg), data.DATASETS[cfg.dataset].kind
     if kind == "embedded" and cfg.shots is None and cfg.imbalance is None:
-        return DataFound()
+        return DataFound(names=data.shipped_names(cfg.dataset))
     lacking = data.missing(cfg.dataset, **places)
     if lacking and cfg.dataset != "folder" and data.is_absent(cfg.dataset, **places):
         return DataFound(missing=(lacking,))

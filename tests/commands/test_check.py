@@ -7,6 +7,7 @@ from PIL import Image
 
 import main
 from commands.check_tables import split_table
+from utils import data
 from utils.data import images
 
 
@@ -112,3 +113,8 @@ def test_many_tasks_are_cut_to_the_first_and_the_last():
     assert lines[-1].split() == ["9:", "2", "classes", "16", "17"]
     assert len(split_table(sizes, list(range(18)), "source").splitlines()) == 10
     assert len(split_table([2] * 6, list(range(12)), "source", most=6).splitlines()) == 7
+
+
+@pytest.mark.parametrize("name", ["icons", "fashion"])
+def test_names_of_shipped_sets_are_those_of_a_run(name):
+    assert list(data.shipped_names(name)) == data.load(name).class_names and data.shipped_names("digits") == ()
