@@ -208,8 +208,10 @@ def _git() -> dict[str, Any] | None:
 
 
 def _named_files() -> list[str]:
-    """Arguments of the command line that are files below the program's folder, such as an experiment file."""
+    """Arguments of the command line that are files below the program's folder, such as an experiment file; without the cell
+    of a sweep, which the program has written from one (OUT/NAME/sweep_HASH/cells/N/NAME.json)."""
     paths = [Path(argument) for argument in sys.argv[1:] if argument.endswith(".json")]
+    paths = [path for path in paths if not path.match("sweep_*/cells/*/*.json")]
     return [
         path.resolve().relative_to(ROOT).as_posix()
         for path in paths

@@ -66,3 +66,12 @@ def test_what_is_in_no_commit_is_named_saved_and_brought_back(checkout, tmp_path
     assert sources.save(tmp_path / "none", [], clean.parent / "clean") != {}  # the patch is there in the clone as well
     subprocess.run(["git", "checkout", "-q", "."], cwd=clean, check=True)
     assert sources.save(tmp_path / "none", [], clean) == {} and not (tmp_path / "none").exists()
+
+
+def test_the_cell_of_a_sweep_is_the_programs_file(checkout, monkeypatch):
+    """The program writes it below the runs, from a file that is named; config.json has its settings."""
+    cell = checkout / "logs" / "mine" / "sweep_0123456789ab" / "cells" / "2" / "mine.json"
+    cell.parent.mkdir(parents=True)
+    cell.write_text("{}")
+    monkeypatch.setattr("sys.argv", ["main.py", "--config", str(cell)])
+    assert machine._git() == {"commit": machine._git()["commit"], "dirty": False, "untracked": []}
