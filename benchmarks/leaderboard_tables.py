@@ -77,14 +77,17 @@ def against_reference(runs: Iterable[Run]) -> str:
 
 
 def short_table(runs: Iterable[Run]) -> str:
-    """A Markdown row for the best method and each of SHORT: its head, and its last accuracy on each set of RANKED."""
+    """A Markdown row for the best method and each of SHORT: its head, its last accuracy on each set of RANKED, and the number
+    of seeds there. The best one is named where all methods have the same seeds."""
     by = by_method(runs, RANKED)
-    lines = [f"| method | head | {' | '.join(RANKED)} |", "|---|---|" + "---:|" * len(RANKED)]
+    lines = [f"| method | head | {' | '.join(RANKED)} | n |", "|---|---|" + "---:|" * (len(RANKED) + 1)]
+    seeds = {tuple(sorted((r["set"], r["seed"]) for group in of_set.values() for r in group)) for of_set in by.values()}
     for place, (method, of_set) in enumerate(by.items()):
         if place == 0 or method in SHORT:
             cells = " | ".join(mean(of_set.get(name, []), "last_accuracy") for name in RANKED)
-            best = " (highest mean)" if place == 0 else ""
-            lines.append(f"| `{method}`{best} | {heads(of_set, RANKED)} | {cells} |")
+            best = " (highest mean)" if place == 0 and len(seeds) == 1 else ""
+            counts = ", ".join(str(len(of_set.get(name, []))) for name in RANKED)
+            lines.append(f"| `{method}`{best} | {heads(of_set, RANKED)} | {cells} | {counts} |")
     return "\n".join(lines)
 
 
