@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import models
-from backbone import catalogue
 from commands import load as needs
 from commands import present, saved
 from utils import data
-from utils.config import resolve, strict_json
+from utils.config import strict_json
 from utils.config.hashing import NOT_HASHED
 from utils.config.resolve import Resolved
-from utils.engines.settings import Cluster
 from utils.process import parallel
 from utils.report.results import read
 from utils.run import checkpoint, folder, provenance
@@ -73,7 +71,7 @@ def experiment(args: argparse.Namespace) -> Resolved:
     values |= _tasks(before, values, new, overrides.pop("increment", None))
     values |= {"data_path": [*old, *new], "expected": None} | overrides
     args.config = Path(f"{args.extend.resolve().parent.parent.name.removesuffix(SUFFIX)}{SUFFIX}.json")
-    resolved = resolved_of(values, source)
+    resolved = saved.resolved(values, source)
     learner: Any = models.learner_of(resolved.settings.model_name)
     if reason := learner.cannot_go_on(resolved.settings):
         raise ValueError(f"{args.extend} cannot be extended: {reason}")
@@ -110,18 +108,6 @@ def _tasks(before: dict[str, Any], values: dict[str, Any], new: list[str], incre
     }
 
 
-def resolved_of(values: dict[str, Any], source: str) -> Resolved:
-    """Checked settings of a run's config.json or of what follows from one."""
-    return resolve.resolve(
-        values,
-        source=source,
-        settings_of=models.settings_of,
-        methods=models.available(),
-        backbones=catalogue.names,
-        beside=Cluster,
-    )
-
-
 def prepare(resolved: Resolved, args: argparse.Namespace) -> None:
     """Gives the new run its folder with the state at the end of the finished one, unless it has begun. With --resume never an
     earlier folder is moved aside.
@@ -132,7 +118,7 @@ def prepare(resolved: Resolved, args: argparse.Namespace) -> None:
     place = args.out / args.config.stem / resolved.hash / f"seed_{seed}"
     present_now = present.Present()
     values = strict_json.read_json(args.extend / "config.json")[0]
-    present_now.compare(resolved_of(values, str(args.extend / "config.json")), args.extend, str(args.extend))
+    present_now.compare(saved.resolved(values, str(args.extend / "config.json")), args.extend, str(args.extend))
     present_now.tell()
     if args.resume == "never":
         folder.move_aside(place)

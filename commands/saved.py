@@ -169,6 +169,11 @@ def _settings(folder: Path, data_root: str | None) -> schema.Experiment:
 
 def checked(values: dict[str, Any], source: str, faults: Sequence[str] = ()) -> schema.Experiment:
     """Settings from a file of this program, checked as an experiment's are."""
+    return resolved(values, source, faults).settings
+
+
+def resolved(values: dict[str, Any], source: str, faults: Sequence[str] = ()) -> resolve.Resolved:
+    """The same with what was stated and the hash."""
     return resolve.resolve(
         values,
         source=source,
@@ -177,4 +182,4 @@ def checked(values: dict[str, Any], source: str, faults: Sequence[str] = ()) -> 
         backbones=catalogue.names,
         faults=faults,
         beside=Cluster,  # runs of older versions have its keys too
-    ).settings
+    )
